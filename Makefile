@@ -1,0 +1,51 @@
+# The commands of the README. The first run of any of them makes the virtual environment .venv.
+
+PYTHON ?= python3.11
+PORT ?= 5000
+VENV := .venv
+BIN := $(VENV)/bin
+export PROMPT
+
+.PHONY: predict chat test serve train lint types clean
+
+predict: $(VENV)/run.stamp
+ifdef PROMPT
+	@$(BIN)/python -m transformer predict $(ARGS) -- "$$PROMPT"
+else
+	@$(BIN)/python -m transformer predict $(ARGS)
+endif
+
+chat: $(VENV)/run.stamp
+	@$(BIN)/python -m transformer chat $(ARGS)
+
+# For example: make train ARGS="--data my.txt --max_minutes 10"
+train: $(VENV)/dev.stamp
+	$(BIN)/python train.py $(ARGS)
+
+test: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -n auto
+
+# The real Cog HTTP server, without Docker. MODE=train for POST /trainings.
+serve: $(VENV)/dev.stamp
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/serve.py --port $(PORT) $(if $(MODE),--mode $(MODE))
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/dev.stamp
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) .cog .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/run.stamp: $(BIN)/python requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/run.stamp requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@

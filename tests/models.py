@@ -1,0 +1,44 @@
+"""Small models and texts for the tests."""
+
+from pathlib import Path
+
+import torch
+
+from transformer.hub import checkpoint
+from transformer.model import ModelConfig, Transformer
+from transformer.text.tokenizer import Tokenizer
+
+SENTENCES = [
+    "The lobster is blue in life, and turns red on cooking.",
+    "In 1889 the tower was the tallest in the world; it is 300 metres high.",
+    "Naïve café owners sold crème brûlée for £5 — or €6 — to the 東京 tourists 🦞.",
+    "The river rises in the hills, and the river meets the sea near the old town.",
+]
+
+
+def tiny_config(preset: str = "modern", **overrides: object) -> ModelConfig:
+    """The preset at a size that a test computes in milliseconds."""
+    sizes = dict(vocab_size=300, context_length=32, d_model=32, n_layers=2, n_heads=4, dropout=0.0)
+    return ModelConfig.preset(preset, **{**sizes, **overrides})
+
+
+def tiny_model(preset: str = "modern", seed: int = 0, **overrides: object) -> Transformer:
+    """A model with weights of a size at which mistakes show: every layer changes the result."""
+    torch.manual_seed(seed)
+    model = Transformer(tiny_config(preset, **overrides)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def tiny_tokenizer(vocab_size: int = 300) -> Tokenizer:
+    """A byte-level BPE trained on a few sentences."""
+    return Tokenizer.train(SENTENCES * 5, vocab_size)
+
+
+def tiny_model_directory(path: str | Path, preset: str = "modern", **overrides: object) -> Path:
+    """A model directory with random weights."""
+    tokenizer = tiny_tokenizer()
+    checkpoint.save(tiny_model(preset, vocab_size=tokenizer.vocab_size, **overrides), tokenizer, path)
+    return Path(path)

@@ -1,0 +1,218 @@
+"""Sampling, stopping and the decode loop."""
+
+import math
+
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import tiny_model, tiny_tokenizer
+
+from transformer.errors import ConfigError
+from transformer.inference import Generator, SamplingOptions, window_start
+from transformer.inference.sampling import choose, keep_min_p, keep_top_k, keep_top_p, penalize_repetition
+from transformer.inference.stopping import StopBuffer
+from transformer.model import PRESETS
+from transformer.text.tokenizer import Tokenizer
+
+TOKENIZER = tiny_tokenizer()
+
+
+def generator(preset: str = "modern", **overrides: object) -> Generator:
+    return Generator(tiny_model(preset, vocab_size=TOKENIZER.vocab_size, **overrides), TOKENIZER)
+
+
+def text(prompt: str = "The river", preset: str = "modern", **options: object) -> str:
+    return "".join(generator(preset).generate(prompt, SamplingOptions(**{"max_tokens": 40, "seed": 0, **options})))
+
+
+# ---- sampling, against the logits processors of transformers ----
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (lambda x, seen: keep_top_k(x, 7), transformers.TopKLogitsWarper(7)),
+        (lambda x, seen: keep_top_p(x, 0.6), transformers.TopPLogitsWarper(0.6)),
+        (lambda x, seen: keep_top_p(x, 0.0), transformers.TopKLogitsWarper(1)),
+        (lambda x, seen: keep_min_p(x, 0.2), transformers.MinPLogitsWarper(0.2)),
+        (lambda x, seen: penalize_repetition(x, seen, 1.7), transformers.RepetitionPenaltyLogitsProcessor(1.7)),
+    ],
+)
+def test_filters_are_those_of_transformers(ours, theirs, seed: int) -> None:
+    logits = 3 * torch.randn(50, generator=torch.Generator().manual_seed(seed))
+    seen = torch.tensor([3, 7, 7, 49])
+    torch.testing.assert_close(ours(logits, seen), theirs(seen[None], logits[None].clone())[0])
+
+
+@pytest.mark.parametrize(("keep", "off"), [(keep_top_k, 0), (keep_top_p, 1.0), (keep_min_p, 0.0)])
+def test_a_filter_that_is_off_changes_nothing(keep, off: float) -> None:
+    logits = torch.randn(50)
+    assert torch.equal(keep(logits, off), logits)
+
+
+def test_samples_follow_the_distribution() -> None:
+    logits, options = torch.tensor([2.0, 1.0, 0.0, -math.inf]), SamplingOptions(temperature=0.5, top_k=0, top_p=1.0)
+    random = torch.Generator().manual_seed(0)
+    draws = [choose(logits, options, torch.tensor([0]), random) for _ in range(4000)]
+    frequency = torch.bincount(torch.tensor(draws), minlength=4) / 4000
+    torch.testing.assert_close(frequency, (logits / 0.5).softmax(dim=0), atol=0.02, rtol=0)
+
+
+def test_temperature_zero_takes_the_likeliest() -> None:
+    assert choose(torch.tensor([0.0, 5.0, 4.9]), SamplingOptions(temperature=0), torch.tensor([0]), None) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (dict(max_tokens=0), "max_tokens"),
+        (dict(temperature=-0.1), "temperature"),
+        (dict(temperature=math.nan), "temperature"),
+        (dict(top_p=1.1), "top_p"),
+        (dict(min_p=-1.0), "min_p"),
+        (dict(top_k=-1), "top_k"),
+        (dict(repetition_penalty=0.0), "repetition_penalty"),
+        (dict(min_tokens=9, max_tokens=8), "min_tokens"),
+        (dict(stop=("",)), "stop"),
+    ],
+)
+def test_options_out_of_range_are_refused_by_name(options: dict, word: str) -> None:
+    with pytest.raises(ConfigError, match=word):
+        SamplingOptions(**options)
+
+
+# ---- stop sequences ----
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text("ab. ", max_size=30), st.lists(st.text("ab. ", min_size=1, max_size=4), max_size=3), st.data())
+def test_text_ends_before_the_first_stop_however_it_is_cut(whole: str, stops: list[str], data) -> None:
+    buffer, shown, rest = StopBuffer(stops), "", whole
+    while rest and not buffer.found:
+        size = data.draw(st.integers(1, len(rest)))
+        piece, rest = rest[:size], rest[size:]
+        shown += buffer.add(piece)
+    shown += "" if buffer.found else buffer.finish()
+    # By hand: the stop that is complete first decides; of those complete at once, the one that begins first.
+    ends = [(whole.find(stop) + len(stop), whole.find(stop)) for stop in stops if stop in whole]
+    assert buffer.found == bool(ends)
+    if not ends:
+        assert shown == whole
+    else:
+        assert whole.startswith(shown) and not any(stop in shown for stop in stops)
+        assert any(whole[len(shown) :].startswith(stop) for stop in stops)
+
+
+# ---- the decode loop ----
+
+
+@torch.no_grad()
+def reference(model: Generator, prompt: str, n: int) -> list[int]:
+    """Greedy decoding without a cache and without an end: the whole window through the model for every token."""
+    tokens, context = TOKENIZER.encode_prompt(prompt), model.model.config.context_length
+    for _ in range(n):
+        window = tokens[window_start(len(tokens), context) :]
+        logits = model.model(torch.tensor([window]))[0, -1]
+        logits[TOKENIZER.end_of_text_id] = -math.inf
+        tokens.append(int(logits.argmax()))
+    return tokens
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("prompt", ["The river", "The river rises in the hills, " * 20, ""])
+def test_cached_generation_equals_recomputation_past_the_context_limit(preset: str, prompt: str) -> None:
+    model = generator(preset)
+    generation = model.generate(prompt, SamplingOptions(max_tokens=80, temperature=0, min_tokens=80))
+    "".join(generation)
+    assert generation._tokens == reference(model, prompt, 80)
+    assert generation.stop_reason == "length" and generation.completion_tokens == 80
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 64), st.integers(1, 500))
+def test_the_window_fits_the_context_and_moves_seldom(context: int, length: int) -> None:
+    start = window_start(length, context)
+    assert 0 < length - start <= context
+    assert length - start >= min(length, context - context // 2)
+    moves = sum(window_start(n, context) != window_start(n - 1, context) for n in range(2, length + 1))
+    assert moves <= length / max(1, context // 2)
+
+
+def test_the_same_seed_gives_the_same_text_and_zero_is_a_seed() -> None:
+    assert text(seed=0) == text(seed=0)
+    assert len({text(seed=seed) for seed in range(5)}) == 5
+    assert len({text(seed=None) for _ in range(3)}) == 3
+
+
+def test_seeded_text_does_not_touch_the_global_randomness() -> None:
+    model, before = generator(), torch.get_rng_state()
+    "".join(model.generate("The", SamplingOptions(max_tokens=5, seed=0)))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_max_tokens_and_stop_reason() -> None:
+    generation = generator().generate("The", SamplingOptions(max_tokens=5, seed=0, min_tokens=5))
+    assert generation.stop_reason is None
+    "".join(generation)
+    assert (generation.completion_tokens, generation.stop_reason) == (5, "length")
+    assert generation.seconds_to_first_token is not None and generation.tokens_per_second > 0
+
+
+def certain_end() -> Generator:
+    """A model that always ends the text."""
+    model = generator("blog")
+    with torch.no_grad():
+        model.model.head.bias[TOKENIZER.end_of_text_id] = 1e4
+    return model
+
+
+def test_the_end_of_text_ends_it_and_is_held_back_until_min_tokens() -> None:
+    for least in (0, 1, 7):
+        generation = certain_end().generate("The", SamplingOptions(max_tokens=20, min_tokens=least, seed=0))
+        "".join(generation)
+        assert (generation.completion_tokens, generation.stop_reason) == (least, "end_of_text")
+
+
+def test_a_stop_sequence_ends_the_text_across_token_borders() -> None:
+    whole = text(temperature=1.5)
+    for start, length in ((0, 1), (5, 3), (11, 6)):
+        stop = whole[start : start + length]
+        options = SamplingOptions(max_tokens=40, seed=0, temperature=1.5, stop=(stop,))
+        generation = generator().generate("The river", options)
+        assert "".join(generation) == whole[: whole.find(stop)]
+        assert generation.stop_reason == "stop_sequence"
+
+
+def test_pieces_arrive_one_token_at_a_time() -> None:
+    generation = generator().generate("The river", SamplingOptions(max_tokens=20, seed=0))
+    iterator = iter(generation)
+    next(iterator)
+    assert generation.completion_tokens < 20
+
+
+def test_a_repetition_penalty_makes_the_text_less_repetitive() -> None:
+    def distinct(penalty: float) -> int:
+        options = SamplingOptions(max_tokens=60, temperature=0, repetition_penalty=penalty)
+        generation = generator().generate("The", options)
+        "".join(generation)
+        return len(set(generation._tokens))
+
+    assert distinct(1.5) > distinct(1.0)
+
+
+def test_odd_prompts_work() -> None:
+    for prompt in ("", " ", "🦞🦞", "\ud83d", "\x00", "<|endoftext|>", "a" * 5000):
+        assert isinstance(text(prompt, max_tokens=3), str)
+
+
+def test_a_tokenizer_without_a_name_for_its_end_is_refused() -> None:
+    from tokenizers import Tokenizer as Backend
+    from tokenizers.models import BPE
+
+    from transformer.errors import CheckpointError
+
+    with pytest.raises(CheckpointError, match="end-of-text"):
+        Tokenizer(Backend(BPE()))

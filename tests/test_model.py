@@ -1,0 +1,224 @@
+"""The architecture: what must hold for every preset, and the parts against independent implementations."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from models import tiny_config, tiny_model
+
+from transformer.errors import ConfigError, ContextLengthError
+from transformer.model import PRESETS, KeyValueCache, ModelConfig, Transformer
+from transformer.model.attention import attention, causal_mask
+from transformer.model.positions import Rotary, sinusoids
+
+EVERY_PRESET = [*PRESETS, "blog-sum"]
+
+
+def preset_model(name: str, **overrides: object) -> Transformer:
+    if name == "blog-sum":
+        return tiny_model("blog", heads="sum", **overrides)
+    return tiny_model(name, **overrides)
+
+
+def tokens(*shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.randint(0, 300, shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("preset", EVERY_PRESET)
+def test_future_tokens_never_change_past_logits(preset: str) -> None:
+    model, a = preset_model(preset), tokens(2, 32)
+    for changed in (1, 7, 31):
+        b = a.clone()
+        b[:, changed:] = (b[:, changed:] + 17) % 300
+        before, after = model(a), model(b)
+        torch.testing.assert_close(before[:, :changed], after[:, :changed])
+        assert not torch.allclose(before[:, changed], after[:, changed])
+
+
+@pytest.mark.parametrize("preset", EVERY_PRESET)
+def test_every_past_token_changes_the_last_logits(preset: str) -> None:
+    model, a = preset_model(preset), tokens(1, 32)
+    last = model(a)[0, -1]
+    for position in range(31):
+        b = a.clone()
+        b[0, position] = (b[0, position] + 17) % 300
+        assert (model(b)[0, -1] - last).abs().max() > 1e-6, position
+
+
+@pytest.mark.parametrize("preset", EVERY_PRESET)
+@pytest.mark.parametrize("first", [1, 5, 31])
+def test_cached_equals_full_token_by_token_to_the_context_limit(preset: str, first: int) -> None:
+    model, ids = preset_model(preset), tokens(2, 32)
+    full = model(ids)
+    cache = KeyValueCache(model.config, batch_size=2)
+    pieces = [model(ids[:, :first], cache=cache)]
+    pieces += [model(ids[:, i : i + 1], cache=cache) for i in range(first, 32)]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), full, atol=2e-5, rtol=1e-4)
+    with pytest.raises(ContextLengthError):
+        model(ids[:, :1], cache=cache)
+
+
+@pytest.mark.parametrize("preset", EVERY_PRESET)
+def test_cached_in_chunks_equals_full_and_a_cleared_cache_is_new(preset: str) -> None:
+    model, ids = preset_model(preset), tokens(2, 30)
+    cache = KeyValueCache(model.config, batch_size=2)
+    model(tokens(2, 9, seed=5), cache=cache)
+    cache.clear()
+    pieces = [model(part, cache=cache) for part in ids.split([4, 11, 15], dim=1)]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), model(ids), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("preset", EVERY_PRESET)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_equals_unpadded(preset: str, side: str) -> None:
+    model, lengths = preset_model(preset), [20, 13, 1]
+    ids = torch.full((3, 20), 299)
+    real = torch.zeros(3, 20, dtype=torch.bool)
+    rows = [tokens(length, seed=length) for length in lengths]
+    for i, row in enumerate(rows):
+        where = slice(20 - len(row), 20) if side == "left" else slice(0, len(row))
+        ids[i, where], real[i, where] = row, True
+    padded = model(ids, real)
+    assert padded.isfinite().all()
+    for i, row in enumerate(rows):
+        torch.testing.assert_close(padded[i][real[i]], model(row[None])[0], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("preset", EVERY_PRESET)
+def test_cached_left_padded_batch_equals_each_row_alone(preset: str) -> None:
+    model, rows = preset_model(preset), [tokens(24, seed=3), tokens(17, seed=4)]
+    ids = torch.zeros(2, 24, dtype=torch.long)
+    real = torch.zeros(2, 24, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, 24 - len(row) :], real[i, 24 - len(row) :] = row, True
+    cache = KeyValueCache(model.config, batch_size=2)
+    pieces = [model(ids[:, :12], real[:, :12], cache)]
+    pieces += [model(ids[:, i : i + 1], cache=cache) for i in range(12, 24)]  # unpadded from here on
+    logits = torch.cat(pieces, dim=1)
+    for i, row in enumerate(rows):
+        torch.testing.assert_close(logits[i][real[i]], model(row[None])[0], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("preset", EVERY_PRESET)
+def test_a_wholly_padded_row_gives_no_nan_and_finite_gradients(preset: str) -> None:
+    model = preset_model(preset)
+    real = torch.ones(2, 8, dtype=torch.bool)
+    real[1] = False
+    logits = model(tokens(2, 8), real)
+    assert logits.isfinite().all()
+    logits[0].sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_the_original_takes_padding_from_the_token_ids_and_counts_it_in_positions() -> None:
+    model = tiny_model("blog", pad_token_id=299)
+    row = tokens(20, seed=3) % 299
+    ids = torch.cat([torch.full((6,), 299), row])[None]
+    logits = model(ids)[0, 6:]
+    # The same sinusoids, as if the row began at place 6, and nobody looks at the first six.
+    by_hand = tiny_model("blog")
+    by_hand.position_embedding.table_CD = by_hand.position_embedding.table_CD.roll(-6, dims=0)
+    torch.testing.assert_close(logits, by_hand(row[None])[0], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_the_fused_kernel_computes_the_written_formula(kv_heads: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(3, 4, 9, 16, generator=generator)
+    key, value = (torch.randn(3, kv_heads, 9, 16, generator=generator) for _ in range(2))
+    real = torch.ones(3, 9, dtype=torch.bool)
+    real[1, :4] = False
+    real[2] = False
+    mask = causal_mask(9, real=real)
+    fused = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
+    repeated = [x.repeat_interleave(4 // kv_heads, dim=1) for x in (key, value)]
+    torch.testing.assert_close(fused, attention(query, *repeated, mask), atol=1e-5, rtol=1e-4)
+    causal = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+    torch.testing.assert_close(causal, attention(query, *repeated, causal_mask(9)), atol=1e-5, rtol=1e-4)
+
+
+def test_causal_mask_behind_a_past() -> None:
+    assert causal_mask(2, past=3).int().tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+
+
+def test_sinusoids_are_those_of_the_paper() -> None:
+    table = sinusoids(50, 16)
+    for pos in (0, 1, 49):
+        for i in range(8):
+            angle = pos / 10000 ** (2 * i / 16)
+            assert table[pos, 2 * i].item() == pytest.approx(math.sin(angle), abs=1e-5)
+            assert table[pos, 2 * i + 1].item() == pytest.approx(math.cos(angle), abs=1e-5)
+
+
+def test_rotary_products_depend_on_the_distance_alone() -> None:
+    rotary = Rotary(tiny_config("modern", context_length=64))
+    query, key = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(0))
+
+    def product(i: int, j: int) -> torch.Tensor:
+        return (rotary(query, torch.tensor([i])) * rotary(key, torch.tensor([j]))).sum()
+
+    torch.testing.assert_close(product(5, 2), product(50, 47), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(product(5, 2), product(5, 3))
+
+
+def test_blog_averages_d_model_wide_heads_without_a_projection() -> None:
+    averaged = tiny_model("blog").layers[0].attention
+    summed = tiny_model("blog", heads="sum").layers[0].attention
+    summed.load_state_dict(averaged.state_dict())
+    assert averaged.value.weight.shape == (4 * 32, 32) and averaged.query.weight.shape == (4 * 8, 32)
+    assert not hasattr(averaged, "output")
+    x = torch.randn(1, 6, 32)
+    positions = torch.arange(6)
+    torch.testing.assert_close(summed(x, positions), 4 * averaged(x, positions))
+
+
+@pytest.mark.parametrize(("preset", "millions"), [("paper", 44.6), ("gpt2", 44.9), ("modern", 42.6), ("blog", 79.9)])
+def test_parameter_counts_at_the_size_of_the_paper(preset: str, millions: float) -> None:
+    with torch.device("meta"):
+        config = ModelConfig.preset(preset, vocab_size=50257, d_model=512, n_layers=6, n_heads=8)
+        model = Transformer(config, initialise=False)
+    assert model.parameter_count() / 1e6 == pytest.approx(millions, abs=0.1)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_new_model_knows_nothing(preset: str) -> None:
+    torch.manual_seed(0)
+    model = Transformer(tiny_config(preset, d_model=128, vocab_size=1000))
+    loss = F.cross_entropy(model(tokens(8, 32)).flatten(0, 1), tokens(8, 32, seed=2).flatten())
+    assert loss.item() == pytest.approx(math.log(1000), abs=0.75)
+
+
+def test_dropout_acts_in_training_alone() -> None:
+    model, ids = tiny_model("paper", dropout=0.5), tokens(1, 8)
+    assert torch.equal(model(ids), model(ids))
+    model.train()
+    assert not torch.equal(model(ids), model(ids))
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (dict(d_model=30), "n_heads"),
+        (dict(n_layers=0), "n_layers"),
+        (dict(n_kv_heads=3), "n_kv_heads"),
+        (dict(positions="none"), "positions"),
+        (dict(dropout=1.0), "dropout"),
+        (dict(vocab_size=1.5), "vocab_size"),
+        (dict(heads="average"), "n_kv_heads"),
+        (dict(head_dim=7), "head_dim"),
+    ],
+)
+def test_a_config_that_cannot_work_says_which_field(options: dict, word: str) -> None:
+    with pytest.raises(ConfigError, match=word):
+        tiny_config("modern", **options)
+    with pytest.raises(ConfigError, match="preset"):
+        ModelConfig.preset("gpt5", vocab_size=10)
+
+
+def test_more_tokens_than_the_context_are_refused() -> None:
+    model = tiny_model("modern")
+    with pytest.raises(ContextLengthError, match="33 new tokens"):
+        model(tokens(1, 33))
+    with pytest.raises(ContextLengthError):
+        KeyValueCache(model.config, capacity=33)

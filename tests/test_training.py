@@ -1,0 +1,205 @@
+"""The loop on small real runs: it learns what there is to learn, keeps the best, and says what went wrong."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from models import SENTENCES, tiny_model_directory
+
+import train as entry
+from transformer.errors import ConfigError, CorpusError, TransformerError
+from transformer.evaluation import evaluate
+from transformer.hub import checkpoint
+from transformer.inference import Generator, SamplingOptions
+from transformer.model import PRESETS
+from transformer.text.batches import IGNORE, tokenize
+from transformer.text.corpus import Document
+from transformer.training.config import TrainConfig
+from transformer.training.optimizers import adamw, progress, warmup_cosine
+from transformer.training.run import train
+from transformer.training.trainer import Trainer
+
+SMALL = dict(
+    vocab_size=300, context_length=32, d_model=32, n_layers=2, n_heads=4, batch_size=8, dropout=0.0, precision="fp32"
+)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(json.dumps({"text": sentence}) + "\n" for sentence in SENTENCES * 10))
+    return path
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_learns_a_small_text_by_heart(preset: str, corpus: Path, tmp_path: Path) -> None:
+    config = TrainConfig(
+        data=str(corpus), output=str(tmp_path / "out"), preset=preset, max_steps=250, learning_rate=4e-3, **SMALL
+    )
+    result = train(config)
+    assert result.steps == 250
+    assert result.best_loss < 1.0 < math.log(300)  # four sentences in turn: far below chance
+    generator = Generator(*checkpoint.load(tmp_path / "out"))
+    text = "".join(generator.generate("The lobster is", SamplingOptions(temperature=0)))
+    assert text.startswith(" blue in life")
+
+
+def test_a_run_leaves_a_model_its_facts_its_numbers_and_its_card(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    train(TrainConfig(data=str(corpus), output=str(out), max_steps=20, validate_every=5, **SMALL))
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 21))
+    assert [line["step"] for line in lines if "validation_loss" in line] == [5, 10, 15, 20]
+    facts = json.loads((out / "training.json").read_text())
+    assert facts["steps"] == 20 and facts["tokens"] == 20 * 8 * 32
+    card = (out / "README.md").read_text()
+    assert "bits per byte" in card and "python train.py --data corpus.jsonl" in card and str(tmp_path) not in card
+
+
+def test_the_same_seed_trains_the_same_weights(corpus: Path, tmp_path: Path) -> None:
+    states = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(TrainConfig(data=str(corpus), output=str(tmp_path / name), max_steps=5, seed=seed, **SMALL))
+        states.append(checkpoint.load_model(tmp_path / name).state_dict())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert any(not torch.equal(states[0][key], states[2][key]) for key in states[0])
+
+
+def test_the_saved_model_is_the_best_by_validation(corpus: Path, tmp_path: Path, monkeypatch) -> None:
+    losses = iter([3.0, 1.0, 2.0, 1.5])
+    monkeypatch.setattr(Trainer, "validate", lambda self: next(losses))
+    out = tmp_path / "out"
+    saved_at = []
+    save = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", lambda *arguments: (saved_at.append(1), save(*arguments)))
+    result = train(TrainConfig(data=str(corpus), output=str(out), max_steps=20, validate_every=5, **SMALL))
+    assert (result.best_step, result.best_loss, len(saved_at)) == (10, 1.0, 2)
+
+
+def test_training_goes_on_from_a_model_with_its_tokenizer(corpus: Path, tmp_path: Path) -> None:
+    base = tiny_model_directory(tmp_path / "base", preset="gpt2")
+    out = tmp_path / "out"
+    config = TrainConfig(data=str(corpus), output=str(out), init_from=str(base), max_steps=100, learning_rate=3e-3)
+    train(config)
+    before, tokenizer = checkpoint.load(base)
+    after, same = checkpoint.load(out)
+    assert after.config == before.config and same.vocab_size == tokenizer.vocab_size
+    scores = [evaluate(model, tokenizer, SENTENCES).bits_per_byte for model in (before, after)]
+    assert scores[1] < scores[0] / 2
+
+
+def test_gradients_do_not_depend_on_how_a_step_is_cut(corpus: Path, tmp_path: Path) -> None:
+    states = []
+    for name, size, accumulate in (("whole", 8, 1), ("cut", 2, 4)):
+        options = {**SMALL, "batch_size": size, "accumulate": accumulate}
+        train(TrainConfig(data=str(corpus), output=str(tmp_path / name), max_steps=3, **options))
+        states.append(checkpoint.load_model(tmp_path / name).state_dict())
+    for key in states[0]:
+        torch.testing.assert_close(states[0][key], states[1][key], atol=1e-4, rtol=1e-3)
+
+
+def test_padding_and_prompts_change_no_gradient(tmp_path: Path) -> None:
+    model, tokenizer = checkpoint.load(tiny_model_directory(tmp_path / "m"))
+    from transformer.text.batches import Windows
+
+    stream = tokenize([Document(" blue", prompt="The colour of the lobster is")], tokenizer)
+    windows = Windows(stream, 32, pad_id=1)
+    trainer = Trainer(
+        model, tokenizer, windows, windows, TrainConfig(data="x", output=str(tmp_path / "o"), max_steps=1)
+    )
+    batch = windows.batch([0])
+
+    def gradient(inputs: torch.Tensor) -> torch.Tensor:
+        model.zero_grad()
+        trainer.loss(inputs, batch.targets).backward()
+        return torch.cat([p.grad.flatten() for p in model.layers.parameters()])
+
+    other = batch.inputs.clone()
+    padding = len(stream.tokens) - 1
+    assert (batch.targets[0, padding:] == IGNORE).all() and padding < 32
+    other[0, padding:] = 7
+    torch.testing.assert_close(gradient(batch.inputs), gradient(other))
+    logits = model(batch.inputs)[0].log_softmax(dim=-1)
+    learned = batch.targets[0] != IGNORE
+    by_hand = -logits[learned, batch.targets[0][learned]].mean()
+    torch.testing.assert_close(trainer.loss(batch.inputs, batch.targets), by_hand)
+
+
+def test_tiny_texts_train_or_say_that_they_are_too_small(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.txt"
+    path.write_text("Hello, world.")
+    train(TrainConfig(data=str(path), output=str(tmp_path / "out"), max_steps=2, **SMALL))
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    path.write_text("")
+    with pytest.raises(CorpusError, match="no text"):
+        train(TrainConfig(data=str(path), output=str(tmp_path / "out2"), max_steps=2, **SMALL))
+
+
+def test_a_diverged_run_stops_and_keeps_the_last_good_model(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    config = TrainConfig(
+        data=str(corpus), output=str(out), max_steps=100, validate_every=1, learning_rate=1e30, warmup=0.02, **SMALL
+    )
+    with pytest.raises(TransformerError, match="learning_rate"):
+        train(config)
+    assert all(p.isfinite().all() for p in checkpoint.load_model(out).parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (dict(batch_size=0), "batch_size"),
+        (dict(max_minutes=-1), "max_minutes"),
+        (dict(warmup=1.0), "warmup"),
+        (dict(preset="gpt5"), "gpt5"),
+        (dict(precision="fp8"), "precision"),
+        (dict(device="abacus"), "abacus"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_by_name(options: dict, word: str, corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=word):
+        train(TrainConfig(**{**SMALL, "data": str(corpus), "output": str(tmp_path / "o"), "max_steps": 1, **options}))
+
+
+def test_the_command_line_takes_options_and_a_yaml_file(corpus: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "run.yaml").write_text(f"data: {corpus}\nmax_steps: 2\nvocab_size: 300\nd_model: 32\nn_heads: 4\n")
+    out = str(tmp_path / "out")
+    assert entry.main(["--config", str(tmp_path / "run.yaml"), "--output", out, "--n_layers", "1"]) == 0
+    config = checkpoint.load_model(out).config
+    assert (config.d_model, config.n_layers, config.vocab_size) == (32, 1, 300)
+    assert entry.main(["--data", str(tmp_path / "nothing.txt")]) == 1
+    assert "no file or folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        entry.main(["--help"])
+    assert "--learning_rate" in capsys.readouterr().out
+
+
+# ---- pure parts ----
+
+
+def test_warmup_then_cosine() -> None:
+    rates = [warmup_cosine(i / 100, warmup=0.1, final=0.05) for i in range(101)]
+    assert rates[0] == 0 and rates[5] == pytest.approx(0.5) and rates[10] == pytest.approx(1.0)
+    assert rates[100] == pytest.approx(0.05)
+    assert rates[:11] == sorted(rates[:11]) and rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[55] == pytest.approx((1 + 0.05) / 2)
+    assert warmup_cosine(0.0, warmup=0.0, final=0.1) == 1.0
+
+
+@given(st.integers(0, 10**6), st.floats(0, 1e6), st.integers(1, 10**6), st.floats(0.01, 1e4))
+def test_progress_is_of_the_budget_that_is_most_spent(step: int, seconds: float, steps: int, minutes: float) -> None:
+    done = progress(step, seconds, steps, minutes)
+    assert done == min(1.0, max(step / steps, seconds / (60 * minutes)))
+    assert progress(step, seconds, None, None) == 0.0
+
+
+def test_only_matrices_decay() -> None:
+    model = checkpoint.Transformer(TrainConfig(data="x").model_config(vocab_size=300))
+    decayed, plain = adamw(model, 1e-3, 0.1, 0.95).param_groups
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+    assert all(p.dim() == 2 for p in decayed["params"]) and all(p.dim() == 1 for p in plain["params"])
+    assert len(decayed["params"]) + len(plain["params"]) == len(list(model.parameters()))

@@ -1,0 +1,103 @@
+"""Train a model: `python train.py --data my.txt`, `cog train -i train_data=@my.txt`, or POST /trainings."""
+
+import logging
+import sys
+import tempfile
+from pathlib import Path as LocalPath
+from typing import Optional
+
+from cog import BaseModel, Input, Path
+
+
+class TrainingOutput(BaseModel):
+    weights: Path
+
+
+# Cog reads this signature without running it: every bound, default and choice has to be written out here.
+def train(
+    train_data: Path = Input(
+        description='Text to learn: a .txt file, or JSON lines of {"text"} or {"prompt", "completion"}'
+    ),
+    from_scratch: bool = Input(
+        description="Start from random weights and a new tokenizer, instead of from the trained model", default=False
+    ),
+    preset: str = Input(
+        description="Architecture of a model from scratch",
+        default="modern",
+        choices=["modern", "paper", "gpt2", "blog"],
+    ),
+    num_train_epochs: int = Input(description="Passes over the text", default=3, ge=1, le=1000),
+    max_steps: Optional[int] = Input(description="End after this many steps, if that is sooner", default=None, ge=1),
+    train_batch_size: int = Input(description="Windows of tokens in a batch", default=8, ge=1, le=1024),
+    gradient_accumulation_steps: int = Input(description="Batches in a step", default=1, ge=1, le=1024),
+    learning_rate: float = Input(description="The highest learning rate", default=0.0005, ge=0.0000001, le=1.0),
+    warmup_ratio: float = Input(
+        description="Part of the run in which the learning rate rises", default=0.05, ge=0.0, le=0.9
+    ),
+    context_length: int = Input(description="Tokens in a window", default=512, ge=8, le=8192),
+    d_model: int = Input(description="Width of a model from scratch", default=256, ge=16, le=4096),
+    n_layers: int = Input(description="Layers of a model from scratch", default=6, ge=1, le=48),
+    n_heads: int = Input(description="Attention heads of a model from scratch", default=4, ge=1, le=64),
+    vocab_size: int = Input(
+        description="Tokens of the tokenizer of a model from scratch", default=8192, ge=300, le=65536
+    ),
+    seed: int = Input(description="Seed of the weights and of the order of the text", default=0, ge=0),
+) -> TrainingOutput:
+    """Train on `train_data`; the weights are a tar of the model directory, as COG_WEIGHTS takes it."""
+    from transformer.cli import DEFAULT_MODEL
+    from transformer.hub.source import pack
+    from transformer.training.config import TrainConfig
+    from transformer.training.run import train as run
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    folder = LocalPath(tempfile.mkdtemp(prefix="training-"))
+    run(
+        TrainConfig(
+            data=str(train_data),
+            output=str(folder / "model"),
+            init_from=None if from_scratch else DEFAULT_MODEL,
+            preset=preset,
+            max_epochs=num_train_epochs,
+            max_steps=max_steps,
+            batch_size=int(train_batch_size),
+            accumulate=int(gradient_accumulation_steps),
+            learning_rate=learning_rate,
+            warmup=warmup_ratio,
+            context_length=int(context_length),
+            d_model=int(d_model),
+            n_layers=int(n_layers),
+            n_heads=int(n_heads),
+            vocab_size=int(vocab_size),
+            seed=int(seed),
+        )
+    )
+    return TrainingOutput(weights=Path(pack(folder / "model", folder / "weights.tar")))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; the options are those of `TrainConfig`."""
+    from jsonargparse import ArgumentParser
+
+    from transformer.errors import TransformerError
+    from transformer.training.config import TrainConfig
+    from transformer.training.run import train as run
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = ArgumentParser(prog="train.py", description="Train a decoder-only Transformer.")
+    parser.add_argument("--config", action="config", help="A YAML file of these options.")
+    parser.add_class_arguments(TrainConfig, as_group=False)
+    try:
+        options = parser.parse_args(arguments).as_dict()
+        options.pop("config")
+        run(TrainConfig(**options))
+    except TransformerError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("train.py: stopped; the best model so far is in the output folder.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

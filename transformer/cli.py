@@ -1,0 +1,152 @@
+"""`python -m transformer <command>`: the library on the command line.
+
+Imports that only one command needs stand within it: a prediction should not wait for the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from transformer.errors import TransformerError
+
+DEFAULT_MODEL = str(Path(__file__).resolve().parent.parent / "weights")
+DEFAULT_PROMPT = "The history of the city"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; the exit status is 1 after an error, whose one sentence is on standard error."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options) or 0
+    except TransformerError as error:
+        print(f"transformer: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output left
+        sys.stderr.close()
+        return 1
+
+
+def predict(options: argparse.Namespace) -> None:
+    """Print the prompt and its continuation, as it is generated."""
+    generation = _generator(options).generate(options.prompt, _sampling(options))
+    sys.stdout.write(options.prompt)
+    for piece in generation:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    if sys.stderr.isatty():
+        print(
+            f"[{generation.prompt_tokens} + {generation.completion_tokens} tokens, "
+            f"{generation.tokens_per_second:.0f} tokens/s, ended by {generation.stop_reason}]",
+            file=sys.stderr,
+        )
+
+
+def chat(options: argparse.Namespace) -> None:
+    """The original project's conversation: each line is continued by itself."""
+    generator, sampling = _generator(options), _sampling(options)
+    print("Type the beginning of a text. An empty line or Ctrl-D ends.")
+    while True:
+        try:
+            prompt = input("\nYou: ")
+        except EOFError:
+            print()
+            return
+        if not prompt:
+            return
+        sys.stdout.write("Model: ")
+        for piece in generator.generate(prompt, sampling):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        print()
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Perplexity per token, per word, and bits per byte."""
+    from transformer.evaluation import evaluate as score
+    from transformer.hub.checkpoint import load
+    from transformer.hub.source import fetch
+    from transformer.text.corpus import documents
+
+    model, tokenizer = load(fetch(options.model))
+    found = documents(options.data, options.data_config, options.split)
+    texts = (document.prompt + document.text for document in found)
+    e = score(model, tokenizer, texts, options.context, options.stride)
+    print(f"perplexity per token  {e.token_perplexity:.3f}   ({e.tokens:,} tokens of this model's tokenizer)")
+    print(f"perplexity per word   {e.word_perplexity:.3f}   ({e.words:,} words between white space)")
+    print(f"bits per byte         {e.bits_per_byte:.4f}   ({e.n_bytes:,} bytes of UTF-8)")
+    print(f"nats                  {e.nats:.1f}   ({e.documents:,} documents, context {e.context}, stride {e.stride})")
+
+
+def import_original(options: argparse.Namespace) -> None:
+    """A checkpoint of the project that this one grew from, as a model directory of the blog preset."""
+    from transformer.hub.checkpoint import save
+    from transformer.hub.original import load_original
+    from transformer.text.tokenizer import Tokenizer
+
+    model = load_original(options.checkpoint, options.heads, options.pad_token_id)
+    save(model, Tokenizer.load(options.tokenizer) if options.tokenizer else None, options.output)
+    print(f"{options.output}: {model.parameter_count():,} parameters, {model.config}")
+    if not options.tokenizer:
+        print("It has no tokenizer yet, which generating text needs: give --tokenizer the one it was trained with.")
+
+
+def _generator(options: argparse.Namespace):  # type: ignore[no-untyped-def]  # its type would import torch
+    from transformer.hub.checkpoint import load
+    from transformer.hub.source import fetch
+    from transformer.inference import Generator
+
+    return Generator(*load(fetch(options.model)))
+
+
+def _sampling(options: argparse.Namespace):  # type: ignore[no-untyped-def]
+    from transformer.inference import SamplingOptions
+
+    names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "min_tokens", "seed")
+    return SamplingOptions(stop=tuple(options.stop), **{name: getattr(options, name) for name in names})
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m transformer", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def command(name: str, function, help: str) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
+        sub = commands.add_parser(name, help=help, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        sub.set_defaults(command=function)
+        return sub
+
+    predicting = command("predict", predict, "continue a prompt")
+    predicting.add_argument("prompt", nargs="?", default=DEFAULT_PROMPT, help="the beginning of a text")
+    chatting = command("chat", chat, "continue what you type, line by line")
+    for sub in (predicting, chatting):
+        sub.add_argument("--model", default=DEFAULT_MODEL, help="folder, tar, URL, or Hub id (user/name@revision)")
+        sub.add_argument("--max-tokens", type=int, default=200, help="at most this many new tokens")
+        sub.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token")
+        sub.add_argument("--top-k", type=int, default=50, help="only the k likeliest tokens; 0: off")
+        sub.add_argument("--top-p", type=float, default=0.95, help="only the likeliest tokens of this probability")
+        sub.add_argument("--min-p", type=float, default=0.0, help="only tokens this much as likely as the likeliest")
+        sub.add_argument("--repetition-penalty", type=float, default=1.1, help="1: off")
+        sub.add_argument("--min-tokens", type=int, default=0, help="the text does not end before")
+        sub.add_argument("--stop", action="append", default=[], help="end before this string; may be given again")
+        sub.add_argument("--seed", type=int, help="the same seed gives the same text")
+
+    evaluating = command("evaluate", evaluate, "perplexity per token, per word, and bits per byte")
+    evaluating.add_argument("--model", default=DEFAULT_MODEL, help="folder, tar, URL, or Hub id (user/name@revision)")
+    evaluating.add_argument("--data", required=True, help="file, folder, or Hub data set")
+    evaluating.add_argument("--data-config", help="configuration of a Hub data set")
+    evaluating.add_argument("--split", default="validation", help="split; a single file has 'train' alone")
+    evaluating.add_argument("--context", type=int, help="tokens in a window; default: the model's context")
+    evaluating.add_argument("--stride", type=int, help="tokens by which it moves on; default: half the context")
+
+    importing = command("import-original", import_original, "import a .pt checkpoint of the original project")
+    importing.add_argument("checkpoint", help="the .pt file")
+    importing.add_argument("output", help="folder for the model directory")
+    importing.add_argument("--tokenizer", help="tokenizer.json, folder or Hub id, such as openai-community/gpt2")
+    importing.add_argument("--heads", choices=("average", "sum"), default="average", help="how its heads are joined")
+    importing.add_argument("--pad-token-id", type=int, help="its padding id; default: known by vocabulary size")
+    return parser

@@ -1,0 +1,67 @@
+"""Which device to compute on, and in which precision."""
+
+from __future__ import annotations
+
+import platform
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+
+from transformer.errors import ConfigError
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device called `name`; "auto": CUDA, else MPS, else the CPU.
+
+    Raises:
+        ConfigError: if there is no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"there is no device {name!r} here: {error}") from error
+    return device
+
+
+def autocast(device: torch.device, precision: str = "auto") -> AbstractContextManager[object]:
+    """The context in which a training step computes.
+
+    Args:
+        precision: "bf16", "fp32", or "auto": bf16 where the hardware multiplies it faster than fp32.
+
+    Raises:
+        ConfigError: if `precision` is none of these.
+    """
+    if precision not in ("auto", "bf16", "fp32"):
+        raise ConfigError(f"precision must be auto, bf16 or fp32, not {precision!r}.")
+    if precision == "auto":
+        precision = "bf16" if _has_fast_bf16(device) else "fp32"
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def _has_fast_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Without the bf16 instructions of AVX-512 or AMX a CPU emulates it, slower than fp32.
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def describe(device: torch.device) -> str:
+    """What computes, in words for a person."""
+    if device.type == "cuda":
+        return f"one {torch.cuda.get_device_name(device)}"
+    if device.type == "cpu":
+        return f"{torch.get_num_threads()} threads of a {_processor_name()}"
+    return device.type
+
+
+def _processor_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,21 @@
+"""The package's exceptions: one clear sentence each, caught at the faces (predict.py, train.py, cli.py)."""
+
+
+class TransformerError(Exception):
+    """Base of every error this package raises on purpose; its message is meant for a person."""
+
+
+class ConfigError(TransformerError, ValueError):
+    """A model, training or sampling option has a value that cannot work."""
+
+
+class ContextLengthError(TransformerError, ValueError):
+    """More tokens were given than the model has positions for."""
+
+
+class CheckpointError(TransformerError):
+    """A model directory (or an archive of one) is missing, incomplete or not understood."""
+
+
+class CorpusError(TransformerError):
+    """A text source is missing, empty or not in a format that can be read."""

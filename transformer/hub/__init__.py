@@ -1,0 +1,1 @@
+"""A model, a directory, the Hugging Face Hub: how one becomes the other."""

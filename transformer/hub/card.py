@@ -1,0 +1,121 @@
+"""The model card: the README.md of a model directory, written from what was measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformer.evaluation import Evaluation
+from transformer.files import whole_file
+from transformer.hub import checkpoint
+from transformer.hub.formats import hub_config
+from transformer.inference import Generator, SamplingOptions
+
+TRAINING_FILE = "training.json"  # what the training run says of itself, beside the weights
+_SAMPLING = SamplingOptions(max_tokens=100, temperature=0.8, top_k=50, top_p=0.95, repetition_penalty=1.1, seed=0)
+PROMPTS = ("The history of the city", "The species is found in", "In the summer of 1944,", "")
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """How a model was trained. options: those of the command that are not the default. processor: what it ran on."""
+
+    options: dict[str, Any]
+    steps: int
+    tokens: int
+    seconds: float
+    processor: str
+
+    def write(self, directory: str | Path) -> None:
+        with whole_file(Path(directory) / TRAINING_FILE) as path:
+            path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def read(cls, directory: str | Path) -> TrainingFacts:
+        return cls(**json.loads((Path(directory) / TRAINING_FILE).read_text()))
+
+    @property
+    def command(self) -> str:
+        """The command line that trains this model; paths of data are shown by their last part."""
+        words = ["python", "train.py"]
+        for name, value in self.options.items():
+            if name == "output":
+                continue
+            shown = Path(value).name if name in ("data", "validation_data", "tokenizer") else str(value)
+            words += [f"--{name}", shown]
+        return shlex.join(words)
+
+
+def write_card(
+    directory: str | Path,
+    evaluations: Sequence[tuple[str, Evaluation]],
+    data: str,
+    data_license: str | None = None,
+) -> None:
+    """Write the card of a trained model into its directory. The samples are drawn here, and stand as they came.
+
+    Args:
+        evaluations: what text was scored, in words, and the outcome.
+        data: what the model was trained on, in words. data_license: an identifier of the Hub such as cc-by-sa-3.0.
+    """
+    directory = Path(directory)
+    model, tokenizer = checkpoint.load(directory)
+    facts, config = TrainingFacts.read(directory), model.config
+    architecture = hub_config(config)["architectures"][0]
+    generator = Generator(model, tokenizer)
+    samples = [(prompt, "".join(generator.generate(prompt, _SAMPLING))) for prompt in PROMPTS]
+
+    front = ["language: en", "library_name: transformers", "pipeline_tag: text-generation"]
+    front += [f"license: {data_license}"] if data_license else []
+    rows = [
+        f"| {text} | {e.token_perplexity:.2f} | {e.word_perplexity:.1f} | {e.bits_per_byte:.4f} | "
+        f"{e.context} / {e.stride} | {e.documents:,} documents, {e.tokens:,} tokens, {e.words:,} words, "
+        f"{e.n_bytes:,} bytes |"
+        for text, e in evaluations
+    ]
+    parts = [
+        "\n".join(["---", *front, "---"]),
+        "# A small decoder-only Transformer",
+        f"It continues English text. {model.parameter_count():,} parameters: {config.n_layers} layers of width "
+        f"{config.d_model}, {config.n_heads} attention heads ({config.kv_heads} for keys and values), feed-forward "
+        f"width {config.feed_forward_dim}, a context of {config.context_length} tokens, and a byte-level BPE of "
+        f"{tokenizer.vocab_size:,} tokens. In `transformers` it is a `{architecture}`.",
+        "## Data",
+        f"{data} Licence of the data: {data_license or 'not known'}.",
+        "## Training",
+        f"```\n{facts.command}\n```",
+        f"{facts.steps:,} steps over {facts.tokens:,} tokens in {facts.seconds / 60:.0f} minutes on {facts.processor}. "
+        "The weights are those with the lowest loss on validation text.",
+        "## Evaluation",
+        "Each document is scored alone, after the end-of-text token, through a window of *context* tokens that moves "
+        "on by *stride*; every token is scored once, with at least context − stride tokens before it where there are "
+        "so many. Tokens are those of this model's tokenizer, so that perplexity per token compares with no other "
+        "tokenizer's; words are pieces between white space; bits per byte compare with any model's.",
+        "\n".join(
+            [
+                "| text | perplexity per token | perplexity per word | bits per byte | context / stride | scored |",
+                "|---|---|---|---|---|---|",
+                *rows,
+            ]
+        ),
+        "## Samples, as they came",
+        f"Temperature {_SAMPLING.temperature}, top-k {_SAMPLING.top_k}, top-p {_SAMPLING.top_p}, repetition penalty "
+        f"{_SAMPLING.repetition_penalty}, seed {_SAMPLING.seed}, {_SAMPLING.max_tokens} tokens. The prompt is bold.",
+        *(f"> {_quote(prompt, text)}" for prompt, text in samples),
+        "## Limits",
+        "A model of this size has the manner of its data, not its knowledge: names, dates and facts in its texts are "
+        "invented. It knows no language but that of its data, follows no instructions, and repeats what prejudice "
+        "its data holds. Do not rely on what it says.",
+    ]
+    with whole_file(directory / "README.md") as path:
+        path.write_text("\n\n".join(parts) + "\n")
+
+
+def _quote(prompt: str, text: str) -> str:
+    bold = f"**{prompt}**" if prompt else "*(no prompt)* "
+    return (bold + text.replace("<", "&lt;")).strip().replace("\n", "\n> ")

@@ -1,0 +1,100 @@
+"""A model directory, as Hugging Face tools read and write it:
+
+config.json · model.safetensors · tokenizer.json · tokenizer_config.json · generation_config.json · README.md
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from transformer.errors import CheckpointError
+from transformer.files import whole_file
+from transformer.hub.formats import hub_config, hub_state, model_config, model_state
+from transformer.model import Transformer
+from transformer.text.tokenizer import Tokenizer
+
+WEIGHTS = "model.safetensors"
+_GENERATION = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "top_k": 50, "repetition_penalty": 1.1}
+
+
+def save(model: Transformer, tokenizer: Tokenizer | None, directory: str | Path) -> None:
+    """Write the model directory, each file whole or not at all, the weights last.
+
+    Without a tokenizer the directory has weights and config alone.
+    """
+    directory = Path(directory)
+    ids: dict[str, int] = {}
+    if tokenizer is not None:
+        tokenizer.save(directory)
+        ids = {"bos_token_id": tokenizer.end_of_text_id, "eos_token_id": tokenizer.end_of_text_id}
+        if tokenizer.pad_id is not None:
+            ids["pad_token_id"] = tokenizer.pad_id
+    _write_json(directory / "config.json", {**hub_config(model.config), **ids})
+    _write_json(directory / "generation_config.json", {**ids, **_GENERATION})
+    tensors = {name: tensor.contiguous() for name, tensor in hub_state(model.state_dict(), model.config).items()}
+    with whole_file(directory / WEIGHTS) as path:
+        save_file(tensors, path, metadata={"format": "pt"})
+
+
+def load(directory: str | Path, device: torch.device | str = "cpu") -> tuple[Transformer, Tokenizer]:
+    """Open a model directory, ours or one of the Hub architectures in `formats`. The model is in evaluation mode.
+
+    Raises:
+        CheckpointError: if a file is missing or damaged, or the architecture is not understood.
+    """
+    directory = Path(directory)
+    model = load_model(directory, device)
+    return model, Tokenizer.load(directory)
+
+
+def load_model(directory: str | Path, device: torch.device | str = "cpu") -> Transformer:
+    """Open the model of a model directory, without its tokenizer."""
+    directory = Path(directory)
+    config = model_config(_read_json(directory / "config.json"))
+    path = directory / WEIGHTS
+    if not path.exists():
+        raise CheckpointError(f"{directory} is not a model directory: it has no {WEIGHTS}.")
+    try:
+        tensors = load_file(path, device=str(device))
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged: {error}.") from error
+    state = model_state(tensors, config)
+    if config.tie_embeddings:
+        state.setdefault("token_embedding.weight", state.get("head.weight"))  # type: ignore[arg-type]
+        state["head.weight"] = state["token_embedding.weight"]
+    model = Transformer(config, initialise=False).to(device)
+    expected = model.state_dict()
+    missing = sorted(expected.keys() - state.keys())
+    if missing:
+        raise CheckpointError(f"{path} lacks {len(missing)} tensors, the first of them {missing[0]!r}.")
+    for name, tensor in state.items():
+        if name not in expected or tensor.shape != expected[name].shape:
+            shape = tuple(expected[name].shape) if name in expected else "no such tensor"
+            raise CheckpointError(f"{path}: {name!r} has shape {tuple(tensor.shape)}, expected {shape}.")
+    model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+    if config.tie_embeddings:
+        model.head.weight = model.token_embedding.weight  # assigning gave each a parameter of its own
+    return model.eval()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent} is not a model directory: it has no {path.name}.") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(fields, dict):
+        raise CheckpointError(f"{path} holds {type(fields).__name__}, expected an object.")
+    return fields
+
+
+def _write_json(path: Path, fields: dict[str, Any]) -> None:
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(fields, indent=2) + "\n")

@@ -1,0 +1,419 @@
+"""Our parameter names and those of the Hub's architectures; our config and their `config.json`.
+
+Each table below is read as: the Hub's tensor on the left is made of ours on the right. `{i}` is the layer.
+
+| ours | the Hub's |
+|---|---|
+| rotary, RMSNorm before, SwiGLU, QK-norm | Qwen3ForCausalLM |
+| the same without QK-norm | LlamaForCausalLM |
+| learned positions, LayerNorm before, GELU | GPT2LMHeadModel |
+| LayerNorm, ReLU, sinusoidal or learned positions | OPTForCausalLM |
+| heads averaged or summed, and all else | no architecture of the Hub has it: our own names and config |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from transformer.errors import CheckpointError, ConfigError
+from transformer.model.config import ModelConfig
+from transformer.model.positions import sinusoids
+
+EXTRA_KEY = "decoder_only_transformer"  # what the Hub's config cannot say; other tools ignore it
+OWN_MODEL_TYPE = "decoder_only_transformer"
+_OPT_OFFSET = 2  # OPT's table of positions begins with two rows that are never used
+
+State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Same:
+    """The tensor as it is."""
+
+    ours: str
+
+    def to_hub(self, state: State, config: ModelConfig) -> Tensor:
+        return state[self.ours]
+
+    def from_hub(self, tensor: Tensor, config: ModelConfig) -> dict[str, Tensor]:
+        return {self.ours: tensor}
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """Several tensors one after the other along the output; transposed if they are matrices of GPT-2's Conv1D."""
+
+    ours: tuple[str, ...]
+
+    def to_hub(self, state: State, config: ModelConfig) -> Tensor:
+        stacked = torch.cat([state[name] for name in self.ours])
+        return stacked.t().contiguous() if stacked.dim() == 2 else stacked
+
+    def from_hub(self, tensor: Tensor, config: ModelConfig) -> dict[str, Tensor]:
+        stacked = tensor.t() if tensor.dim() == 2 else tensor
+        parts = stacked.chunk(len(self.ours))
+        return {name: part.contiguous() for name, part in zip(self.ours, parts, strict=True)}
+
+
+@dataclass(frozen=True)
+class ScaledEmbedding:
+    """The embedding with sqrt(d_model) multiplied in, for an architecture that does not scale."""
+
+    ours: str
+
+    def to_hub(self, state: State, config: ModelConfig) -> Tensor:
+        return state[self.ours] * math.sqrt(config.d_model) if config.scale_embeddings else state[self.ours]
+
+    def from_hub(self, tensor: Tensor, config: ModelConfig) -> dict[str, Tensor]:
+        if config.scale_embeddings and config.tie_embeddings:
+            return {}  # the same matrix stands unscaled, and therefore exact, in lm_head.weight
+        return {self.ours: tensor / math.sqrt(config.d_model) if config.scale_embeddings else tensor}
+
+
+@dataclass(frozen=True)
+class OptPositions:
+    """The table of positions, behind OPT's two unused rows; sinusoids are written out."""
+
+    ours: str
+
+    def to_hub(self, state: State, config: ModelConfig) -> Tensor:
+        if config.positions == "sinusoidal":
+            table = sinusoids(config.context_length, config.d_model)
+        else:
+            table = state[self.ours]
+        return torch.cat([table.new_zeros(_OPT_OFFSET, config.d_model), table])
+
+    def from_hub(self, tensor: Tensor, config: ModelConfig) -> dict[str, Tensor]:
+        return {} if config.positions == "sinusoidal" else {self.ours: tensor[_OPT_OFFSET:].contiguous()}
+
+
+Rule = Same | Stacked | ScaledEmbedding | OptPositions
+
+
+def _linear(theirs: str, ours: str) -> dict[str, Rule]:
+    return {f"{theirs}.{part}": Same(f"{ours}.{part}") for part in ("weight", "bias")}
+
+
+def _conv1d(theirs: str, *ours: str) -> dict[str, Rule]:
+    return {f"{theirs}.{part}": Stacked(tuple(f"{name}.{part}" for name in ours)) for part in ("weight", "bias")}
+
+
+LLAMA: dict[str, Rule] = {  # and Qwen3, which adds the two norms of queries and keys
+    "model.embed_tokens.weight": Same("token_embedding.weight"),
+    **_linear("model.layers.{i}.self_attn.q_proj", "layers.{i}.attention.query"),
+    **_linear("model.layers.{i}.self_attn.k_proj", "layers.{i}.attention.key"),
+    **_linear("model.layers.{i}.self_attn.v_proj", "layers.{i}.attention.value"),
+    **_linear("model.layers.{i}.self_attn.o_proj", "layers.{i}.attention.output"),
+    "model.layers.{i}.self_attn.q_norm.weight": Same("layers.{i}.attention.query_norm.weight"),
+    "model.layers.{i}.self_attn.k_norm.weight": Same("layers.{i}.attention.key_norm.weight"),
+    "model.layers.{i}.input_layernorm.weight": Same("layers.{i}.attention_norm.weight"),
+    **_linear("model.layers.{i}.mlp.gate_proj", "layers.{i}.feed_forward.gate"),
+    **_linear("model.layers.{i}.mlp.up_proj", "layers.{i}.feed_forward.up"),
+    **_linear("model.layers.{i}.mlp.down_proj", "layers.{i}.feed_forward.down"),
+    "model.layers.{i}.post_attention_layernorm.weight": Same("layers.{i}.feed_forward_norm.weight"),
+    "model.norm.weight": Same("final_norm.weight"),
+    "lm_head.weight": Same("head.weight"),
+}
+
+GPT2: dict[str, Rule] = {
+    "transformer.wte.weight": Same("token_embedding.weight"),
+    "transformer.wpe.weight": Same("position_embedding.weight"),
+    **_linear("transformer.h.{i}.ln_1", "layers.{i}.attention_norm"),
+    **_conv1d(
+        "transformer.h.{i}.attn.c_attn",
+        "layers.{i}.attention.query",
+        "layers.{i}.attention.key",
+        "layers.{i}.attention.value",
+    ),
+    **_conv1d("transformer.h.{i}.attn.c_proj", "layers.{i}.attention.output"),
+    **_linear("transformer.h.{i}.ln_2", "layers.{i}.feed_forward_norm"),
+    **_conv1d("transformer.h.{i}.mlp.c_fc", "layers.{i}.feed_forward.up"),
+    **_conv1d("transformer.h.{i}.mlp.c_proj", "layers.{i}.feed_forward.down"),
+    **_linear("transformer.ln_f", "final_norm"),
+    "lm_head.weight": Same("head.weight"),
+}
+
+OPT: dict[str, Rule] = {
+    "model.decoder.embed_tokens.weight": ScaledEmbedding("token_embedding.weight"),
+    "model.decoder.embed_positions.weight": OptPositions("position_embedding.weight"),
+    **_linear("model.decoder.layers.{i}.self_attn.q_proj", "layers.{i}.attention.query"),
+    **_linear("model.decoder.layers.{i}.self_attn.k_proj", "layers.{i}.attention.key"),
+    **_linear("model.decoder.layers.{i}.self_attn.v_proj", "layers.{i}.attention.value"),
+    **_linear("model.decoder.layers.{i}.self_attn.out_proj", "layers.{i}.attention.output"),
+    **_linear("model.decoder.layers.{i}.self_attn_layer_norm", "layers.{i}.attention_norm"),
+    **_linear("model.decoder.layers.{i}.fc1", "layers.{i}.feed_forward.up"),
+    **_linear("model.decoder.layers.{i}.fc2", "layers.{i}.feed_forward.down"),
+    **_linear("model.decoder.layers.{i}.final_layer_norm", "layers.{i}.feed_forward_norm"),
+    **_linear("model.decoder.final_layer_norm", "final_norm"),
+    "lm_head.weight": Same("head.weight"),
+}
+
+# Buffers that old files of these architectures hold beside the trained weights.
+_IGNORED_SUFFIXES = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
+
+
+# ---- config.json ----------------------------------------------------------------------------------------------------
+
+
+def hub_config(config: ModelConfig) -> dict[str, Any]:
+    """The `config.json` of the Hub architecture that computes the same as `config`."""
+    architecture = _architecture(config)
+    if architecture is None:
+        return {"architectures": ["Transformer"], "model_type": OWN_MODEL_TYPE, EXTRA_KEY: dataclasses.asdict(config)}
+    fields = {"architectures": [architecture], **_TO_HUB[architecture](config), "dtype": "float32"}
+    understood = model_config(fields)
+    extra = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if getattr(config, field.name) != getattr(understood, field.name)
+    }
+    return {**fields, EXTRA_KEY: extra} if extra else fields
+
+
+def model_config(fields: Mapping[str, Any]) -> ModelConfig:
+    """Our config from a `config.json`.
+
+    Raises:
+        CheckpointError: if the architecture, or a choice within it, is not one that we compute.
+    """
+    model_type = fields.get("model_type")
+    extra = fields.get(EXTRA_KEY, {})
+    try:
+        if model_type == OWN_MODEL_TYPE:
+            return ModelConfig(**extra)
+        if model_type not in _FROM_HUB:
+            raise CheckpointError(
+                f"config.json says model_type {model_type!r}; this program opens {', '.join(sorted(_FROM_HUB))}."
+            )
+        return ModelConfig(**{**_FROM_HUB[model_type](fields), **extra})
+    except (ConfigError, KeyError, TypeError) as error:
+        raise CheckpointError(f"config.json is not understood: {error}") from error
+
+
+def _architecture(config: ModelConfig) -> str | None:
+    """The Hub architecture that computes what `config` says; None if there is none."""
+    if config.heads != "concatenate" or config.head_bias or config.pad_token_id is not None:
+        return None
+    full_heads = config.kv_heads == config.n_heads and config.key_dim * config.n_heads == config.d_model
+    layer_norm = config.norm == "layer" and config.norm_eps == 1e-5 and config.bias and not config.qk_norm
+    pre = config.norm_placement == "pre"
+    match config.positions, config.activation:
+        case "rotary", "swiglu" if config.norm == "rms" and pre and not config.scale_embeddings:
+            if config.qk_norm:
+                return "Qwen3ForCausalLM" if not config.bias else None
+            return "LlamaForCausalLM"
+        case "learned", "gelu" if layer_norm and full_heads and pre and not config.scale_embeddings:
+            return "GPT2LMHeadModel"
+        case (("sinusoidal" | "learned"), "relu") if layer_norm and full_heads:
+            return "OPTForCausalLM"
+    return None
+
+
+def _to_llama(config: ModelConfig) -> dict[str, Any]:
+    fields = {
+        "model_type": "qwen3" if config.qk_norm else "llama",
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.context_length,
+        "hidden_size": config.d_model,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.key_dim,
+        "intermediate_size": config.feed_forward_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,  # transformers 4 reads this, transformers 5 the next
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "attention_bias": config.bias,
+        "tie_word_embeddings": config.tie_embeddings,
+    }
+    return fields if config.qk_norm else {**fields, "mlp_bias": config.bias}
+
+
+def _from_llama(fields: Mapping[str, Any]) -> dict[str, Any]:
+    rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+    _expect(rope, "rope_type", "default")
+    _expect(fields, "hidden_act", "silu")
+    _expect(fields, "use_sliding_window", False)
+    bias = fields.get("attention_bias", False)
+    _expect(fields, "mlp_bias", bias)
+    return {
+        **ARCHITECTURE["modern"],
+        "vocab_size": fields["vocab_size"],
+        "context_length": fields["max_position_embeddings"],
+        "d_model": fields["hidden_size"],
+        "n_layers": fields["num_hidden_layers"],
+        "n_heads": fields["num_attention_heads"],
+        "n_kv_heads": fields.get("num_key_value_heads"),
+        "head_dim": fields.get("head_dim"),
+        "d_feed_forward": fields["intermediate_size"],
+        "norm_eps": fields["rms_norm_eps"],
+        "rope_theta": float(rope.get("rope_theta") or fields.get("rope_theta", 10_000.0)),
+        "qk_norm": fields["model_type"] == "qwen3",
+        "bias": bias,
+        "tie_embeddings": fields.get("tie_word_embeddings", False),
+    }
+
+
+def _to_gpt2(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "model_type": "gpt2",
+        "vocab_size": config.vocab_size,
+        "n_positions": config.context_length,
+        "n_embd": config.d_model,
+        "n_layer": config.n_layers,
+        "n_head": config.n_heads,
+        "n_inner": config.feed_forward_dim,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": config.norm_eps,
+        "embd_pdrop": config.dropout,
+        "resid_pdrop": config.dropout,
+        "attn_pdrop": 0.0,
+        "tie_word_embeddings": config.tie_embeddings,
+    }
+
+
+def _from_gpt2(fields: Mapping[str, Any]) -> dict[str, Any]:
+    _expect(fields, "activation_function", "gelu_new")
+    _expect(fields, "scale_attn_by_inverse_layer_idx", False)
+    return {
+        **ARCHITECTURE["gpt2"],
+        "vocab_size": fields["vocab_size"],
+        "context_length": fields["n_positions"],
+        "d_model": fields["n_embd"],
+        "n_layers": fields["n_layer"],
+        "n_heads": fields["n_head"],
+        "d_feed_forward": fields.get("n_inner"),
+        "norm_eps": fields.get("layer_norm_epsilon", 1e-5),
+        "dropout": fields.get("resid_pdrop", 0.1),
+        "tie_embeddings": fields.get("tie_word_embeddings", True),
+    }
+
+
+def _to_opt(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "model_type": "opt",
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.context_length,
+        "hidden_size": config.d_model,
+        "word_embed_proj_dim": config.d_model,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "ffn_dim": config.feed_forward_dim,
+        "activation_function": "relu",
+        "do_layer_norm_before": config.norm_placement == "pre",
+        "dropout": config.dropout,
+        "attention_dropout": 0.0,
+        # OPT would scale its vocabulary projection too if that were tied to the scaled embedding.
+        "tie_word_embeddings": config.tie_embeddings and not config.scale_embeddings,
+    }
+
+
+def _from_opt(fields: Mapping[str, Any]) -> dict[str, Any]:
+    _expect(fields, "activation_function", "relu")
+    _expect(fields, "word_embed_proj_dim", fields["hidden_size"])
+    _expect(fields, "enable_bias", True)
+    _expect(fields, "layer_norm_elementwise_affine", True)
+    return {
+        "vocab_size": fields["vocab_size"],
+        "context_length": fields["max_position_embeddings"],
+        "d_model": fields["hidden_size"],
+        "n_layers": fields["num_hidden_layers"],
+        "n_heads": fields["num_attention_heads"],
+        "d_feed_forward": fields["ffn_dim"],
+        "positions": "learned",
+        "norm_placement": "pre" if fields.get("do_layer_norm_before", True) else "post",
+        "dropout": fields.get("dropout", 0.1),
+        "tie_embeddings": fields.get("tie_word_embeddings", True),
+    }
+
+
+def _expect(fields: Mapping[str, Any], name: str, value: Any) -> None:
+    if fields.get(name, value) != value:
+        raise CheckpointError(f"config.json says {name} {fields[name]!r}; this program computes {value!r} alone.")
+
+
+# The choices that the Hub's architectures fix; sizes come from config.json.
+ARCHITECTURE: dict[str, dict[str, Any]] = {
+    "modern": dict(positions="rotary", norm="rms", norm_placement="pre", activation="swiglu"),
+    "gpt2": dict(positions="learned", norm_placement="pre", activation="gelu"),
+}
+
+_TO_HUB: dict[str, Callable[[ModelConfig], dict[str, Any]]] = {
+    "Qwen3ForCausalLM": _to_llama,
+    "LlamaForCausalLM": _to_llama,
+    "GPT2LMHeadModel": _to_gpt2,
+    "OPTForCausalLM": _to_opt,
+}
+_FROM_HUB: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+    "qwen3": _from_llama,
+    "llama": _from_llama,
+    "gpt2": _from_gpt2,
+    "opt": _from_opt,
+}
+_TABLES = {"Qwen3ForCausalLM": LLAMA, "LlamaForCausalLM": LLAMA, "GPT2LMHeadModel": GPT2, "OPTForCausalLM": OPT}
+
+
+# ---- tensors --------------------------------------------------------------------------------------------------------
+
+
+def hub_state(state: State, config: ModelConfig) -> dict[str, Tensor]:
+    """Our state dict under the Hub's names. A tied head is left out where the Hub's architecture ties it too."""
+    architecture = _architecture(config)
+    if architecture is None:
+        return {name: tensor for name, tensor in state.items() if not (config.tie_embeddings and name == "head.weight")}
+    tied = _TO_HUB[architecture](config)["tie_word_embeddings"]
+    return {
+        theirs: rule.to_hub(state, config)
+        for theirs, rule in _rows(architecture, config)
+        if _names(rule) <= state.keys() | _computed(config) and not (tied and theirs == "lm_head.weight")
+    }
+
+
+def model_state(tensors: State, config: ModelConfig) -> dict[str, Tensor]:
+    """The Hub's tensors under our names.
+
+    Raises:
+        CheckpointError: if there are tensors that this architecture has no place for.
+    """
+    architecture = _architecture(config)
+    if architecture is None:
+        return dict(tensors)
+    rules = dict(_rows(architecture, config))
+    state: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if name in rules:
+            state.update(rules[name].from_hub(tensor, config))
+        elif not name.endswith(_IGNORED_SUFFIXES):
+            raise CheckpointError(f"the weights hold {name!r}, for which {architecture} has no place here.")
+    return state
+
+
+def _rows(architecture: str, config: ModelConfig) -> list[tuple[str, Rule]]:
+    """The table of an architecture with a row for each layer."""
+    rows: list[tuple[str, Rule]] = []
+    for theirs, rule in _TABLES[architecture].items():
+        if "{i}" not in theirs:
+            rows.append((theirs, rule))
+            continue
+        for i in range(config.n_layers):
+            ours: Any = rule.ours
+            ours = tuple(name.format(i=i) for name in ours) if isinstance(ours, tuple) else ours.format(i=i)
+            rows.append((theirs.format(i=i), dataclasses.replace(rule, ours=ours)))
+    return rows
+
+
+def _names(rule: Rule) -> set[str]:
+    return set(rule.ours) if isinstance(rule.ours, tuple) else {rule.ours}
+
+
+def _computed(config: ModelConfig) -> set[str]:
+    """Our names of tables that are written to the Hub though we hold no weights for them."""
+    return {"position_embedding.weight"} if config.positions == "sinusoidal" else set()

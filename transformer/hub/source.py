@@ -1,0 +1,120 @@
+"""Where a model comes from: a folder, an archive of one (a path or a URL), or the Hub. All become a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tarfile
+import tempfile
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from transformer.errors import CheckpointError
+from transformer.files import whole_file
+
+# What a model directory is made of; nothing else is fetched or unpacked, above all no pickles and no code.
+MODEL_FILES = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "README.md",
+)
+_MAX_BYTES = 32 * 2**30  # unpacked
+_TIMEOUT = 60  # seconds without a byte
+
+
+def fetch(source: str | Path) -> Path:
+    """The model directory that `source` names, brought here if it is elsewhere.
+
+    Args:
+        source: a folder; the path or http(s) URL of a tar of one, as training makes it; or a model on the Hub,
+            `user/name` or `user/name@revision`.
+
+    Raises:
+        CheckpointError: if it is not there, or is no model.
+    """
+    text = str(source)
+    if text.startswith(("http://", "https://")):
+        return _unpack(_download(text))
+    path = Path(text)
+    if path.is_dir():
+        return path
+    if path.is_file():
+        return _unpack(path)
+    if text.count("/") == 1 and not text.startswith((".", "/")):
+        return _from_hub(text)
+    raise CheckpointError(f"there is no model at {text}: expected a folder, a tar, a URL, or a Hub id like user/name.")
+
+
+def pack(directory: str | Path, archive: str | Path) -> Path:
+    """Write the files of a model directory into the tar `archive`, which `fetch` takes back."""
+    directory, archive = Path(directory), Path(archive)
+    with whole_file(archive) as partial, tarfile.open(partial, "w") as tar:
+        for name in MODEL_FILES:
+            if (directory / name).exists():
+                tar.add(directory / name, arcname=name)
+    return archive
+
+
+def _from_hub(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download  # imported late: a local model needs no network client
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    name, _, revision = hub_id.partition("@")
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(MODEL_FILES)))
+    except LocalEntryNotFoundError as error:
+        raise CheckpointError(f"{hub_id} is not in the Hub's cache here, and the Hub cannot be reached.") from error
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise CheckpointError(f"{hub_id} cannot be fetched from the Hub: {error}") from error
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "decoder-only-transformer"
+
+
+def _download(url: str) -> Path:
+    """The file at `url`, kept under its name in the cache."""
+    target = _cache() / "downloads" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    if target.exists():
+        return target
+    try:
+        with whole_file(target) as partial, urllib.request.urlopen(url, timeout=_TIMEOUT) as reply:
+            with open(partial, "wb") as file:
+                shutil.copyfileobj(reply, file)
+            expected = reply.headers.get("Content-Length")
+            if expected and partial.stat().st_size != int(expected):
+                raise CheckpointError(f"the download of {url} broke off; try again.")
+    except (urllib.error.URLError, OSError) as error:
+        raise CheckpointError(f"{url} cannot be downloaded: {error}") from error
+    return target
+
+
+def _unpack(archive: Path) -> Path:
+    """The model directory within a tar, unpacked into a folder of its own.
+
+    The tar may come from a stranger: only regular files with the expected names are taken, wherever in the tar they
+    stand, and no more than a bounded number of bytes.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="model-"))
+    left = _MAX_BYTES
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                name = Path(member.name).name
+                if name not in MODEL_FILES or not member.isfile():
+                    continue
+                left -= member.size
+                if left < 0:
+                    raise CheckpointError(f"{archive} holds more than {_MAX_BYTES:,} bytes of model.")
+                member.name = name
+                tar.extract(member, directory, filter="data")
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise CheckpointError(f"{archive} is not a tar that can be read: {error}") from error
+    if not (directory / "config.json").exists():
+        raise CheckpointError(f"{archive} holds no model: there is no config.json in it.")
+    return directory

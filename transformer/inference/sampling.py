@@ -1,0 +1,106 @@
+"""Choosing the next token: pure functions on logits.
+
+Dimensions: V vocabulary; every function takes and gives logits of shape (V,).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from transformer.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How a text is continued.
+
+    Raises:
+        ConfigError: if a value is out of its range.
+    """
+
+    max_tokens: int = 256  # at most this many new tokens
+    temperature: float = 0.8  # 0: always the likeliest token
+    top_k: int = 50  # only the k likeliest tokens; 0: off
+    top_p: float = 0.95  # only the likeliest tokens that together have this probability; 1: off
+    min_p: float = 0.0  # only tokens at least this fraction as likely as the likeliest; 0: off
+    repetition_penalty: float = 1.0  # tokens seen before are this much less likely; 1: off
+    min_tokens: int = 0  # the end-of-text token is held back until then
+    stop: tuple[str, ...] = ()  # the text ends before the first of these strings
+    seed: int | None = None  # the same seed gives the same text; None: a new one each time
+
+    def __post_init__(self) -> None:
+        for name, low, high in _RANGES:
+            value = getattr(self, name)
+            if not math.isfinite(value) or not low <= value <= high:
+                raise ConfigError(f"{name} must be between {low} and {high}, not {value}.")
+        if self.repetition_penalty <= 0 or not math.isfinite(self.repetition_penalty):
+            raise ConfigError(f"repetition_penalty must be more than 0, not {self.repetition_penalty}.")
+        if self.min_tokens > self.max_tokens:
+            raise ConfigError(f"min_tokens {self.min_tokens} is more than max_tokens {self.max_tokens}.")
+        if any(not stop for stop in self.stop):
+            raise ConfigError("a stop sequence is empty: every text would end at once.")
+
+
+_RANGES = [
+    ("max_tokens", 1, 2**31),
+    ("min_tokens", 0, 2**31),
+    ("temperature", 0, 100),
+    ("top_k", 0, 2**31),
+    ("top_p", 0, 1),
+    ("min_p", 0, 1),
+]
+
+
+def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Divide the positive logits of `seen` token ids by `penalty` and multiply the negative ones (CTRL, Keskar et al.,
+    2019, 4.1)."""
+    scores = logits[seen]
+    return logits.index_put((seen,), torch.where(scores > 0, scores / penalty, scores * penalty))
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """All but the `k` largest logits become -inf (Fan et al., 2018)."""
+    if k <= 0 or k >= logits.shape[-1]:
+        return logits
+    return logits.masked_fill(logits < logits.topk(k).values[-1], -math.inf)
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """Nucleus sampling (Holtzman et al., 2020): the fewest tokens whose probabilities sum to `p`, never none."""
+    if p >= 1.0:
+        return logits
+    ordered, order = logits.sort(descending=True)
+    probabilities = ordered.softmax(dim=-1)
+    before = probabilities.cumsum(dim=-1) - probabilities  # of the tokens that are likelier
+    drop = before >= p
+    drop[0] = False
+    return logits.masked_fill(drop.scatter(0, order, drop), -math.inf)
+
+
+def keep_min_p(logits: Tensor, p: float) -> Tensor:
+    """Tokens less than `p` times as likely as the likeliest become -inf (Nguyen et al., 2024)."""
+    if p <= 0.0:
+        return logits
+    return logits.masked_fill(logits < logits.max() + math.log(p), -math.inf)
+
+
+def choose(logits: Tensor, options: SamplingOptions, seen: Tensor, generator: torch.Generator | None) -> int:
+    """The id of the next token.
+
+    Args:
+        logits: (V,), any floating type; -inf where a token may not come.
+        seen: ids that stand in the text already, for the repetition penalty.
+        generator: the source of randomness.
+    """
+    logits = logits.float()
+    if options.repetition_penalty != 1.0:
+        logits = penalize_repetition(logits, seen, options.repetition_penalty)
+    if options.temperature == 0:
+        return int(logits.argmax())
+    logits = keep_top_k(logits / options.temperature, options.top_k)
+    logits = keep_min_p(keep_top_p(logits, options.top_p), options.min_p)
+    return int(torch.multinomial(logits.softmax(dim=-1), 1, generator=generator))

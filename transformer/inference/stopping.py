@@ -1,0 +1,40 @@
+"""Stop sequences in a text that arrives in pieces."""
+
+from collections.abc import Sequence
+
+
+class StopBuffer:
+    """Passes text on, except for the first stop sequence and all after it, wherever the pieces are cut.
+
+    Text that may be the beginning of a stop sequence is held back until that is decided.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self.found = False
+
+    def add(self, piece: str) -> str:
+        """What is certain to stand before any stop sequence."""
+        self._held += piece
+        ends = [self._held.find(stop) for stop in self._stops if stop in self._held]
+        if ends:
+            self.found = True
+            return self._release(min(ends))
+        return self._release(len(self._held) - self._possible_beginning())
+
+    def finish(self) -> str:
+        """What was held back: no stop sequence came of it."""
+        return self._release(len(self._held))
+
+    def _release(self, length: int) -> str:
+        out, self._held = self._held[:length], self._held[length:]
+        return out
+
+    def _possible_beginning(self) -> int:
+        """The length of the longest end of the held text with which a stop sequence begins."""
+        longest = min(len(self._held), max((len(stop) - 1 for stop in self._stops), default=0))
+        for length in range(longest, 0, -1):
+            if any(stop.startswith(self._held[-length:]) for stop in self._stops):
+                return length
+        return 0

@@ -1,0 +1,142 @@
+"""What a model is: every architectural choice in one frozen dataclass, and the four presets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from transformer.errors import ConfigError
+
+Positions = Literal["sinusoidal", "learned", "rotary"]
+Norm = Literal["layer", "rms"]
+NormPlacement = Literal["pre", "post"]
+Activation = Literal["relu", "gelu", "swiglu"]
+Heads = Literal["concatenate", "average", "sum"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The architecture of a `Transformer`. Sizes left at None are derived; see `__post_init__`.
+
+    Section numbers in the comments are those of *Attention Is All You Need* (Vaswani et al., 2017).
+
+    Raises:
+        ConfigError: if the sizes or choices do not fit together.
+    """
+
+    vocab_size: int
+    context_length: int = 512  # tokens the model can attend to
+    d_model: int = 512  # width of the residual stream (3.1)
+    n_layers: int = 6  # N (3.1)
+    n_heads: int = 8  # h (3.2.2)
+    n_kv_heads: int | None = None  # grouped-query attention (Ainslie et al., 2023); None: n_heads
+    head_dim: int | None = None  # d_k (3.2.2); None: d_model / n_heads
+    d_feed_forward: int | None = None  # d_ff (3.3); None: 4 d_model, or for SwiGLU 8/3 d_model
+
+    positions: Positions = "sinusoidal"  # 3.5
+    rope_theta: float = 10_000.0  # base of the rotary frequencies
+    norm: Norm = "layer"
+    norm_placement: NormPlacement = "post"  # 5.4 normalises after the residual sum; "pre" came later
+    norm_eps: float = 1e-5
+    activation: Activation = "relu"  # 3.3
+    heads: Heads = "concatenate"  # 3.2.2; "average" and "sum" are the original project's
+    qk_norm: bool = False  # RMSNorm on queries and keys (Henry et al., 2020)
+    bias: bool = True  # biases in attention and feed-forward
+    head_bias: bool = False  # bias of the vocabulary projection
+    scale_embeddings: bool = False  # embeddings times sqrt(d_model) (3.4)
+    tie_embeddings: bool = True  # one matrix for embedding and vocabulary projection (3.4)
+    dropout: float = 0.0  # on embeddings and on the output of each sub-layer (5.4)
+    pad_token_id: int | None = None  # if set, tokens of this id are padding (the original project's rule)
+
+    def __post_init__(self) -> None:
+        if self.n_kv_heads is None:
+            object.__setattr__(self, "n_kv_heads", self.n_heads)
+        if self.head_dim is None:
+            if self.n_heads and self.d_model % self.n_heads:
+                raise ConfigError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}.")
+            object.__setattr__(self, "head_dim", self.d_model // max(self.n_heads, 1))
+        if self.d_feed_forward is None:
+            # SwiGLU has three matrices instead of two: 8/3 keeps the parameter count, rounded for fast kernels.
+            width = -(-8 * self.d_model // 3 // 64) * 64 if self.activation == "swiglu" else 4 * self.d_model
+            object.__setattr__(self, "d_feed_forward", width)
+        self._check()
+
+    def _check(self) -> None:
+        sizes = ("vocab_size", "context_length", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim")
+        for name in (*sizes, "d_feed_forward"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name} must be a positive whole number, not {value!r}.")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}.")
+        if self.n_heads % self.kv_heads:
+            raise ConfigError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}.")
+        if self.positions == "rotary" and self.key_dim % 2:
+            raise ConfigError(f"rotary positions need an even head_dim, not {self.head_dim}.")
+        if self.positions == "sinusoidal" and self.d_model % 2:
+            raise ConfigError(f"sinusoidal positions need an even d_model, not {self.d_model}.")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"dropout must be in [0, 1), not {self.dropout}.")
+        if self.heads != "concatenate" and self.kv_heads != self.n_heads:
+            raise ConfigError(f"heads={self.heads!r} has no grouped-query form: n_kv_heads must equal n_heads.")
+
+    # The derived sizes, typed as the integers they are after __post_init__.
+    @property
+    def kv_heads(self) -> int:
+        return self.n_kv_heads  # type: ignore[return-value]
+
+    @property
+    def key_dim(self) -> int:
+        """Width of one head's queries and keys (d_k)."""
+        return self.head_dim  # type: ignore[return-value]
+
+    @property
+    def value_dim(self) -> int:
+        """Width of one head's values (d_v): heads that are averaged or summed are as wide as the model."""
+        return self.key_dim if self.heads == "concatenate" else self.d_model
+
+    @property
+    def feed_forward_dim(self) -> int:
+        return self.d_feed_forward  # type: ignore[return-value]
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> ModelConfig:
+        """The architecture called `name` (see PRESETS), with sizes or choices overridden.
+
+        Raises:
+            ConfigError: if there is no such preset, or the overrides do not fit.
+        """
+        if name not in PRESETS:
+            raise ConfigError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}.")
+        return cls(**{**PRESETS[name], **overrides})
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "positions": ("sinusoidal", "learned", "rotary"),
+    "norm": ("layer", "rms"),
+    "norm_placement": ("pre", "post"),
+    "activation": ("relu", "gelu", "swiglu"),
+    "heads": ("concatenate", "average", "sum"),
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # Attention Is All You Need, decoder only: no encoder, so no cross-attention.
+    "paper": dict(scale_embeddings=True, dropout=0.1),
+    # Language Models are Unsupervised Multitask Learners (Radford et al., 2019).
+    "gpt2": dict(positions="learned", norm_placement="pre", activation="gelu", dropout=0.1),
+    # What Llama 2 and Qwen3 share: rotary positions, RMSNorm before, SwiGLU, grouped-query heads, no biases.
+    "modern": dict(
+        positions="rotary",
+        norm="rms",
+        norm_placement="pre",
+        norm_eps=1e-6,
+        activation="swiglu",
+        qk_norm=True,
+        n_kv_heads=2,
+        bias=False,
+    ),
+    # The project this one grew from: the values of every head are d_model wide and the heads are averaged,
+    # with no output projection. heads="sum" is its first mistake: unscaled heads drown the residual stream.
+    "blog": dict(heads="average", head_bias=True, tie_embeddings=False),
+}

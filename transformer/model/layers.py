@@ -1,0 +1,78 @@
+"""One layer of the decoder: attention, then a feed-forward network, each in a residual connection.
+
+Dimensions: B batch · T tokens · D d_model · F d_feed_forward
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from transformer.model.attention import LayerCache, MultiHeadAttention
+from transformer.model.config import ModelConfig
+from transformer.model.linear import Linear
+from transformer.model.positions import Rotary
+
+
+def make_norm(config: ModelConfig) -> nn.Module:
+    """LayerNorm (Ba et al., 2016) or RMSNorm (Zhang & Sennrich, 2019) over the last dimension."""
+    if config.norm == "rms":
+        return nn.RMSNorm(config.d_model, eps=config.norm_eps)
+    return nn.LayerNorm(config.d_model, eps=config.norm_eps)
+
+
+class FeedForward(nn.Module):
+    """The same two-layer network at every position (Attention Is All You Need, 3.3).
+
+    relu: max(0, x W1 + b1) W2 + b2. gelu: GPT-2's tanh approximation in its place.
+    swiglu: (silu(x G) * x W1) W2, a gated unit (GLU Variants Improve Transformer, Shazeer, 2020).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.activation = config.activation
+        self.up = Linear(config.d_model, config.feed_forward_dim, bias=config.bias)
+        if config.activation == "swiglu":
+            self.gate = Linear(config.d_model, config.feed_forward_dim, bias=config.bias)
+        self.down = Linear(config.feed_forward_dim, config.d_model, bias=config.bias)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        hidden_BTF = self.up(x_BTD)
+        if self.activation == "swiglu":
+            hidden_BTF = F.silu(self.gate(x_BTD)) * hidden_BTF
+        elif self.activation == "gelu":
+            hidden_BTF = F.gelu(hidden_BTF, approximate="tanh")
+        else:
+            hidden_BTF = F.relu(hidden_BTF)
+        return self.down(hidden_BTF)
+
+
+class DecoderLayer(nn.Module):
+    """Two sub-layers with residual connections (3.1), without the encoder's cross-attention.
+
+    post: norm(x + dropout(sublayer(x))), the paper. pre: x + dropout(sublayer(norm(x))), GPT-2 and after: the
+    residual stream is then a plain sum, which trains without the paper's long warm-up (Xiong et al., 2020).
+    """
+
+    def __init__(self, config: ModelConfig, rotary: Rotary | None) -> None:
+        super().__init__()
+        self.attention = MultiHeadAttention(config, rotary)
+        self.attention_norm = make_norm(config)
+        self.feed_forward = FeedForward(config)
+        self.feed_forward_norm = make_norm(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.norm_first = config.norm_placement == "pre"
+
+    def forward(
+        self, x_BTD: Tensor, positions: Tensor, mask: Tensor | None = None, cache: LayerCache | None = None
+    ) -> Tensor:
+        """One layer over the residual stream `x_BTD`; the arguments are those of `MultiHeadAttention`."""
+        x_BTD = self._residual(x_BTD, self.attention_norm, lambda x: self.attention(x, positions, mask, cache))
+        return self._residual(x_BTD, self.feed_forward_norm, self.feed_forward)
+
+    def _residual(self, x: Tensor, norm: nn.Module, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+        if self.norm_first:
+            return x + self.dropout(sublayer(norm(x)))
+        return norm(x + self.dropout(sublayer(x)))

@@ -1,0 +1,59 @@
+"""What a person sees while a model trains."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+
+from tqdm import tqdm
+
+logger = logging.getLogger("transformer")
+_SECONDS_BETWEEN_LINES = 20
+
+
+class Display:
+    """One progress bar on a terminal; elsewhere a line in the log every so often."""
+
+    def __init__(self) -> None:
+        self._bar = tqdm(total=100, disable=not sys.stderr.isatty(), bar_format="{percentage:3.0f}% |{bar}| {postfix}")
+        self._last_line = 0.0
+
+    def step(self, step: int, progress: float, loss: float, tokens_per_second: float, seconds: float) -> None:
+        """Show where the run is. `loss` in nats per token; `seconds` since the start."""
+        left = seconds * (1 - progress) / progress if progress > 0 else math.nan
+        text = (
+            f"step {step:,} · loss {loss:.3f} · perplexity per token {perplexity(loss):,.1f} · "
+            f"{tokens_per_second:,.0f} tokens/s · {clock(left)} left"
+        )
+        if not self._bar.disable:
+            self._bar.n = round(100 * progress)
+            self._bar.set_postfix_str(text)
+        elif time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            logger.info("%3.0f%% · %s", 100 * progress, text)
+
+    def say(self, text: str) -> None:
+        """Show a line that stays."""
+        if self._bar.disable:
+            logger.info("%s", text)
+        else:
+            self._bar.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), without an overflow where a run has diverged."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def clock(seconds: float) -> str:
+    """7:05 or 1:07:05."""
+    if not math.isfinite(seconds):
+        return "?"
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, seconds = divmod(rest, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
