@@ -1,16 +1,16 @@
 # The commands of the README. The first run of any of them makes the virtual environment .venv.
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || echo python3)
+HOST ?= 127.0.0.1
 PORT ?= 5000
 VENV := .venv
 BIN := $(VENV)/bin
-export PROMPT
 
 .PHONY: predict chat test serve train lint types clean
 
 predict: $(VENV)/run.stamp
-ifdef PROMPT
-	@$(BIN)/python -m transformer predict $(ARGS) -- "$$PROMPT"
+ifeq ($(origin PROMPT),command line)
+	@PROMPT='$(subst ','"'"',$(value PROMPT))' && $(BIN)/python -m transformer predict $(ARGS) -- "$$PROMPT"
 else
 	@$(BIN)/python -m transformer predict $(ARGS)
 endif
@@ -27,7 +27,10 @@ test: $(VENV)/dev.stamp
 
 # The real Cog HTTP server, without Docker. MODE=train for POST /trainings.
 serve: $(VENV)/dev.stamp
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/serve.py --port $(PORT) $(if $(MODE),--mode $(MODE))
+	$(BIN)/python tools/cog_schema.py
+	PATH="$(CURDIR)/$(BIN):$$PATH" PORT=$(PORT) LOG_FORMAT=console \
+	COG_PREDICT_TYPE_STUB=predict.py:Predictor COG_TRAIN_TYPE_STUB=train.py:train \
+	$(BIN)/python -m cog.server.http --host $(HOST) $(if $(MODE),--x-mode=$(MODE))
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
@@ -40,12 +43,13 @@ clean:
 	rm -rf $(VENV) .cog .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+	@echo "Setting up $(VENV) (once; this takes a minute or two) ..."
+	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/run.stamp: $(BIN)/python requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@

@@ -58,7 +58,7 @@ def train(
             init_from=None if from_scratch else DEFAULT_MODEL,
             preset=preset,
             max_epochs=num_train_epochs,
-            max_steps=max_steps,
+            max_steps=None if max_steps is None else int(max_steps),
             batch_size=int(train_batch_size),
             accumulate=int(gradient_accumulation_steps),
             learning_rate=learning_rate,

@@ -150,7 +150,7 @@ def test_files_that_are_no_checkpoint_are_refused_and_no_code_is_run(tmp_path: P
     with pytest.raises(CheckpointError, match="no file"):
         load_original(tmp_path / "none.pt")
     (tmp_path / "text.pt").write_text("hello")
-    with pytest.raises(CheckpointError, match="cannot|not a checkpoint"):
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
         load_original(tmp_path / "text.pt")
     torch.save({"weights": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="model_state_dict"):

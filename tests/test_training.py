@@ -19,7 +19,7 @@ from transformer.model import PRESETS
 from transformer.text.batches import IGNORE, tokenize
 from transformer.text.corpus import Document
 from transformer.training.config import TrainConfig
-from transformer.training.optimizers import adamw, progress, warmup_cosine
+from transformer.training.optimizers import make_optimizers, progress, warmup_cosine
 from transformer.training.run import train
 from transformer.training.trainer import Trainer
 
@@ -35,12 +35,10 @@ def corpus(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_learns_a_small_text_by_heart(preset: str, corpus: Path, tmp_path: Path) -> None:
-    config = TrainConfig(
-        data=str(corpus), output=str(tmp_path / "out"), preset=preset, max_steps=250, learning_rate=4e-3, **SMALL
-    )
-    result = train(config)
+@pytest.mark.parametrize(("preset", "optimizer"), [*((preset, "adamw") for preset in PRESETS), ("modern", "muon")])
+def test_a_small_text_is_learned_by_heart(preset: str, optimizer: str, corpus: Path, tmp_path: Path) -> None:
+    options = dict(preset=preset, optimizer=optimizer, max_steps=250, learning_rate=4e-3)
+    result = train(TrainConfig(data=str(corpus), output=str(tmp_path / "out"), **options, **SMALL))
     assert result.steps == 250
     assert result.best_loss < 1.0 < math.log(300)  # four sentences in turn: far below chance
     generator = Generator(*checkpoint.load(tmp_path / "out"))
@@ -158,6 +156,7 @@ def test_a_diverged_run_stops_and_keeps_the_last_good_model(corpus: Path, tmp_pa
         (dict(preset="gpt5"), "gpt5"),
         (dict(precision="fp8"), "precision"),
         (dict(device="abacus"), "abacus"),
+        (dict(optimizer="sgd"), "sgd"),
     ],
 )
 def test_options_that_cannot_work_are_refused_by_name(options: dict, word: str, corpus: Path, tmp_path: Path) -> None:
@@ -199,7 +198,18 @@ def test_progress_is_of_the_budget_that_is_most_spent(step: int, seconds: float,
 
 def test_only_matrices_decay() -> None:
     model = checkpoint.Transformer(TrainConfig(data="x").model_config(vocab_size=300))
-    decayed, plain = adamw(model, 1e-3, 0.1, 0.95).param_groups
+    (optimizer,) = make_optimizers(model, "adamw", 1e-3, 0.1, 0.95)
+    decayed, plain = optimizer.param_groups
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
     assert all(p.dim() == 2 for p in decayed["params"]) and all(p.dim() == 1 for p in plain["params"])
     assert len(decayed["params"]) + len(plain["params"]) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_muon_takes_the_matrices_of_the_layers_and_every_weight_has_one_optimizer(preset: str) -> None:
+    model = checkpoint.Transformer(TrainConfig(data="x", preset=preset).model_config(vocab_size=300))
+    adamw, muon = make_optimizers(model, "muon", 1e-3, 0.1, 0.95)
+    names = {id(p): name for name, p in model.named_parameters()}
+    taken = [[names[id(p)] for group in o.param_groups for p in group["params"]] for o in (adamw, muon)]
+    assert sorted(taken[0] + taken[1]) == sorted(names.values())
+    assert all(name.startswith("layers.") for name in taken[1]) and "token_embedding.weight" in taken[0]

@@ -83,6 +83,22 @@ def evaluate(options: argparse.Namespace) -> None:
     print(f"nats                  {e.nats:.1f}   ({e.documents:,} documents, context {e.context}, stride {e.stride})")
 
 
+def card(options: argparse.Namespace) -> None:
+    """Measure a model on validation texts and write its card."""
+    from transformer.evaluation import evaluate as score
+    from transformer.hub.card import write_card
+    from transformer.hub.checkpoint import load
+    from transformer.text.corpus import documents
+
+    model, tokenizer = load(options.model)
+    evaluations = []
+    for named in options.evaluate:
+        name, _, source = named.partition("=")
+        texts = (document.prompt + document.text for document in documents(source, split="validation"))
+        evaluations.append((name, score(model, tokenizer, texts)))
+    write_card(options.model, evaluations, options.data, options.license)
+
+
 def import_original(options: argparse.Namespace) -> None:
     """A checkpoint of the project that this one grew from, as a model directory of the blog preset."""
     from transformer.hub.checkpoint import save
@@ -142,6 +158,14 @@ def _parser() -> argparse.ArgumentParser:
     evaluating.add_argument("--split", default="validation", help="split; a single file has 'train' alone")
     evaluating.add_argument("--context", type=int, help="tokens in a window; default: the model's context")
     evaluating.add_argument("--stride", type=int, help="tokens by which it moves on; default: half the context")
+
+    describing = command("card", card, "measure a trained model and write its model card")
+    describing.add_argument("model", help="folder of a model that train.py made")
+    describing.add_argument("--data", required=True, help="what it was trained on, in words")
+    describing.add_argument("--license", help="licence of that data, as the Hub names it: cc-by-sa-4.0")
+    describing.add_argument(
+        "--evaluate", action="append", default=[], metavar="NAME=DATA", help="score the validation split of DATA"
+    )
 
     importing = command("import-original", import_original, "import a .pt checkpoint of the original project")
     importing.add_argument("checkpoint", help="the .pt file")

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from transformer.errors import CheckpointError
 from transformer.files import whole_file
-from transformer.hub.formats import hub_config, hub_state, model_config, model_state
+from transformer.hub.formats import hub_config, model_config
+from transformer.hub.tensors import hub_state, model_state
 from transformer.model import Transformer
 from transformer.text.tokenizer import Tokenizer
 

@@ -89,11 +89,13 @@ class Generation:
             random.seed()
         else:
             random.manual_seed(options.seed)
+        context_length = self._model.config.context_length
+        capacity = min(context_length, self.prompt_tokens + options.max_tokens)
         dtype = next(self._model.parameters()).dtype
-        cache = KeyValueCache(self._model.config, device=self._device, dtype=dtype)
+        cache = KeyValueCache(self._model.config, capacity=capacity, device=self._device, dtype=dtype)
         begin, start = time.perf_counter(), 0
         for _ in range(options.max_tokens):
-            shifted = window_start(len(self._tokens), cache.capacity)
+            shifted = window_start(len(self._tokens), context_length)
             if shifted != start:
                 cache.clear()
                 start = shifted

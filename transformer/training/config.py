@@ -33,10 +33,11 @@ class TrainConfig:
         dropout: Without it the preset's.
         batch_size: Windows in a batch.
         accumulate: Batches whose gradients are summed for one step.
+        optimizer: adamw, or muon for the matrices of the layers and adamw for the rest.
         learning_rate: The highest, reached after the warm-up.
         warmup: Part of the run in which the learning rate rises.
         final_learning_rate: Where the cosine ends, as a part of learning_rate.
-        weight_decay: AdamW's decay, of matrices alone.
+        weight_decay: Decay of the weights, of matrices alone.
         beta2: AdamW's decay of the squared gradients.
         clip: Largest norm of the gradient.
         max_epochs: End after so many passes over the data.
@@ -68,6 +69,7 @@ class TrainConfig:
     dropout: float | None = None
     batch_size: int = 16
     accumulate: int = 1
+    optimizer: str = "adamw"
     learning_rate: float = 2e-3
     warmup: float = 0.05
     final_learning_rate: float = 0.05

@@ -5,17 +5,41 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+
+from transformer.errors import ConfigError
+from transformer.model import Transformer
+
+OPTIMIZERS = ("adamw", "muon")
 
 
-def adamw(model: nn.Module, learning_rate: float, weight_decay: float, beta2: float) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter, 2019) that decays matrices alone: not norms, not biases."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def make_optimizers(
+    model: Transformer, name: str, learning_rate: float, weight_decay: float, beta2: float
+) -> list[torch.optim.Optimizer]:
+    """The optimizers that together update every weight once.
+
+    adamw: AdamW (Loshchilov & Hutter, 2019), which decays matrices alone: not norms, not biases.
+    muon: Muon (Jordan et al., 2024) for the matrices of the layers, AdamW for the rest. Its updates are scaled to the
+    size of AdamW's (Liu et al., 2025), so that one learning rate serves both.
+
+    Raises:
+        ConfigError: if there is no optimizer of that name.
+    """
+    if name not in OPTIMIZERS:
+        raise ConfigError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, not {name!r}.")
+    hidden = [p for p in model.layers.parameters() if p.dim() == 2] if name == "muon" else []
+    taken = {id(p) for p in hidden}
+    others = [p for p in model.parameters() if id(p) not in taken]
     groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p in others if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in others if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, beta2), fused=True)
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, beta2), fused=True)
+    ]
+    if hidden:
+        muon = torch.optim.Muon(hidden, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        optimizers.append(muon)
+    return optimizers
 
 
 def warmup_cosine(progress: float, warmup: float, final: float) -> float:

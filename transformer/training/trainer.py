@@ -27,7 +27,7 @@ from transformer.text.batches import IGNORE, Batch, Windows, batches
 from transformer.text.tokenizer import Tokenizer
 from transformer.training.config import TrainConfig
 from transformer.training.display import Display, clock, perplexity
-from transformer.training.optimizers import adamw, progress, warmup_cosine
+from transformer.training.optimizers import make_optimizers, progress, warmup_cosine
 
 _SAMPLE_TOKENS = 60
 _VALIDATIONS = 10  # in a run that does not say how often
@@ -57,7 +57,9 @@ class Trainer:
         self.model, self.tokenizer, self.train_windows, self.config = model, tokenizer, train, config
         self.device = next(model.parameters()).device
         self.output = Path(config.output)
-        self.optimizer = adamw(model, config.learning_rate, config.weight_decay, config.beta2)
+        self.optimizers = make_optimizers(
+            model, config.optimizer, config.learning_rate, config.weight_decay, config.beta2
+        )
         self.max_steps = self._max_steps()
         # Evenly spread over the validation text, and the same ones every time.
         count = min(config.validation_windows, len(validation))
@@ -141,8 +143,9 @@ class Trainer:
     def _step(self, stream: Iterator[Batch], done: float) -> float:
         """One update of the weights; the loss before it, in nats per token."""
         config = self.config
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * warmup_cosine(done, config.warmup, config.final_learning_rate)
+        rate = config.learning_rate * warmup_cosine(done, config.warmup, config.final_learning_rate)
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
+            group["lr"] = rate
         parts = [next(stream) for _ in range(config.accumulate)]
         counted = [int((batch.targets != IGNORE).sum()) for batch in parts]
         total = 0.0
@@ -155,8 +158,9 @@ class Trainer:
             share.backward()
             total += float(share.detach())
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         return total
 
     def _batches(self) -> Iterator[Batch]:
