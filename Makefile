@@ -23,7 +23,7 @@ train: $(VENV)/dev.stamp
 	$(BIN)/python train.py $(ARGS)
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # The real Cog HTTP server, without Docker. MODE=train for POST /trainings.
 serve: $(VENV)/dev.stamp

@@ -6,7 +6,7 @@ Dimensions: N tokens in the stream · B batch · T window length
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,7 +99,7 @@ class Windows:
     def __len__(self) -> int:
         return -(-(self.stop - self.first - 1) // self.length)
 
-    def batch(self, indices: np.ndarray) -> Batch:
+    def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
         """The windows of these numbers, B of them."""
         rows = [self._window(int(index)) for index in indices]
         inputs, targets, document = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))

@@ -122,7 +122,8 @@ def _builder(path: Path) -> str:
 def _is_text_files(source: str) -> bool:
     path = Path(source)
     if path.is_dir():
-        return any(_suffix(file) == ".txt" for file in path.rglob("*"))
+        suffixes = [_suffix(file) for file in path.rglob("*")]
+        return max(_BUILDERS, key=suffixes.count) == ".txt"  # `datasets` too goes by what most files are
     return path.is_file() and _builder(path) == "text"
 
 

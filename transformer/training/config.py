@@ -40,7 +40,7 @@ class TrainConfig:
         weight_decay: Decay of the weights, of matrices alone.
         beta2: AdamW's decay of the squared gradients.
         clip: Largest norm of the gradient.
-        max_epochs: End after so many passes over the data.
+        max_epochs: End after so many passes over the data; the default, if no other end is given, is one.
         max_steps: End after so many steps.
         max_minutes: End after so many minutes.
         validate_every: Steps between validations; without it ten times in the run.

@@ -77,7 +77,6 @@ class Trainer:
         step = tokens = 0
         best_loss, best_step = math.inf, 0
         recent: list[float] = []
-        next_validation = self._next_validation(0, 0.0)
         stream = self._batches()
         begin = last = time.perf_counter()
         try:
@@ -92,9 +91,7 @@ class Trainer:
                 last = now
                 display.step(step, done, sum(recent) / len(recent), rate, now - begin)
                 self._record(step=step, seconds=now - begin, tokens=tokens, loss=loss, tokens_per_second=rate)
-                done = progress(step, now - begin, self.max_steps, config.max_minutes)
-                if done >= next_validation or done >= 1.0:
-                    next_validation = self._next_validation(step, done)
+                if self._validation_due(step, done, progress(step, now - begin, self.max_steps, config.max_minutes)):
                     validation_loss = self.validate()
                     _check_finite(validation_loss, step)
                     self._record(step=step, seconds=now - begin, tokens=tokens, validation_loss=validation_loss)
@@ -181,11 +178,13 @@ class Trainer:
         in_epochs = math.ceil(max_epochs * len(self.train_windows) / (config.batch_size * config.accumulate))
         return min(in_epochs, config.max_steps or in_epochs)
 
-    def _next_validation(self, step: int, done: float) -> float:
-        """The progress at which to validate next."""
-        if self.config.validate_every and self.max_steps:
-            return (step + self.config.validate_every) / self.max_steps
-        return (math.floor(done * _VALIDATIONS + 1e-9) + 1) / _VALIDATIONS
+    def _validation_due(self, step: int, before: float, after: float) -> bool:
+        """Whether to validate after this step, which took the run's progress from `before` to `after`."""
+        if after >= 1.0:
+            return True  # whatever else: the last weights are never left unmeasured
+        if self.config.validate_every:
+            return step % self.config.validate_every == 0
+        return math.floor(before * _VALIDATIONS) < math.floor(after * _VALIDATIONS)
 
     def _record(self, **numbers: Any) -> None:
         self.output.mkdir(parents=True, exist_ok=True)
