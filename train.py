@@ -1,6 +1,7 @@
 """Train a model: `python train.py --data my.txt`, `cog train -i train_data=@my.txt`, or POST /trainings."""
 
 import logging
+import shutil
 import sys
 import tempfile
 from pathlib import Path as LocalPath
@@ -50,28 +51,31 @@ def train(
     from transformer.training.run import train as run
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    folder = LocalPath(tempfile.mkdtemp(prefix="training-"))
-    run(
-        TrainConfig(
-            data=str(train_data),
-            output=str(folder / "model"),
-            init_from=None if from_scratch else DEFAULT_MODEL,
-            preset=preset,
-            max_epochs=num_train_epochs,
-            max_steps=None if max_steps is None else int(max_steps),
-            batch_size=int(train_batch_size),
-            accumulate=int(gradient_accumulation_steps),
-            learning_rate=learning_rate,
-            warmup=warmup_ratio,
-            context_length=int(context_length),
-            d_model=int(d_model),
-            n_layers=int(n_layers),
-            n_heads=int(n_heads),
-            vocab_size=int(vocab_size),
-            seed=int(seed),
-        )
+    config = TrainConfig(
+        data=str(train_data),
+        output=tempfile.mkdtemp(prefix="training-"),
+        init_from=None if from_scratch else DEFAULT_MODEL,
+        preset=preset,
+        # Cog hands on a whole number as it was written, 3 or 3.0.
+        max_epochs=num_train_epochs,
+        max_steps=None if max_steps is None else int(max_steps),
+        batch_size=int(train_batch_size),
+        accumulate=int(gradient_accumulation_steps),
+        learning_rate=learning_rate,
+        warmup=warmup_ratio,
+        context_length=int(context_length),
+        d_model=int(d_model),
+        n_layers=int(n_layers),
+        n_heads=int(n_heads),
+        vocab_size=int(vocab_size),
+        seed=int(seed),
     )
-    return TrainingOutput(weights=Path(pack(folder / "model", folder / "weights.tar")))
+    try:
+        run(config)
+        archive = pack(config.output, LocalPath(tempfile.mkdtemp(prefix="trained-"), "weights.tar"))
+    finally:
+        shutil.rmtree(config.output)
+    return TrainingOutput(weights=Path(archive))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -114,7 +114,7 @@ def _unpack(archive: Path) -> Path:
                 member.name = name
                 tar.extract(member, directory, filter="data")
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise CheckpointError(f"{archive} is not a tar that can be read: {error}") from error
+        raise CheckpointError(f"{archive} is not a tar that can be read: {str(error).splitlines()[0]}") from error
     if not (directory / "config.json").exists():
         raise CheckpointError(f"{archive} holds no model: there is no config.json in it.")
     return directory

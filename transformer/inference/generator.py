@@ -50,10 +50,11 @@ class Generation:
     Attributes:
         prompt_tokens, completion_tokens: how many; the end-of-text token is not counted.
         stop_reason: why the text ended; None before.
-        seconds_to_first_token: from the start of the iteration; None before.
+        seconds_to_first_token: since `generate` was called, reading the prompt included; None before.
     """
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, prompt: str, options: SamplingOptions) -> None:
+        self._begin = time.perf_counter()
         self._model, self._tokenizer, self._options = model, tokenizer, options
         self._device = next(model.parameters()).device
         self._tokens = tokenizer.encode_prompt(prompt)
@@ -93,14 +94,14 @@ class Generation:
         capacity = min(context_length, self.prompt_tokens + options.max_tokens)
         dtype = next(self._model.parameters()).dtype
         cache = KeyValueCache(self._model.config, capacity=capacity, device=self._device, dtype=dtype)
-        begin, start = time.perf_counter(), 0
+        start = 0
         for _ in range(options.max_tokens):
             shifted = window_start(len(self._tokens), context_length)
             if shifted != start:
                 cache.clear()
                 start = shifted
             token = self._next_token(self._tokens[start:], cache, random)
-            self._seconds = time.perf_counter() - begin
+            self._seconds = time.perf_counter() - self._begin
             if token == end:
                 self.stop_reason = "end_of_text"
                 return

@@ -14,6 +14,7 @@ from transformer.errors import CorpusError
 _BUILDERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 _WIKITEXT_TITLE = re.compile(r"^ ?= [^=].* = ?\n?$")  # " = Title = ": the first line of an article in WikiText
 _ROWS_TO_LOOK_AT = 200
+_LOST_SUFFIXES = ("", ".bin")  # what uploaded .jsonl files arrive with
 
 
 @dataclass(frozen=True)
@@ -110,11 +111,11 @@ def _suffix(path: Path) -> str:
 
 
 def _builder(path: Path) -> str:
-    """The reader of `datasets` for a file: by its suffix, or, without one (an upload), by how it begins."""
+    """The reader of `datasets` for a file: by its suffix, or, where an upload lost that, by how the file begins."""
     if builder := _BUILDERS.get(_suffix(path)):
         return builder
     head = path.open("rb").read(4096)
-    if path.suffix or (b"\0" in head and not head.startswith(b"PAR1")):
+    if path.suffix not in _LOST_SUFFIXES or (b"\0" in head and not head.startswith(b"PAR1")):
         raise CorpusError(f"{path.name} is not a text file that can be read: expected {', '.join(_BUILDERS)} (.gz).")
     return "parquet" if head.startswith(b"PAR1") else "json" if head.lstrip().startswith(b"{") else "text"
 

@@ -1,0 +1,114 @@
+"""Cog's face of `transformer.inference`: what a request may say, and what is measured of it.
+
+`cog build` reads the signature of `predict` without running it, so bounds, defaults and descriptions stand here as
+plain literals; `tools/cog_schema.py` refuses anything else.
+"""
+
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Optional
+
+from cog import BasePredictor, ConcatenateIterator, Input, streaming
+
+if TYPE_CHECKING:
+    from transformer.inference import Generation
+
+# The library is imported where it is used: to look at the signature must not cost the seconds that torch takes.
+EMBEDDED_WEIGHTS = pathlib.Path(__file__).parent / "weights"
+
+
+class Predictor(BasePredictor):
+    """A language model that continues a text."""
+
+    def setup(self, weights: Optional[str] = None) -> None:
+        """Open the model: `weights` (COG_WEIGHTS, a URL or path), else HF_MODEL_ID, else the embedded one."""
+        from transformer.device import pick_device
+        from transformer.hub.checkpoint import load
+        from transformer.hub.source import fetch
+        from transformer.inference import Generator
+
+        source = weights or os.environ.get("HF_MODEL_ID") or EMBEDDED_WEIGHTS
+        model, tokenizer = load(fetch(source), pick_device())
+        self.generator = Generator(model, tokenizer)
+
+    @streaming
+    def predict(
+        self,
+        prompt: str = Input(description="Text to continue. Empty: a text begins from nothing."),
+        max_tokens: int = Input(description="The most tokens to write.", default=256, ge=1, le=4096),
+        temperature: float = Input(
+            description="Randomness. 0: always the likeliest token; 1: as the model has learned; higher: wilder.",
+            default=0.8,
+            ge=0,
+            le=5,
+        ),
+        top_p: float = Input(
+            description="Choose among the fewest likeliest tokens that together have this probability. 1: off.",
+            default=0.95,
+            ge=0,
+            le=1,
+        ),
+        top_k: int = Input(description="Choose among this many likeliest tokens. 0: off.", default=50, ge=0),
+        min_p: float = Input(
+            description="Choose among tokens at least this fraction as likely as the likeliest. 0: off.",
+            default=0,
+            ge=0,
+            le=1,
+        ),
+        repetition_penalty: float = Input(
+            description="How much less likely a token becomes that was there before. 1: off.",
+            default=1.1,
+            ge=0.5,
+            le=2,
+        ),
+        min_tokens: int = Input(description="The text does not end by itself before.", default=0, ge=0, le=4096),
+        stop_sequences: str = Input(
+            description="The text ends before the first of these, separated by commas. Spaces and line ends count.",
+            default="",
+        ),
+        seed: Optional[int] = Input(
+            description="The same seed gives the same text. Blank: a random one.", default=None, ge=0, le=4294967295
+        ),
+    ) -> ConcatenateIterator[str]:
+        """Continue the prompt; the pieces are the text without the prompt."""
+        from transformer.inference import SamplingOptions
+
+        options = SamplingOptions(
+            max_tokens=_whole("max_tokens", max_tokens),
+            temperature=float(temperature),
+            top_p=float(top_p),
+            top_k=_whole("top_k", top_k),
+            min_p=float(min_p),
+            repetition_penalty=float(repetition_penalty),
+            min_tokens=_whole("min_tokens", min_tokens),
+            stop=tuple(stop for stop in stop_sequences.split(",") if stop),
+            seed=None if seed is None else _whole("seed", seed),
+        )
+        # Not a generator itself: what is wrong with the options is said at once, not at the first piece.
+        return self._pieces(self.generator.generate(prompt, options))
+
+    def _pieces(self, generation: "Generation") -> Iterator[str]:
+        """The text, piece by piece; its numbers are recorded even if it is canceled or fails."""
+        try:
+            yield from generation
+        finally:
+            numbers = {
+                "prompt_tokens": generation.prompt_tokens,
+                "completion_tokens": generation.completion_tokens,
+                "tokens_per_second": generation.tokens_per_second,
+                "time_to_first_token_seconds": generation.seconds_to_first_token,
+                "stop_reason": generation.stop_reason,
+            }
+            for name, value in numbers.items():
+                if value is not None:
+                    self.record_metric(name, value)
+
+
+def _whole(name: str, value: float) -> int:
+    """An integer, which JSON may write as 3.0 and Cog then hands on as a float."""
+    from transformer.errors import ConfigError
+
+    if isinstance(value, float) and not value.is_integer():
+        raise ConfigError(f"{name} must be a whole number, not {value}.")
+    return int(value)
