@@ -27,7 +27,7 @@ test: $(VENV)/dev.stamp
 
 # The real Cog HTTP server, without Docker. MODE=train for POST /trainings.
 serve: $(VENV)/dev.stamp
-	$(BIN)/python tools/cog_schema.py
+	$(BIN)/python -m tools.cog_schema
 	PATH="$(CURDIR)/$(BIN):$$PATH" PORT=$(PORT) LOG_FORMAT=console COG_STREAM_HISTORY_CAPACITY=8192 \
 	COG_PREDICT_TYPE_STUB=predict.py:Predictor COG_TRAIN_TYPE_STUB=train.py:train \
 	$(BIN)/python -m cog.server.http --host $(HOST) $(if $(MODE),--x-mode=$(MODE))

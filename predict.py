@@ -1,7 +1,7 @@
 """Cog's face of `transformer.inference`: what a request may say, and what is measured of it.
 
 `cog build` reads the signature of `predict` without running it, so bounds, defaults and descriptions stand here as
-plain literals; `tools/cog_schema.py` refuses anything else.
+plain literals; `tools/cog_signature.py` refuses anything else.
 """
 
 import os

@@ -311,7 +311,7 @@ def test_nothing_heavy_is_imported_for_a_signature() -> None:
 
 def test_the_command(tmp_path: Path) -> None:
     output = tmp_path / "a" / "schema.json"
-    command = [sys.executable, "tools/cog_schema.py", "--output", str(output)]
+    command = [sys.executable, "-m", "tools.cog_schema", "--output", str(output)]
     subprocess.run(command, cwd=ROOT, check=True)
     assert json.loads(output.read_text()) == openapi_schema(ROOT, CONFIG["predict"], CONFIG["train"])
     assert list(output.parent.iterdir()) == [output]

@@ -62,6 +62,14 @@ def test_special_tokens_are_named_and_cannot_be_written_by_a_text() -> None:
     assert other.end_of_text_id == 0 and other.pad_id is None
 
 
+def test_whole_tokens_are_one_token_each_and_stay_in_the_text() -> None:
+    tokenizer = Tokenizer.train(["the <unk> sea", *SENTENCES], 300, whole=["<unk>"])
+    assert tokenizer.vocab_size == 300 and tokenizer.backend.token_to_id("<unk>") == 299
+    ids = tokenizer.encode_documents(["a <unk>, b<unk>"])[0]
+    assert ids.count(299) == 2 and tokenizer.decode(ids) == "a <unk>, b<unk>"
+    assert "".join(map(tokenizer.stream().add, ids)) == "a <unk>, b<unk>"
+
+
 def test_half_a_utf16_pair_becomes_the_replacement_character() -> None:
     assert TOKENIZER.decode(TOKENIZER.encode_prompt("a\ud83d b")) == "a\ufffd b"
     assert TOKENIZER.decode(TOKENIZER.encode_prompt("\ud83e\udd9e")) == "🦞"

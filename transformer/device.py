@@ -55,7 +55,7 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return f"one {torch.cuda.get_device_name(device)}"
     if device.type == "cpu":
-        return f"{torch.get_num_threads()} threads of a {_processor_name()}"
+        return f"{torch.get_num_threads()} CPU threads ({_processor_name()})"
     return device.type
 
 

@@ -46,7 +46,9 @@ class TrainingFacts:
         for name, value in self.options.items():
             if name == "output":
                 continue
-            shown = Path(value).name if name in ("data", "validation_data", "tokenizer") else str(value)
+            shown = value if isinstance(value, str) else json.dumps(value)
+            if name in ("data", "validation_data", "tokenizer", "init_from"):
+                shown = Path(shown).name
             words += [f"--{name}", shown]
         return shlex.join(words)
 

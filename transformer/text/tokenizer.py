@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.decoders import DecodeStream
@@ -21,7 +22,6 @@ END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
 # What the end-of-text token is called in tokenizers that do not say so themselves.
 _KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
-_MINIMUM_VOCABULARY = 256 + 2  # every byte, and the two special tokens
 
 
 class Tokenizer:
@@ -72,29 +72,40 @@ class Tokenizer:
 
     @classmethod
     def train(
-        cls, texts: Iterable[str], vocab_size: int, end_of_text: str = END_OF_TEXT, pad: str | None = PAD
+        cls,
+        texts: Iterable[str],
+        vocab_size: int,
+        end_of_text: str = END_OF_TEXT,
+        pad: str | None = PAD,
+        whole: Sequence[str] = (),
     ) -> Tokenizer:
         """Train a byte-level BPE (Sennrich et al., 2016; Radford et al., 2019) on `texts`.
 
         Every string can be encoded, and decoding gives it back unchanged. Encoding puts the end-of-text token in
         front, as where a document begins.
 
+        Args:
+            vocab_size: all tokens together, the named ones included.
+            whole: strings of the text that are one token each, such as WikiText's "<unk>".
+
         Raises:
-            ConfigError: if `vocab_size` has no room for the 256 bytes and the special tokens.
+            ConfigError: if `vocab_size` has no room for the 256 bytes and the named tokens.
         """
-        if vocab_size < _MINIMUM_VOCABULARY:
-            raise ConfigError(f"a byte-level vocabulary needs at least {_MINIMUM_VOCABULARY} tokens, not {vocab_size}.")
+        special = [end_of_text] + ([pad] if pad else [])
+        least = 256 + len(special) + len(whole)
+        if vocab_size < least:
+            raise ConfigError(f"a byte-level vocabulary needs at least {least} tokens, not {vocab_size}.")
         backend = Backend(BPE())
         backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
         backend.decoder = ByteLevelDecoder()
-        special = [end_of_text] + ([pad] if pad else [])
         trainer = BpeTrainer(
-            vocab_size=vocab_size,
+            vocab_size=vocab_size - len(whole),
             special_tokens=special,
             initial_alphabet=ByteLevel.alphabet(),
             show_progress=False,
         )
         backend.train_from_iterator(texts, trainer)
+        backend.add_tokens([AddedToken(text, normalized=False) for text in whole])
         backend.post_processor = TemplateProcessing(
             single=f"{end_of_text} $A", special_tokens=[(end_of_text, backend.token_to_id(end_of_text))]
         )

@@ -22,7 +22,8 @@ class TrainConfig:
         validation_data: Text to validate on, as data. Without it: the validation split of data, or else its last part.
         tokenizer: A tokenizer.json, a folder with one, or a Hub model. Without it a byte-level BPE is trained on data.
         vocab_size: Size of the vocabulary that is trained.
-        init_from: A model directory to go on from, with its architecture and tokenizer.
+        whole_tokens: Strings that are one token each in a trained vocabulary, such as WikiText's <unk>.
+        init_from: A model to go on from, with its architecture and tokenizer: a folder, a tar, a URL or a Hub id.
         preset: Architecture: paper, gpt2, modern or blog.
         context_length: Tokens the model can attend to.
         d_model: Width of the model.
@@ -58,6 +59,7 @@ class TrainConfig:
     validation_data: str | None = None
     tokenizer: str | None = None
     vocab_size: int = 8192
+    whole_tokens: tuple[str, ...] = ()
     init_from: str | None = None
     preset: str = "modern"
     context_length: int = 512

@@ -13,6 +13,7 @@ from transformer.errors import ConfigError
 from transformer.evaluation import evaluate
 from transformer.hub import checkpoint
 from transformer.hub.card import TrainingFacts, write_card
+from transformer.hub.source import fetch
 from transformer.model import Transformer
 from transformer.text.batches import TokenStream, Windows, tokenize
 from transformer.text.corpus import documents, has_split
@@ -65,13 +66,13 @@ def _write_card(config: TrainConfig, tokenizer: Tokenizer, validation: Windows) 
 def _start(config: TrainConfig) -> tuple[Transformer, Tokenizer]:
     """The model and tokenizer that the run begins with."""
     if config.init_from:
-        return checkpoint.load(config.init_from)
+        return checkpoint.load(fetch(config.init_from))
     if config.tokenizer:
         tokenizer = Tokenizer.load(config.tokenizer)
     else:
         logger.info("training a tokenizer of %s tokens on %s", f"{config.vocab_size:,}", config.data)
         texts = (document.prompt + document.text for document in documents(config.data, config.data_config))
-        tokenizer = Tokenizer.train(texts, config.vocab_size)
+        tokenizer = Tokenizer.train(texts, config.vocab_size, whole=config.whole_tokens)
     return Transformer(config.model_config(tokenizer.vocab_size)), tokenizer
 
 
