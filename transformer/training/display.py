@@ -17,7 +17,7 @@ class Display:
     """One progress bar on a terminal; elsewhere a line in the log every so often."""
 
     def __init__(self) -> None:
-        self._bar = tqdm(total=100, disable=not sys.stderr.isatty(), bar_format="{percentage:3.0f}% |{bar}| {postfix}")
+        self._bar = tqdm(total=100, disable=not sys.stderr.isatty(), bar_format="{percentage:3.0f}% |{bar}| {desc}")
         self._last_line = 0.0
 
     def step(self, step: int, progress: float, loss: float, tokens_per_second: float, seconds: float) -> None:
@@ -29,7 +29,7 @@ class Display:
         )
         if not self._bar.disable:
             self._bar.n = round(100 * progress)
-            self._bar.set_postfix_str(text)
+            self._bar.set_description_str(text)
         elif time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             logger.info("%3.0f%% · %s", 100 * progress, text)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from transformer.training.display import Display, clock, perplexity
 from transformer.training.optimizers import make_optimizers, progress, warmup_cosine
 
 _SAMPLE_TOKENS = 60
+_SHOWN_STEPS = 20  # the loss and speed on display are means over so many
 _VALIDATIONS = 10  # in a run that does not say how often
 
 
@@ -74,27 +76,28 @@ class Trainer:
             TransformerError: if the loss is no number any more.
         """
         config, display = self.config, Display()
-        step = tokens = 0
-        best_loss, best_step = math.inf, 0
-        recent: list[float] = []
+        tokens_per_step = config.batch_size * config.accumulate * self.train_windows.length
+        step, best_loss, best_step = 0, math.inf, 0
+        recent: deque[tuple[float, float]] = deque(maxlen=_SHOWN_STEPS)  # (loss, seconds) of a step
         stream = self._batches()
         begin = last = time.perf_counter()
         try:
             while (done := progress(step, time.perf_counter() - begin, self.max_steps, config.max_minutes)) < 1.0:
                 loss = self._step(stream, done)
                 step += 1
-                tokens += config.batch_size * config.context_length * config.accumulate
                 now = time.perf_counter()
                 _check_finite(loss, step)
-                recent = [*recent[-19:], loss]
-                rate = config.batch_size * config.context_length * config.accumulate / (now - last)
+                recent.append((loss, now - last))
                 last = now
-                display.step(step, done, sum(recent) / len(recent), rate, now - begin)
-                self._record(step=step, seconds=now - begin, tokens=tokens, loss=loss, tokens_per_second=rate)
+                mean_loss, mean_seconds = (sum(column) / len(recent) for column in zip(*recent, strict=True))
+                rate = tokens_per_step / mean_seconds
+                display.step(step, done, mean_loss, rate, now - begin)
+                so_far = {"step": step, "seconds": now - begin, "tokens": step * tokens_per_step}
+                self._record(**so_far, loss=loss, tokens_per_second=rate)
                 if self._validation_due(step, done, progress(step, now - begin, self.max_steps, config.max_minutes)):
                     validation_loss = self.validate()
                     _check_finite(validation_loss, step)
-                    self._record(step=step, seconds=now - begin, tokens=tokens, validation_loss=validation_loss)
+                    self._record(**so_far, validation_loss=validation_loss)
                     display.say(
                         f"step {step:,} · {clock(now - begin)} · validation loss {validation_loss:.4f} · "
                         f"perplexity per token {perplexity(validation_loss):,.2f}\n  {self.sample()}"
@@ -105,7 +108,7 @@ class Trainer:
                     last = time.perf_counter()
         finally:
             display.close()
-        return Result(step, tokens, time.perf_counter() - begin, best_loss, best_step)
+        return Result(step, step * tokens_per_step, time.perf_counter() - begin, best_loss, best_step)
 
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Mean negative log-likelihood of the targets (B, T), in nats per token; IGNORE is not counted."""
