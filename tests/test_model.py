@@ -122,6 +122,15 @@ def test_the_original_takes_padding_from_the_token_ids_and_counts_it_in_position
     torch.testing.assert_close(logits, by_hand(row[None])[0], atol=2e-5, rtol=1e-4)
 
 
+def test_the_originals_padding_is_remembered_by_the_cache() -> None:
+    model = tiny_model("blog", pad_token_id=299)
+    ids = tokens(2, 20, seed=3) % 299
+    ids[0, :7], ids[1, 4] = 299, 299
+    cache = KeyValueCache(model.config, batch_size=2)
+    pieces = [model(part, cache=cache) for part in ids.split([6, 1, 8, 5], dim=1)]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), model(ids), atol=2e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 def test_the_fused_kernel_computes_the_written_formula(kv_heads: int) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -15,6 +15,7 @@ from models import tiny_model_directory
 from transformer.errors import CheckpointError
 from transformer.hub import checkpoint
 from transformer.hub.source import fetch, pack
+from transformer.text.tokenizer import Tokenizer
 
 
 @pytest.fixture
@@ -93,6 +94,13 @@ def test_nothing_but_the_files_of_a_model_is_unpacked(tmp_path: Path) -> None:
 def test_what_is_not_there_says_so(source: str, word: str) -> None:
     with pytest.raises(CheckpointError, match=word):
         fetch(source)
+
+
+def test_a_hub_model_that_cannot_be_had_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for get in (fetch, Tokenizer.load):
+        with pytest.raises(CheckpointError, match="nobody/nothing"):
+            get("nobody/nothing@v1")
 
 
 def test_archives_that_are_none_say_so_and_a_missing_page_leaves_nothing(tmp_path: Path, served: str) -> None:
