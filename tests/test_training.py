@@ -18,6 +18,7 @@ from transformer.inference import Generator, SamplingOptions
 from transformer.model import PRESETS
 from transformer.text.batches import IGNORE, tokenize
 from transformer.text.corpus import Document
+from transformer.text.tokenizer import Tokenizer
 from transformer.training.config import TrainConfig
 from transformer.training.optimizers import make_optimizers, progress, warmup_cosine
 from transformer.training.run import train
@@ -53,9 +54,20 @@ def test_a_run_leaves_a_model_its_facts_its_numbers_and_its_card(corpus: Path, t
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 21))
     assert [line["step"] for line in lines if "validation_loss" in line] == [5, 10, 15, 20]
     facts = json.loads((out / "training.json").read_text())
-    assert facts["steps"] == 20 and facts["tokens"] == 20 * 8 * 32
+    assert facts["steps"] == 20 and facts["tokens"] == lines[-1]["tokens"]
     card = (out / "README.md").read_text()
     assert "bits per byte" in card and "python train.py --data corpus.jsonl" in card and str(tmp_path) not in card
+
+
+def test_an_epoch_learns_every_token_once(corpus: Path, tmp_path: Path) -> None:
+    for epochs, accumulate in ((1, 1), (2, 1), (2, 2)):
+        out = tmp_path / f"{epochs}-{accumulate}"
+        options = {**SMALL, "batch_size": 5, "accumulate": accumulate, "max_epochs": epochs}
+        result = train(TrainConfig(data=str(corpus), output=str(out), validation_data=str(corpus), **options))
+        stream = tokenize([Document(sentence) for sentence in SENTENCES * 10], Tokenizer.load(out))
+        tokens = len(stream.tokens) - 1
+        assert result.tokens == epochs * tokens
+        assert result.steps == math.ceil(epochs * math.ceil(tokens / 32 / 5) / accumulate)
 
 
 def test_the_same_seed_trains_the_same_weights(corpus: Path, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ _VALIDATIONS = 10  # in a run that does not say how often
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a run. best_loss: nats per token of the validation windows, at best_step."""
+    """What came of a run. tokens: targets learned from. best_loss: nats per validation token, at best_step."""
 
     steps: int
     tokens: int
@@ -76,23 +76,23 @@ class Trainer:
             TransformerError: if the loss is no number any more.
         """
         config, display = self.config, Display()
-        tokens_per_step = config.batch_size * config.accumulate * self.train_windows.length
-        step, best_loss, best_step = 0, math.inf, 0
-        recent: deque[tuple[float, float]] = deque(maxlen=_SHOWN_STEPS)  # (loss, seconds) of a step
+        step, tokens, best_loss, best_step = 0, 0, math.inf, 0
+        recent: deque[tuple[float, int, float]] = deque(maxlen=_SHOWN_STEPS)  # (loss, tokens, seconds) of a step
         stream = self._batches()
         begin = last = time.perf_counter()
         try:
             while (done := progress(step, time.perf_counter() - begin, self.max_steps, config.max_minutes)) < 1.0:
-                loss = self._step(stream, done)
+                loss, learned = self._step(stream, done)
                 step += 1
+                tokens += learned
                 now = time.perf_counter()
                 _check_finite(loss, step)
-                recent.append((loss, now - last))
+                recent.append((loss, learned, now - last))
                 last = now
-                mean_loss, mean_seconds = (sum(column) / len(recent) for column in zip(*recent, strict=True))
-                rate = tokens_per_step / mean_seconds
-                display.step(step, done, mean_loss, rate, now - begin)
-                so_far = {"step": step, "seconds": now - begin, "tokens": step * tokens_per_step}
+                sums = [sum(column) for column in zip(*recent, strict=True)]
+                rate = sums[1] / sums[2]
+                display.step(step, done, sums[0] / len(recent), rate, now - begin)
+                so_far = {"step": step, "seconds": now - begin, "tokens": tokens}
                 self._record(**so_far, loss=loss, tokens_per_second=rate)
                 if self._validation_due(step, done, progress(step, now - begin, self.max_steps, config.max_minutes)):
                     validation_loss = self.validate()
@@ -108,7 +108,7 @@ class Trainer:
                     last = time.perf_counter()
         finally:
             display.close()
-        return Result(step, step * tokens_per_step, time.perf_counter() - begin, best_loss, best_step)
+        return Result(step, tokens, time.perf_counter() - begin, best_loss, best_step)
 
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Mean negative log-likelihood of the targets (B, T), in nats per token; IGNORE is not counted."""
@@ -140,8 +140,8 @@ class Trainer:
         self.model.train()
         return " ".join(f"{self.config.sample_prompt}{text}".split())
 
-    def _step(self, stream: Iterator[Batch], done: float) -> float:
-        """One update of the weights; the loss before it, in nats per token."""
+    def _step(self, stream: Iterator[Batch], done: float) -> tuple[float, int]:
+        """One update of the weights; the loss before it, in nats per token, and how many tokens were learned from."""
         config = self.config
         rate = config.learning_rate * warmup_cosine(done, config.warmup, config.final_learning_rate)
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
@@ -161,7 +161,7 @@ class Trainer:
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        return total
+        return total, sum(counted)
 
     def _batches(self) -> Iterator[Batch]:
         """Batches without end: epoch after epoch, each in a new order."""
@@ -178,7 +178,8 @@ class Trainer:
             max_epochs = 1.0
         if max_epochs is None:
             return config.max_steps
-        in_epochs = math.ceil(max_epochs * len(self.train_windows) / (config.batch_size * config.accumulate))
+        batches_in_epoch = math.ceil(len(self.train_windows) / config.batch_size)
+        in_epochs = math.ceil(max_epochs * batches_in_epoch / config.accumulate)
         return min(in_epochs, config.max_steps or in_epochs)
 
     def _validation_due(self, step: int, before: float, after: float) -> bool:
