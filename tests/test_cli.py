@@ -72,11 +72,13 @@ def test_an_error_is_one_sentence(arguments: list[str], word: str, model: str, c
 
 
 def test_card_measures_a_trained_model_and_says_so(tmp_path: Path, capsys) -> None:
-    from transformer.hub.card import TrainingFacts
+    from transformer.hub.card import TrainingFacts, command_line
 
     folder, texts = tiny_model_directory(tmp_path / "model"), tmp_path / "texts"
-    TrainingFacts({"data": "/some/where/texts", "seed": 3}, 10, 2560, 61.0, "a processor").write(folder)
     texts.mkdir()
+    TrainingFacts(
+        command_line({"data": str(texts), "seed": 3, "tokenizer": "a/b"}), 10, 2560, 61.0, "a processor"
+    ).write(folder)
     for split in ("train", "validation"):
         (texts / f"{split}.jsonl").write_text("".join(json.dumps({"text": s}) + "\n" for s in SENTENCES))
     command = [
@@ -96,4 +98,8 @@ def test_card_measures_a_trained_model_and_says_so(tmp_path: Path, capsys) -> No
         f"| {expected.token_perplexity:.2f} | {expected.word_perplexity:.1f} | {expected.bits_per_byte:.4f} |"
         in written
     )
-    assert "license: cc-by-sa-4.0" in written and "--data texts --seed 3" in written and "/some/where" not in written
+    assert (
+        "license: cc-by-sa-4.0" in written
+        and "--data texts --seed 3 --tokenizer a/b" in written
+        and str(tmp_path) not in written
+    )

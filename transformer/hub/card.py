@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformer.errors import CheckpointError
 from transformer.evaluation import Evaluation
 from transformer.files import whole_file
 from transformer.hub import checkpoint
@@ -23,9 +24,9 @@ PROMPTS = ("The history of the city", "The species is found in", "In the summer 
 
 @dataclass(frozen=True)
 class TrainingFacts:
-    """How a model was trained. options: those of the command that are not the default. processor: what it ran on."""
+    """How a model was trained. command: what trains it again. processor: what it ran on."""
 
-    options: dict[str, Any]
+    command: str
     steps: int
     tokens: int
     seconds: float
@@ -37,20 +38,26 @@ class TrainingFacts:
 
     @classmethod
     def read(cls, directory: str | Path) -> TrainingFacts:
-        return cls(**json.loads((Path(directory) / TRAINING_FILE).read_text()))
+        """The facts of a model directory.
 
-    @property
-    def command(self) -> str:
-        """The command line that trains this model; paths of data are shown by their last part."""
-        words = ["python", "train.py"]
-        for name, value in self.options.items():
-            if name == "output":
-                continue
-            shown = value if isinstance(value, str) else json.dumps(value)
-            if name in ("data", "validation_data", "tokenizer", "init_from"):
-                shown = Path(shown).name
-            words += [f"--{name}", shown]
-        return shlex.join(words)
+        Raises:
+            CheckpointError: if the model was not trained by this program.
+        """
+        try:
+            return cls(**json.loads((Path(directory) / TRAINING_FILE).read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(f"{directory} does not say how it was trained: {error}.") from error
+
+
+def command_line(options: dict[str, Any]) -> str:
+    """The command that trains with these options. Of local paths it shows the last part: the rest is private."""
+    words = ["python", "train.py"]
+    for name, value in options.items():
+        if isinstance(value, str) and Path(value).exists():
+            value = Path(value).name
+        if name != "output":
+            words += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
+    return shlex.join(words)
 
 
 def write_card(

@@ -12,7 +12,7 @@ from transformer.device import describe, pick_device
 from transformer.errors import ConfigError
 from transformer.evaluation import evaluate
 from transformer.hub import checkpoint
-from transformer.hub.card import TrainingFacts, write_card
+from transformer.hub.card import TrainingFacts, command_line, write_card
 from transformer.hub.source import fetch
 from transformer.model import Transformer
 from transformer.text.batches import TokenStream, Windows, tokenize
@@ -46,7 +46,7 @@ def train(config: TrainConfig) -> Result:
         device,
     )
     result = Trainer(model.to(device).train(), tokenizer, train_windows, validation_windows, config).run()
-    facts = TrainingFacts(config.changed(), result.steps, result.tokens, result.seconds, describe(device))
+    facts = TrainingFacts(command_line(config.changed()), result.steps, result.tokens, result.seconds, describe(device))
     facts.write(config.output)
     _write_card(config, tokenizer, validation_windows)
     logger.info("the best model, of step %s, is in %s", f"{result.best_step:,}", config.output)
