@@ -13,22 +13,25 @@ ROOT = Path(__file__).resolve().parent.parent
 PROMPT = "The history of the city"
 
 
-def seconds_to_import_torch() -> float:
+def seconds_to_output(arguments: list[str], n_bytes: int) -> float:
+    """From starting Python with these arguments until so many bytes are on its standard output."""
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import torch"], check=True)
-    return time.perf_counter() - start
-
-
-def seconds_to_first_token() -> float:
-    """Until a character beyond the prompt is on standard output."""
-    start = time.perf_counter()
-    command = [sys.executable, "-m", "transformer", "predict", "--max-tokens", "8", "--seed", "0", PROMPT]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        process.stdout.read(len(PROMPT) + 1)
+        process.stdout.read(n_bytes)
         seconds = time.perf_counter() - start
         process.stdout.read()
     return seconds
+
+
+def seconds_to_import_torch() -> float:
+    return seconds_to_output(["-c", "import torch; print()"], 1)
+
+
+def seconds_to_first_token() -> float:
+    """Until a character beyond the prompt is there."""
+    command = ["-m", "transformer", "predict", "--max-tokens", "8", "--seed", "0", PROMPT]
+    return seconds_to_output(command, len(PROMPT) + 1)
 
 
 def main() -> None:
