@@ -114,7 +114,8 @@ def _builder(path: Path) -> str:
     """The reader of `datasets` for a file: by its suffix, or, where an upload lost that, by how the file begins."""
     if builder := _BUILDERS.get(_suffix(path)):
         return builder
-    head = path.open("rb").read(4096)
+    with path.open("rb") as file:
+        head = file.read(4096)
     if path.suffix not in _LOST_SUFFIXES or (b"\0" in head and not head.startswith(b"PAR1")):
         raise CorpusError(f"{path.name} is not a text file that can be read: expected {', '.join(_BUILDERS)} (.gz).")
     return "parquet" if head.startswith(b"PAR1") else "json" if head.lstrip().startswith(b"{") else "text"
