@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from models import tiny_config, tiny_model, tiny_tokenizer
+from safetensors.torch import load_file, save_file
 
 from transformer.errors import CheckpointError
 from transformer.hub import checkpoint
@@ -184,3 +185,26 @@ def test_extra_key_holds_only_what_the_hub_cannot_say() -> None:
     extra = hub_config(tiny_config("paper", dropout=0.2))["decoder_only_transformer"]
     assert extra == {"positions": "sinusoidal", "scale_embeddings": True, "tie_embeddings": True}
     assert model_config(hub_config(tiny_config("paper"))) == tiny_config("paper")
+
+
+def test_a_tied_model_without_its_embedding_names_it(tmp_path: Path) -> None:
+    save_tiny(tmp_path, "modern")
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["model.embed_tokens.weight"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"lacks .*'(head|token_embedding)\.weight'"):
+        checkpoint.load_model(tmp_path)
+
+
+def test_a_save_that_fails_leaves_the_tokenizer_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_tiny(tmp_path, "modern")
+    before = (tmp_path / "tokenizer.json").read_bytes()
+
+    def disk_full(*arguments: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("os.fsync", disk_full)
+    with pytest.raises(OSError, match="no space"):
+        tiny_tokenizer(280).save(tmp_path)
+    assert (tmp_path / "tokenizer.json").read_bytes() == before
+    assert not list(tmp_path.glob(".*partial"))

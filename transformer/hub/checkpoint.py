@@ -66,9 +66,10 @@ def load_model(directory: str | Path, device: torch.device | str = "cpu") -> Tra
     except SafetensorError as error:
         raise CheckpointError(f"{path} is damaged: {error}.") from error
     state = model_state(tensors, config)
-    if config.tie_embeddings:
-        state.setdefault("token_embedding.weight", state.get("head.weight"))  # type: ignore[arg-type]
-        state["head.weight"] = state["token_embedding.weight"]
+    if config.tie_embeddings:  # the file holds the one matrix under either name
+        tied = state.get("token_embedding.weight", state.get("head.weight"))
+        if tied is not None:
+            state["token_embedding.weight"] = state["head.weight"] = tied
     model = Transformer(config, initialise=False).to(device)
     expected = model.state_dict()
     missing = sorted(expected.keys() - state.keys())

@@ -17,6 +17,7 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 
 from transformer.errors import CheckpointError, ConfigError
+from transformer.files import whole_file
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
@@ -114,13 +115,14 @@ class Tokenizer:
     def save(self, directory: str | Path) -> None:
         """Write `tokenizer.json` and the `tokenizer_config.json` by which `transformers` opens it."""
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        self.backend.save(str(directory / "tokenizer.json"))
-        names = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": self.end_of_text}
-        names["eos_token"] = self.end_of_text
+        with whole_file(directory / "tokenizer.json") as path:
+            self.backend.save(str(path))
+        names = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        names["bos_token"] = names["eos_token"] = self.end_of_text
         if self.pad:
             names["pad_token"] = self.pad
-        (directory / "tokenizer_config.json").write_text(json.dumps(names, indent=2) + "\n")
+        with whole_file(directory / "tokenizer_config.json") as path:
+            path.write_text(json.dumps(names, indent=2) + "\n")
 
     def encode_prompt(self, text: str) -> list[int]:
         """Token ids of a prompt, with what the tokenizer puts in front; never empty: a text can start from nothing.

@@ -22,7 +22,7 @@ from transformer.training.config import TrainConfig
 from transformer.training.trainer import Result, Trainer
 
 logger = logging.getLogger("transformer")
-_HELD_OUT = 20  # without a validation split, one window in so many, from the end of the text, is held out
+_HELD_OUT = 20  # without a validation split, the last of so many parts of the text is held out
 _SCORED_TOKENS = 50_000  # of the validation text, for the card: about a minute on a CPU at the default size
 
 
@@ -90,12 +90,12 @@ def _windows(config: TrainConfig, tokenizer: Tokenizer, context: int) -> tuple[W
     if has_split(config.data, config.data_config, "validation"):
         validation = stream(config.data, config.data_config, "validation")
         return Windows(training, context, pad), Windows(validation, context, pad)
-    cut = _held_out_from(len(training.tokens), context)
+    cut = _held_out_from(len(training.tokens))
     size = len(training.tokens)
     return Windows(training, context, pad, (0, cut)), Windows(training, context, pad, (cut - 1, size))
 
 
-def _held_out_from(n_tokens: int, context: int) -> int:
+def _held_out_from(n_tokens: int) -> int:
     """Where the held-out part of a text begins that has no validation split."""
     cut = n_tokens - max(2, min(n_tokens // 2, n_tokens // _HELD_OUT))
     if cut < 2:
