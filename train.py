@@ -80,25 +80,22 @@ def train(
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the options are those of `TrainConfig`."""
-    from jsonargparse import ArgumentParser
-
     from transformer.errors import TransformerError
-    from transformer.training.config import TrainConfig
+    from transformer.training.interrupt import Interrupted
+    from transformer.training.options import parse
     from transformer.training.run import train as run
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = ArgumentParser(prog="train.py", description="Train a decoder-only Transformer.")
-    parser.add_argument("--config", action="config", help="A YAML file of these options.")
-    parser.add_class_arguments(TrainConfig, as_group=False)
     try:
-        options = parser.parse_args(arguments).as_dict()
-        options.pop("config")
-        run(TrainConfig(**options))
+        run(parse(sys.argv[1:] if arguments is None else arguments))
+    except Interrupted as stop:
+        print(f"train.py: {stop}", file=sys.stderr)
+        return 128 + stop.signal
     except TransformerError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("train.py: stopped; the best model so far is in the output folder.", file=sys.stderr)
+        print("train.py: stopped at once; the same command goes on from the last checkpoint.", file=sys.stderr)
         return 130
     return 0
 

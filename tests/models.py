@@ -34,7 +34,7 @@ def tiny_model(preset: str = "modern", seed: int = 0, **overrides: object) -> Tr
 
 def tiny_tokenizer(vocab_size: int = 300) -> Tokenizer:
     """A byte-level BPE trained on a few sentences."""
-    return Tokenizer.train(SENTENCES * 5, vocab_size)
+    return Tokenizer.train(SENTENCES * 5, vocab_size, pad="<|pad|>")
 
 
 def tiny_model_directory(path: str | Path, preset: str = "modern", **overrides: object) -> Path:

@@ -1,19 +1,18 @@
-"""Tokenizer, corpus and batches."""
+"""Tokenizer and corpus."""
 
 import gzip
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import SENTENCES, tiny_tokenizer
 
 from transformer.errors import CheckpointError, ConfigError, CorpusError
-from transformer.text.batches import IGNORE, Windows, batches, epoch_order, tokenize
-from transformer.text.corpus import Document, articles, documents, has_split
+from transformer.text.conversation import conversation, conversation_prompt
+from transformer.text.corpus import documents, has_split, pieces
+from transformer.text.document import PIECE, Document, articles
 from transformer.text.tokenizer import Tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -58,15 +57,15 @@ def test_special_tokens_are_named_and_cannot_be_written_by_a_text() -> None:
     assert TOKENIZER.end_of_text_id not in encode("a <|endoftext|> b")
     assert TOKENIZER.encode_prompt("river")[0] == TOKENIZER.end_of_text_id
     assert TOKENIZER.encode_prompt("") == [TOKENIZER.end_of_text_id]
-    other = Tokenizer.train(SENTENCES, 300, end_of_text="<end>", pad=None)
+    other = Tokenizer.train(SENTENCES, 300, end_of_text="<end>")
     assert other.end_of_text_id == 0 and other.pad_id is None
 
 
 def test_whole_tokens_are_one_token_each_and_stay_in_the_text() -> None:
     tokenizer = Tokenizer.train(["the <unk> sea", *SENTENCES], 300, whole=["<unk>"])
-    assert tokenizer.vocab_size == 300 and tokenizer.backend.token_to_id("<unk>") == 299
+    assert tokenizer.vocab_size == 300 and tokenizer.backend.token_to_id("<unk>") == 1
     ids = tokenizer.encode_documents(["a <unk>, b<unk>"])[0]
-    assert ids.count(299) == 2 and tokenizer.decode(ids) == "a <unk>, b<unk>"
+    assert ids.count(1) == 2 and tokenizer.decode(ids) == "a <unk>, b<unk>"
     assert "".join(map(tokenizer.stream().add, ids)) == "a <unk>, b<unk>"
 
 
@@ -87,7 +86,7 @@ def test_a_tokenizer_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
         Tokenizer.load(tmp_path)
-    with pytest.raises(ConfigError, match="258"):
+    with pytest.raises(ConfigError, match="257"):
         Tokenizer.train(SENTENCES, 100)
 
 
@@ -96,6 +95,68 @@ def test_gpt2s_own_tokenizer(shared: Path) -> None:
     assert gpt2.encode_documents(["Hello world"]) == [[15496, 995]]
     assert gpt2.encode_prompt("Hello world") == [15496, 995]
     assert (gpt2.end_of_text_id, gpt2.vocab_size) == (50256, 50257)
+
+
+@pytest.mark.parametrize("size", [1, 7, 100])
+def test_a_vocabulary_is_the_same_however_the_texts_are_cut_at_line_ends(size: int) -> None:
+    lines = [line for sentence in SENTENCES for line in (sentence + "\n", "\n", "  in two lines\n")]
+    chunks = ["".join(lines[start : start + size]) for start in range(0, len(lines), size)]
+    assert Tokenizer.train(chunks, 300).backend.to_str() == Tokenizer.train(lines, 300).backend.to_str()
+
+
+def test_more_text_than_is_needed_is_thinned_out_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformer.text.tokenizer._TRAINING_CHARACTERS", 4000)
+    texts = [f"{word}\n" for word in ["early"] * 4000 + ["later"] * 4000]
+    vocabulary = Tokenizer.train(texts, 300).backend.get_vocab()
+    assert {"early", "later"} <= set(vocabulary)
+
+
+def test_wikitext_2_has_the_tokens_that_the_library_itself_gives(shared: Path) -> None:
+    texts = [(shared / "data/wikitext-2" / f"{name}.txt").read_text() for name in ("train", "validation")]
+    tokenizer = Tokenizer.train(texts[:1], 8192, whole=["<unk>"])
+    counts = [sum(map(len, tokenizer.encode_documents(text.splitlines(keepends=True)))) for text in texts]
+    assert counts == [2_634_033, 271_439]
+    assert tokenizer.vocab_size == 8192
+
+
+@pytest.fixture(scope="module", params=["vocab.txt", "tokenizer.json"])
+def bert(request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """BERT's tokenizer from its word list, and from the file that `transformers` writes."""
+    vocabulary = shared / "tokenizers" / "bert-base-uncased" / "vocab.txt"
+    if request.param == "vocab.txt":
+        return Tokenizer.load(vocabulary.parent)
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("bert")
+    transformers.BertTokenizerFast(vocab=str(vocabulary)).save_pretrained(folder)
+    return Tokenizer.load(folder)
+
+
+def test_berts_tokenizer_puts_nothing_around_a_text(bert: Tokenizer) -> None:
+    assert bert.encode_prompt("Hello World") == bert.encode_documents(["hello world"])[0] == [7592, 2088]
+    assert (bert.end_of_text, bert.end_of_text_id, bert.pad, bert.pad_id) == ("[SEP]", 102, "[PAD]", 0)
+    assert bert.vocab_size == 30522
+    assert 102 not in bert.encode_documents(["a [SEP] b"])[0]
+
+
+def test_berts_pieces_are_joined_to_words(bert: Tokenizer) -> None:
+    ids = bert.encode_prompt("Transformers, unaffable: a naïve tower.")
+    assert len(ids) > 8  # words and marks: some words are pieces
+    assert bert.decode([*ids, 102]) == "transformers, unaffable : a naive tower."
+    stream = bert.stream()
+    assert "".join(map(stream.add, ids)) == bert.decode(ids)
+
+
+@settings(max_examples=100, deadline=None)
+@given(ids=st.lists(st.integers(999, 30521), max_size=20))
+def test_berts_streamed_pieces_are_the_text(bert: Tokenizer, ids: list[int]) -> None:
+    stream = bert.stream()
+    assert "".join(map(stream.add, ids)) == bert.decode(ids)
+
+
+def test_a_text_file_that_is_no_vocabulary_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("a\nb\n")
+    with pytest.raises(CheckpointError, match=r"vocab\.txt"):
+        Tokenizer.load(tmp_path)
 
 
 # ---- corpus ----
@@ -142,7 +203,29 @@ def test_lines_of_a_wikitext_data_set_become_articles(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
     first, second = (d.text for d in documents(str(path)))
     assert (first, second) == (" = Lobster = \n It is blue . \n", " = Tower = \n It is tall . \n")
-    assert list(articles([])) == []
+    assert list(articles([])) == list(articles(["\n"] * (3 * PIECE))) == []
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl"])
+def test_a_long_document_comes_in_pieces_that_have_its_tokens(kind: str, tmp_path: Path) -> None:
+    text = "".join(f"{sentence}\n" + "\n " * (i % 3) for i in range(1500) for sentence in SENTENCES) + "end\n"
+    path = tmp_path / f"long.{kind}"
+    path.write_text(text if kind == "txt" else "".join(json.dumps({"text": t}) + "\n" for t in (text, "short")))
+    found = list(pieces(str(path)))
+    of_the_first = found if kind == "txt" else found[:-1]
+    assert len(of_the_first) > 1 and all(len(piece.text) <= 2 * PIECE for piece in found)
+    assert [piece.continues for piece in of_the_first] == [False] + [True] * (len(of_the_first) - 1)
+    ids = [token for piece in of_the_first for token in encode(piece.text)]
+    assert ids == encode(text)
+    assert next(documents(str(path))) == Document.of(text)
+
+
+@pytest.mark.parametrize("text", ["x" * (5 * PIECE), "東京" * (3 * PIECE), " \n" * (3 * PIECE) + "end\n"])
+def test_a_long_text_without_words_is_cut_too(text: str) -> None:
+    found = list(articles([text]))
+    assert "".join(piece.text for piece in found).strip() == text.strip()
+    assert not found[0].continues and all(piece.continues for piece in found[1:])
+    assert all(0 < len(piece.text) <= 2 * PIECE for piece in found)
 
 
 def test_a_folder_has_the_splits_of_its_file_names(tmp_path: Path) -> None:
@@ -153,10 +236,60 @@ def test_a_folder_has_the_splits_of_its_file_names(tmp_path: Path) -> None:
     assert has_split(str(tmp_path), None, "validation")
 
 
+def write_rows(path: Path, *rows: object) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
 def test_prompts_and_completions(tmp_path: Path) -> None:
-    path = tmp_path / "pairs.jsonl"
-    path.write_text(json.dumps({"prompt": "Q: colour?", "completion": " blue"}) + "\n")
-    assert list(documents(str(path))) == [Document(" blue", prompt="Q: colour?")]
+    path = write_rows(tmp_path / "pairs.jsonl", {"prompt": "Q: colour?", "completion": " blue"})
+    assert list(documents(path)) == [Document.of(" blue", prompt="Q: colour?")]
+
+
+SYSTEM = {"role": "system", "content": "Be short."}
+QUESTION = {"role": "user", "content": "What colour is it?\n"}
+ANSWER = {"role": "assistant", "content": "Blue."}
+MORE = {"role": "user", "content": "And cooked?"}
+RED = {"role": "assistant", "content": "Red."}
+
+
+def test_of_a_conversation_the_answers_are_learned(tmp_path: Path) -> None:
+    rows = [{"messages": [SYSTEM, QUESTION, ANSWER, MORE, RED]}, {"messages": [QUESTION, ANSWER]}, {"messages": [MORE]}]
+    first, second, third = documents(write_rows(tmp_path / "chat.jsonl", *rows))
+    assert (
+        first.text
+        == "System: Be short.\nUser: What colour is it?\nAssistant: Blue.\nUser: And cooked?\nAssistant: Red."
+    )
+    assert [text for text, learned in first.parts if learned] == [" Blue.", " Red."]
+    assert second.parts == (("User: What colour is it?\nAssistant:", False), (" Blue.", True))
+    assert third.parts == (("User: And cooked?", False),)
+
+
+def test_a_prompt_for_an_answer_is_what_stood_before_the_learned_one() -> None:
+    messages = [SYSTEM, QUESTION, ANSWER, MORE]
+    *before, (answer, learned) = conversation([*messages, RED])
+    assert conversation_prompt(messages) == "".join(text for text, _ in before)
+    assert (answer, learned) == (" Red.", True)
+
+
+@pytest.mark.parametrize(
+    ("messages", "word"),
+    [
+        ([{"role": "tool", "content": "x"}], "role.*'tool'.*assistant"),
+        ([{"role": "", "content": "x"}], "role"),
+        ([QUESTION, {"role": "assistant", "content": " "}], "content.*assistant"),
+        ([{"role": "user"}], "content.*user"),
+        ([], "list of messages"),
+        ("User: hi", "list of messages"),
+        (["hi"], "role"),
+    ],
+)
+def test_a_conversation_that_cannot_be_used_says_which_row(messages: object, word: str, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "chat.jsonl", {"messages": [QUESTION, ANSWER]}, {"messages": messages})
+    with pytest.raises(CorpusError, match=f"row 2 .*{word}" if isinstance(messages, list) else "chat.jsonl"):
+        list(documents(path))
+    with pytest.raises(CorpusError, match=word):
+        conversation(messages)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -166,6 +299,9 @@ def test_prompts_and_completions(tmp_path: Path) -> None:
         ("a.jsonl", '{"text": " "}\n', "no text"),
         ("a.jsonl", '{"text": \n', "a.jsonl"),
         ("a.jsonl", '{"text": 5}\n', "expected strings"),
+        ("a.jsonl", '{"text": "a"}\n{"text": null}\n', "row 2 .*expected strings"),
+        ("a.jsonl", '{"prompt": "a", "completion": " "}\n', "nothing .* learned"),
+        ("a.jsonl", '{"messages": [{"role": "user", "content": "a"}]}\n', "nothing .* learned"),
         ("a.txt", "", "no text"),
         ("a.pdf", "x", "not a text file"),
     ],
@@ -185,78 +321,3 @@ def test_wikitext_2_is_its_articles(shared: Path) -> None:
     found = [d.text for d in documents(str(shared / "data" / "wikitext-2"), split="validation")]
     assert len(found) == 60  # the articles that the data set's makers count
     assert "".join(found).strip("\n ") == (shared / "data/wikitext-2/validation.txt").read_text().strip("\n ")
-
-
-# ---- batches ----
-
-
-def small_windows(length: int = 8) -> Windows:
-    stream = tokenize([Document(s) for s in SENTENCES], TOKENIZER)
-    return Windows(stream, length, pad_id=1)
-
-
-def test_documents_are_packed_with_the_end_of_text_between_them() -> None:
-    stream = tokenize([Document("river"), Document("sea")], TOKENIZER)
-    end = TOKENIZER.end_of_text_id
-    assert stream.tokens.tolist() == [end, *encode("river"), end, *encode("sea"), end]
-    assert stream.starts.tolist() == [0, 1 + len(encode("river"))]
-    assert stream.n_bytes == 8
-
-
-@pytest.mark.parametrize("length", [1, 7, 8, 1000])
-def test_each_target_is_the_next_token_and_each_token_is_a_target_once(length: int) -> None:
-    windows = small_windows(length)
-    batch = windows.batch(np.arange(len(windows)))
-    tokens = torch.from_numpy(windows.stream.tokens.astype(np.int64))
-    real = batch.targets != IGNORE
-    assert torch.equal(batch.inputs[real], tokens[:-1])
-    assert torch.equal(batch.targets[real], tokens[1:])
-    assert (batch.inputs[~real] == 1).all()  # padding, and only there
-    assert (~real).sum() == real.numel() - (len(tokens) - 1)
-
-
-def test_document_numbers_change_at_the_end_of_text() -> None:
-    windows = small_windows()
-    batch = windows.batch(np.arange(len(windows)))
-    row, inputs = batch.document.flatten(), batch.inputs.flatten()
-    assert (row.diff() >= 0).all() and row[0] == 0
-    starts = (row.diff() > 0).nonzero().flatten() + 1
-    assert (inputs[starts] == TOKENIZER.end_of_text_id).all() and len(starts) == len(SENTENCES) - 1
-
-
-def test_prompts_are_read_but_not_learned() -> None:
-    stream = tokenize([Document(" blue", prompt="Q: colour?"), Document(" tall", prompt="Q: tower?")], TOKENIZER)
-    windows = Windows(stream, len(stream.tokens) - 1)
-    batch = windows.batch(np.arange(1))
-    learned = batch.targets[0][batch.targets[0] != IGNORE].tolist()
-    end = TOKENIZER.end_of_text_id
-    assert learned == [*encode(" blue"), end, *encode(" tall"), end]
-    assert TOKENIZER.decode(batch.inputs[0].tolist()).startswith("Q: colour? blue")
-
-
-def test_every_epoch_is_a_new_permutation_from_the_seed() -> None:
-    first, second = epoch_order(100, seed=1, epoch=0), epoch_order(100, seed=1, epoch=1)
-    assert sorted(first) == sorted(second) == list(range(100))
-    assert not np.array_equal(first, second)
-    assert np.array_equal(first, epoch_order(100, seed=1, epoch=0))
-    assert not np.array_equal(first, epoch_order(100, seed=2, epoch=0))
-
-
-def test_an_epoch_of_batches_holds_every_window_once() -> None:
-    windows = small_windows()
-    rows = torch.cat([b.inputs for b in batches(windows, 3, seed=0, epoch=0)])
-    everything = windows.batch(np.arange(len(windows))).inputs
-    assert sorted(rows.tolist()) == sorted(everything.tolist())
-
-
-def test_a_span_is_cut_out_of_the_stream() -> None:
-    stream = small_windows().stream
-    head, tail = Windows(stream, 8, span=(0, 20)), Windows(stream, 8, span=(19, len(stream.tokens)))
-    targets = [w.batch(np.arange(len(w))).targets for w in (head, tail)]
-    joined = torch.cat([t[t != IGNORE] for t in targets])
-    assert joined.tolist() == stream.tokens[1:].tolist()
-
-
-def test_nothing_to_train_on_is_refused() -> None:
-    with pytest.raises(CorpusError):
-        tokenize([], TOKENIZER)

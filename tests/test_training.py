@@ -16,11 +16,14 @@ from transformer.evaluation import evaluate
 from transformer.hub import checkpoint
 from transformer.inference import Generator, SamplingOptions
 from transformer.model import PRESETS
-from transformer.text.batches import IGNORE, tokenize
-from transformer.text.corpus import Document
+from transformer.text.batches import IGNORE, Windows
+from transformer.text.document import Document
 from transformer.text.tokenizer import Tokenizer
+from transformer.text.tokens import tokenize
+from transformer.training.budget import Budget, Progress, learning_rate
 from transformer.training.config import TrainConfig
-from transformer.training.optimizers import make_optimizers, progress, warmup_cosine
+from transformer.training.loss import LanguageModelLoss
+from transformer.training.optimizers import make_optimizers, set_learning_rate
 from transformer.training.run import train
 from transformer.training.trainer import Trainer
 
@@ -38,9 +41,9 @@ def corpus(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(("preset", "optimizer"), [*((preset, "adamw") for preset in PRESETS), ("modern", "muon")])
 def test_a_small_text_is_learned_by_heart(preset: str, optimizer: str, corpus: Path, tmp_path: Path) -> None:
-    options = dict(preset=preset, optimizer=optimizer, max_steps=250, learning_rate=4e-3)
+    options = dict(preset=preset, optimizer=optimizer, max_steps=250, learning_rate=4e-3, validation_data=str(corpus))
     result = train(TrainConfig(data=str(corpus), output=str(tmp_path / "out"), **options, **SMALL))
-    assert result.steps == 250
+    assert result.step == 250
     assert result.best_loss < 1.0 < math.log(300)  # four sentences in turn: far below chance
     generator = Generator(*checkpoint.load(tmp_path / "out"))
     text = "".join(generator.generate("The lobster is", SamplingOptions(temperature=0)))
@@ -64,10 +67,10 @@ def test_an_epoch_learns_every_token_once(corpus: Path, tmp_path: Path) -> None:
         out = tmp_path / f"{epochs}-{accumulate}"
         options = {**SMALL, "batch_size": 5, "accumulate": accumulate, "max_epochs": epochs}
         result = train(TrainConfig(data=str(corpus), output=str(out), validation_data=str(corpus), **options))
-        stream = tokenize([Document(sentence) for sentence in SENTENCES * 10], Tokenizer.load(out))
+        stream = tokenize([Document.of(sentence) for sentence in SENTENCES * 10], Tokenizer.load(out))
         tokens = len(stream.tokens) - 1
         assert result.tokens == epochs * tokens
-        assert result.steps == math.ceil(epochs * math.ceil(tokens / 32 / 5) / accumulate)
+        assert result.step == math.ceil(epochs * math.ceil(tokens / 32 / 5) / accumulate)
 
 
 def test_the_same_seed_trains_the_same_weights(corpus: Path, tmp_path: Path) -> None:
@@ -81,7 +84,7 @@ def test_the_same_seed_trains_the_same_weights(corpus: Path, tmp_path: Path) -> 
 
 def test_the_saved_model_is_the_best_by_validation(corpus: Path, tmp_path: Path, monkeypatch) -> None:
     losses = iter([3.0, 1.0, 2.0, 1.5])
-    monkeypatch.setattr(Trainer, "validate", lambda self: next(losses))
+    monkeypatch.setattr(Trainer, "validation_loss", lambda self: next(losses))
     out = tmp_path / "out"
     saved_at = []
     save = checkpoint.save
@@ -114,18 +117,13 @@ def test_gradients_do_not_depend_on_how_a_step_is_cut(corpus: Path, tmp_path: Pa
 
 def test_padding_and_prompts_change_no_gradient(tmp_path: Path) -> None:
     model, tokenizer = checkpoint.load(tiny_model_directory(tmp_path / "m"))
-    from transformer.text.batches import Windows
-
-    stream = tokenize([Document(" blue", prompt="The colour of the lobster is")], tokenizer)
-    windows = Windows(stream, 32, pad_id=1)
-    trainer = Trainer(
-        model, tokenizer, windows, windows, TrainConfig(data="x", output=str(tmp_path / "o"), max_steps=1)
-    )
-    batch = windows.batch([0])
+    stream = tokenize([Document.of(" blue", prompt="The colour of the lobster is")], tokenizer)
+    batch = Windows(stream, 32, pad_id=1).batch([0])
+    loss = LanguageModelLoss(model, "fp32")
 
     def gradient(inputs: torch.Tensor) -> torch.Tensor:
         model.zero_grad()
-        trainer.loss(inputs, batch.targets).backward()
+        loss(inputs, batch.targets).backward()
         return torch.cat([p.grad.flatten() for p in model.layers.parameters()])
 
     other = batch.inputs.clone()
@@ -135,8 +133,8 @@ def test_padding_and_prompts_change_no_gradient(tmp_path: Path) -> None:
     torch.testing.assert_close(gradient(batch.inputs), gradient(other))
     logits = model(batch.inputs)[0].log_softmax(dim=-1)
     learned = batch.targets[0] != IGNORE
-    by_hand = -logits[learned, batch.targets[0][learned]].mean()
-    torch.testing.assert_close(trainer.loss(batch.inputs, batch.targets), by_hand)
+    by_hand = -logits[learned, batch.targets[0][learned]].sum()
+    torch.testing.assert_close(loss(batch.inputs, batch.targets), by_hand)
 
 
 def test_tiny_texts_train_or_say_that_they_are_too_small(tmp_path: Path) -> None:
@@ -179,48 +177,81 @@ def test_options_that_cannot_work_are_refused_by_name(options: dict, word: str, 
 def test_the_command_line_takes_options_and_a_yaml_file(corpus: Path, tmp_path: Path, capsys) -> None:
     (tmp_path / "run.yaml").write_text(f"data: {corpus}\nmax_steps: 2\nvocab_size: 300\nd_model: 32\nn_heads: 4\n")
     out = str(tmp_path / "out")
-    assert entry.main(["--config", str(tmp_path / "run.yaml"), "--output", out, "--n_layers", "1"]) == 0
+    assert entry.main(["--config", str(tmp_path / "run.yaml"), "--output", out, "--n-layers", "1"]) == 0
     config = checkpoint.load_model(out).config
     assert (config.d_model, config.n_layers, config.vocab_size) == (32, 1, 300)
     assert entry.main(["--data", str(tmp_path / "nothing.txt")]) == 1
     assert "no file or folder" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         entry.main(["--help"])
-    assert "--learning_rate" in capsys.readouterr().out
+    assert "--learning-rate" in capsys.readouterr().out
 
 
 # ---- pure parts ----
 
 
-def test_warmup_then_cosine() -> None:
-    rates = [warmup_cosine(i / 100, warmup=0.1, final=0.05) for i in range(101)]
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd"])
+def test_the_learning_rate_rises_then_falls_to_its_end(schedule: str) -> None:
+    rates = [learning_rate(schedule, i / 100, warmup=0.1, decay=0.2, final=0.05) for i in range(101)]
     assert rates[0] == 0 and rates[5] == pytest.approx(0.5) and rates[10] == pytest.approx(1.0)
     assert rates[100] == pytest.approx(0.05)
     assert rates[:11] == sorted(rates[:11]) and rates[10:] == sorted(rates[10:], reverse=True)
-    assert rates[55] == pytest.approx((1 + 0.05) / 2)
-    assert warmup_cosine(0.0, warmup=0.0, final=0.1) == 1.0
+    middle = {"cosine": (1 + 0.05) / 2, "linear": (1 + 0.05) / 2, "wsd": 1.0}
+    assert rates[55] == pytest.approx(middle[schedule])
+    assert schedule != "wsd" or (rates[80] == 1.0 and rates[90] == pytest.approx((1 + 0.05) / 2))
+    assert learning_rate(schedule, 0.0, warmup=0.0, decay=1.0, final=0.1) == 1.0
 
 
-@given(st.integers(0, 10**6), st.floats(0, 1e6), st.integers(1, 10**6), st.floats(0.01, 1e4))
-def test_progress_is_of_the_budget_that_is_most_spent(step: int, seconds: float, steps: int, minutes: float) -> None:
-    done = progress(step, seconds, steps, minutes)
-    assert done == min(1.0, max(step / steps, seconds / (60 * minutes)))
-    assert progress(step, seconds, None, None) == 0.0
+@given(st.integers(0, 10**6), st.integers(0, 10**9), st.floats(0, 1e6), st.integers(1, 10**6), st.floats(0.01, 1e4))
+def test_a_run_is_as_far_as_the_budget_that_is_most_spent(
+    step: int, tokens: int, seconds: float, steps: int, limit: float
+) -> None:
+    so_far = Progress(step=step, tokens=tokens, seconds=seconds)
+    assert Budget(steps, 10**8, limit).spent(so_far) == min(1.0, max(step / steps, tokens / 10**8, seconds / limit))
+    assert Budget().spent(so_far) == 0.0
+
+
+def test_budgets_of_time_and_money_are_one_and_a_run_without_any_is_an_epoch() -> None:
+    assert TrainConfig(data="x").budget(7.5) == Budget(steps=8)
+    assert TrainConfig(data="x", max_epochs=2, max_steps=20).budget(7.5) == Budget(steps=15)
+    assert TrainConfig(data="x", max_minutes=60).budget(7.5) == Budget(seconds=3600)
+    assert TrainConfig(data="x", price_per_hour=0.4, max_cost=5).budget(None).seconds == pytest.approx(5 / 0.4 * 3600)
+    assert TrainConfig(data="x", max_tokens=100).budget(None) == Budget(tokens=100)
+    with pytest.raises(ConfigError, match="max_steps"):
+        TrainConfig(data="x").budget(None)
+    with pytest.raises(ConfigError, match="price_per_hour"):
+        TrainConfig(data="x", max_cost=5)
 
 
 def test_only_matrices_decay() -> None:
     model = checkpoint.Transformer(TrainConfig(data="x").model_config(vocab_size=300))
-    (optimizer,) = make_optimizers(model, "adamw", 1e-3, 0.1, 0.95)
-    decayed, plain = optimizer.param_groups
-    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
-    assert all(p.dim() == 2 for p in decayed["params"]) and all(p.dim() == 1 for p in plain["params"])
-    assert len(decayed["params"]) + len(plain["params"]) == len(list(model.parameters()))
+    (optimizer,) = make_optimizers(model, TrainConfig(data="x"))
+    for group in optimizer.param_groups:
+        assert all(group["weight_decay"] == (0.1 if p.dim() == 2 else 0.0) for p in group["params"])
+    taken = [p for group in optimizer.param_groups for p in group["params"]]
+    assert {id(p) for p in taken} == {id(p) for p in model.parameters()} and len(taken) == len(set(map(id, taken)))
+
+
+def test_embeddings_have_a_learning_rate_of_their_own_and_frozen_weights_have_none() -> None:
+    config = TrainConfig(data="x", learning_rate=1e-3, embedding_learning_rate=1e-2, optimizer="muon")
+    model = checkpoint.Transformer(config.model_config(vocab_size=300))
+    rates = {}
+    optimizers = make_optimizers(model, config)
+    set_learning_rate(optimizers, 0.5)
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        rates |= {id(p): group["lr"] for p in group["params"]}
+    assert rates[id(model.token_embedding.weight)] == pytest.approx(5e-3)
+    assert rates[id(model.layers[0].attention.query.weight)] == pytest.approx(5e-4)
+    model.token_embedding.weight.requires_grad_(False)
+    frozen = id(model.token_embedding.weight)
+    groups = (group for optimizer in make_optimizers(model, config) for group in optimizer.param_groups)
+    assert all(frozen not in map(id, group["params"]) for group in groups)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_muon_takes_the_matrices_of_the_layers_and_every_weight_has_one_optimizer(preset: str) -> None:
     model = checkpoint.Transformer(TrainConfig(data="x", preset=preset).model_config(vocab_size=300))
-    adamw, muon = make_optimizers(model, "muon", 1e-3, 0.1, 0.95)
+    adamw, muon = make_optimizers(model, TrainConfig(data="x", optimizer="muon"))
     names = {id(p): name for name, p in model.named_parameters()}
     taken = [[names[id(p)] for group in o.param_groups for p in group["params"]] for o in (adamw, muon)]
     assert sorted(taken[0] + taken[1]) == sorted(names.values())

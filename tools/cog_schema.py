@@ -14,7 +14,7 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from tools.cog_signature import Json, SchemaError, Signature, Source, title
 

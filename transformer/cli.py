@@ -6,6 +6,9 @@ Imports that only one command needs stand within it: a prediction should not wai
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
+import math
 import sys
 from pathlib import Path
 
@@ -68,18 +71,26 @@ def chat(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Perplexity per token, per word, and bits per byte."""
+    from transformer.evaluation import DETOKENIZERS
     from transformer.evaluation import evaluate as score
     from transformer.hub.checkpoint import load
     from transformer.hub.source import fetch
     from transformer.text.corpus import documents
 
     model, tokenizer = load(fetch(options.model))
-    found = documents(options.data, options.data_config, options.split)
-    texts = (document.prompt + document.text for document in found)
-    e = score(model, tokenizer, texts, options.context, options.stride)
+    texts = (document.text for document in documents(options.data, options.data_config, options.split))
+    detokenize = DETOKENIZERS[options.detokenize] if options.detokenize else None
+    e = score(model, tokenizer, texts, options.context, options.stride, detokenize=detokenize)
+    if options.json:
+        units = ("token_perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
+        measured = {name: getattr(e, name) for name in units} | dataclasses.asdict(e)
+        finite = {name: value if math.isfinite(value) else None for name, value in measured.items()}  # JSON has no inf
+        print(json.dumps({**finite, "detokenize": options.detokenize}, indent=2))
+        return
+    of_what = ", of the text before it was detokenised" if detokenize else ""
     print(f"perplexity per token  {e.token_perplexity:.3f}   ({e.tokens:,} tokens of this model's tokenizer)")
-    print(f"perplexity per word   {e.word_perplexity:.3f}   ({e.words:,} words between white space)")
-    print(f"bits per byte         {e.bits_per_byte:.4f}   ({e.n_bytes:,} bytes of UTF-8)")
+    print(f"perplexity per word   {e.word_perplexity:.3f}   ({e.words:,} words between white space{of_what})")
+    print(f"bits per byte         {e.bits_per_byte:.4f}   ({e.n_bytes:,} bytes of UTF-8{of_what})")
     print(f"nats                  {e.nats:.1f}   ({e.documents:,} documents, context {e.context}, stride {e.stride})")
 
 
@@ -94,7 +105,7 @@ def card(options: argparse.Namespace) -> None:
     evaluations = []
     for named in options.evaluate:
         name, _, source = named.partition("=")
-        texts = (document.prompt + document.text for document in documents(source, split="validation"))
+        texts = (document.text for document in documents(source, split="validation"))
         evaluations.append((name, score(model, tokenizer, texts)))
     write_card(options.model, evaluations, options.data, options.license)
 
@@ -158,6 +169,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluating.add_argument("--split", default="validation", help="split; a single file has 'train' alone")
     evaluating.add_argument("--context", type=int, help="tokens in a window; default: the model's context")
     evaluating.add_argument("--stride", type=int, help="tokens by which it moves on; default: half the context")
+    evaluating.add_argument(
+        "--detokenize",
+        choices=("wikitext",),
+        help="undo this data set's tokenisation for the model; words and bytes stay those of the text as it was. With "
+        "--stride equal to the context these are the numbers of lm-evaluation-harness",
+    )
+    evaluating.add_argument("--json", action="store_true", help="print everything measured as one JSON object")
 
     describing = command("card", card, "measure a trained model and write its model card")
     describing.add_argument("model", help="folder of a model that train.py made")

@@ -1,5 +1,6 @@
 """Summed nats to perplexity per token, per word, and bits per byte."""
 
+from transformer.evaluation.detokenize import DETOKENIZERS
 from transformer.evaluation.perplexity import Evaluation, evaluate
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["DETOKENIZERS", "Evaluation", "evaluate"]

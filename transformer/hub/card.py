@@ -55,8 +55,12 @@ def command_line(options: dict[str, Any]) -> str:
     for name, value in options.items():
         if isinstance(value, str) and Path(value).exists():
             value = Path(value).name
-        if name != "output":
-            words += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        elif name != "output":
+            values = value if isinstance(value, tuple) else (value,)
+            words += [f"--{option}", *map(str, values)]
     return shlex.join(words)
 
 

@@ -9,12 +9,13 @@ import tarfile
 import tempfile
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 from transformer.errors import CheckpointError
 from transformer.files import whole_file
 
-# What a model directory is made of; nothing else is fetched or unpacked, above all no pickles and no code.
+# What a model directory is made of. Unless asked for by name, nothing else is fetched or unpacked: no pickles, no code.
 MODEL_FILES = (
     "config.json",
     "model.safetensors",
@@ -27,26 +28,28 @@ _MAX_BYTES = 32 * 2**30  # unpacked
 _TIMEOUT = 60  # seconds without a byte
 
 
-def fetch(source: str | Path) -> Path:
+def fetch(source: str | Path, files: Sequence[str] = MODEL_FILES) -> Path:
     """The model directory that `source` names, brought here if it is elsewhere.
 
     Args:
         source: a folder; the path or http(s) URL of a tar of one, as training makes it; or a model on the Hub,
             `user/name` or `user/name@revision`.
+        files: names of the files that are wanted of an archive or a Hub model, as far as it has them. An archive must
+            have a config.json, which is how it is known to be a model.
 
     Raises:
         CheckpointError: if it is not there, or is no model.
     """
     text = str(source)
     if text.startswith(("http://", "https://")):
-        return _unpack(_download(text))
+        return _unpack(_download(text), files)
     path = Path(text)
     if path.is_dir():
         return path
     if path.is_file():
-        return _unpack(path)
+        return _unpack(path, files)
     if text.count("/") == 1 and not text.startswith((".", "/")):
-        return _from_hub(text)
+        return _from_hub(text, files)
     raise CheckpointError(f"there is no model at {text}: expected a folder, a tar, a URL, or a Hub id like user/name.")
 
 
@@ -60,13 +63,13 @@ def pack(directory: str | Path, archive: str | Path) -> Path:
     return archive
 
 
-def _from_hub(hub_id: str) -> Path:
+def _from_hub(hub_id: str, files: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download  # imported late: a local model needs no network client
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     name, _, revision = hub_id.partition("@")
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(MODEL_FILES)))
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(files)))
     except LocalEntryNotFoundError as error:
         raise CheckpointError(f"{hub_id} is not in the Hub's cache here, and the Hub cannot be reached.") from error
     except (HfHubHTTPError, HFValidationError, OSError) as error:
@@ -94,7 +97,7 @@ def _download(url: str) -> Path:
     return target
 
 
-def _unpack(archive: Path) -> Path:
+def _unpack(archive: Path, files: Sequence[str]) -> Path:
     """The model directory within a tar, unpacked into a folder of its own.
 
     The tar may come from a stranger: only regular files with the expected names are taken, wherever in the tar they
@@ -106,7 +109,7 @@ def _unpack(archive: Path) -> Path:
         with tarfile.open(archive) as tar:
             for member in tar:
                 name = Path(member.name).name
-                if name not in MODEL_FILES or not member.isfile():
+                if name not in files or not member.isfile():
                     continue
                 left -= member.size
                 if left < 0:

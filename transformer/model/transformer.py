@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from transformer.errors import ContextLengthError
@@ -58,9 +59,18 @@ class Transformer(nn.Module):
         return self.head(self.hidden_states(tokens_BT, real_BT, cache))
 
     def hidden_states(
-        self, tokens_BT: Tensor, real_BT: Tensor | None = None, cache: KeyValueCache | None = None
+        self,
+        tokens_BT: Tensor,
+        real_BT: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        document_BT: Tensor | None = None,
     ) -> Tensor:
-        """The residual stream after the last layer, (B, T, D): what `head` makes logits of. Arguments as `forward`."""
+        """The residual stream after the last layer, (B, T, D): what `head` makes logits of. Arguments as `forward`.
+
+        Args:
+            document_BT: numbers that tell apart the documents packed into a row: attention stays within a document,
+                and positions begin anew with each; None: a row is one text. Without `real_BT` and `cache`.
+        """
         new, past = tokens_BT.shape[1], cache.length if cache is not None else 0
         limit = cache.capacity if cache is not None else self.config.context_length
         if past + new > limit:
@@ -73,6 +83,11 @@ class Transformer(nn.Module):
         mask = None  # the kernel's own causal mask serves, unless ...
         if real_BS is not None or (past and new > 1):
             mask = causal_mask(new, past, real_BS, tokens_BT.device)
+
+        if document_BT is not None:
+            causal = causal_mask(new, device=tokens_BT.device) if mask is None else mask
+            mask = causal & (document_BT[:, None, :, None] == document_BT[:, None, None, :])  # (B, 1, T, T)
+            positions = _positions_in_document(document_BT)
 
         x_BTD = self.token_embedding(tokens_BT)
         if self.config.scale_embeddings:
@@ -139,6 +154,13 @@ class Embedding(nn.Embedding):
 
     def reset_parameters(self) -> None:
         pass
+
+
+def _positions_in_document(document_BT: Tensor) -> Tensor:
+    """(B, T): how far each token is from the beginning of its document in this row."""
+    place = torch.arange(document_BT.shape[1], device=document_BT.device)
+    begins = F.pad(document_BT[:, 1:] != document_BT[:, :-1], (1, 0))  # the first token's 0 needs no mark
+    return place - torch.where(begins, place, 0).cummax(dim=1).values
 
 
 def _no_module(config: ModelConfig) -> None:

@@ -1,38 +1,22 @@
-"""Documents packed into windows of tokens, each with its targets; the order of an epoch.
+"""Tokens cut into windows, each with its targets; the order of an epoch; each process's share of a batch.
 
 Dimensions: N tokens in the stream · B batch · T window length
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from transformer.errors import CorpusError
-from transformer.text.corpus import Document
-from transformer.text.tokenizer import Tokenizer
+from transformer.errors import ConfigError, CorpusError
+from transformer.text.tokens import TokenStream
 
 IGNORE = -100  # the target that no loss counts: PyTorch's own default
-_DOCUMENTS_AT_ONCE = 256
-
-
-@dataclass(frozen=True)
-class TokenStream:
-    """All documents in one row, each begun by the end-of-text token and the last one ended by it.
-
-    tokens: (N,) token ids. learned: (N,) bool, False at prompts. starts: where each document's end-of-text stands.
-    n_bytes: of the text that is learned, as UTF-8.
-    """
-
-    tokens: np.ndarray
-    learned: np.ndarray
-    starts: np.ndarray
-    n_bytes: int
 
 
 @dataclass(frozen=True)
@@ -44,60 +28,49 @@ class Batch:
     document: Tensor
 
 
-def tokenize(documents: Iterable[Document], tokenizer: Tokenizer) -> TokenStream:
-    """Encode the documents, in parallel, and pack them.
-
-    Raises:
-        CorpusError: if there is no document.
-    """
-    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-    end = np.array([tokenizer.end_of_text_id], dtype)
-    tokens: list[np.ndarray] = []
-    learned: list[np.ndarray] = []
-    starts: list[int] = []
-    length = n_bytes = 0
-    for chunk in _chunks(documents):
-        prompts = tokenizer.encode_documents([document.prompt for document in chunk])
-        texts = tokenizer.encode_documents([document.text for document in chunk])
-        for document, prompt, text in zip(chunk, prompts, texts, strict=True):
-            starts.append(length)
-            tokens += [end, np.array(prompt, dtype), np.array(text, dtype)]
-            learned += [np.ones(1, bool), np.zeros(len(prompt), bool), np.ones(len(text), bool)]
-            length += 1 + len(prompt) + len(text)
-            n_bytes += len(document.text.encode())
-    if not starts:
-        raise CorpusError("there is no document to train on.")
-    return TokenStream(
-        np.concatenate([*tokens, end]),
-        np.concatenate([*learned, np.ones(1, bool)]),
-        np.array(starts),
-        n_bytes,
-    )
-
-
-def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    iterator = iter(documents)
-    while chunk := list(itertools.islice(iterator, _DOCUMENTS_AT_ONCE)):
-        yield chunk
-
-
 class Windows:
     """The stream cut into windows of `length` inputs; each input's target is the token after it in the stream.
 
-    Every token but the first is a target exactly once. The last window is filled up with padding that is no target.
+    Packed windows (the default) stand end to end: every token but the first is a target exactly once. The last window
+    is filled up with padding that is no target.
 
     Args:
         span: the part of the stream to cut, as (first, last + 1) token; None: all of it.
+        stride: tokens from the start of a window to that of the next; None: length. A smaller one makes windows
+            overlap: a sliding window over the text.
+        prompt_share: part of the windows, in [0, 1], whose first input is replaced by the end-of-text token. A packed
+            window seldom begins a document, but a prompt always does: so a model learns to begin anywhere in a text.
+        seed: decides, with a window's number, whether it is one of these.
+
+    Raises:
+        ConfigError: if stride or prompt_share cannot work.
+        CorpusError: if there are less than two tokens.
     """
 
-    def __init__(self, stream: TokenStream, length: int, pad_id: int = 0, span: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        stream: TokenStream,
+        length: int,
+        pad_id: int = 0,
+        span: tuple[int, int] | None = None,
+        stride: int | None = None,
+        prompt_share: float = 0.0,
+        seed: int = 0,
+    ) -> None:
         self.stream, self.length, self.pad_id = stream, length, pad_id
+        self.stride = length if stride is None else stride
+        self.prompt_share, self.seed = prompt_share, seed
         self.first, self.stop = span or (0, len(stream.tokens))
+        if not 1 <= self.stride <= length:
+            raise ConfigError(f"expected 1 <= stride <= {length}, the length of a window, not {self.stride}.")
+        if not 0 <= prompt_share <= 1:
+            raise ConfigError(f"prompt_share is a part, in [0, 1], not {prompt_share}.")
         if self.stop - self.first < 2:
             raise CorpusError(f"{self.stop - self.first} tokens are not enough to train on: at least 2 are needed.")
 
     def __len__(self) -> int:
-        return -(-(self.stop - self.first - 1) // self.length)
+        beyond_the_first = max(0, self.stop - self.first - 1 - self.length)
+        return 1 - (-beyond_the_first // self.stride)
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
         """The windows of these numbers, B of them."""
@@ -106,16 +79,83 @@ class Windows:
         return Batch(inputs, targets, document)
 
     def _window(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        start = self.first + index * self.length
+        """inputs, targets, document: (T,) each."""
+        start = self.first + index * self.stride
         stop = min(start + self.length, self.stop - 1)
         n = stop - start
         inputs = np.full(self.length, self.pad_id, np.int64)
         targets = np.full(self.length, IGNORE, np.int64)
         inputs[:n] = self.stream.tokens[start:stop]
-        following = self.stream.tokens[start + 1 : stop + 1].astype(np.int64)
-        targets[:n] = np.where(self.stream.learned[start + 1 : stop + 1], following, IGNORE)
+        targets[:n] = self.stream.tokens[start + 1 : stop + 1]
+        if self.stream.learned is not None:
+            targets[:n][~self.stream.learned[start + 1 : stop + 1]] = IGNORE
+        if self.prompt_share and np.random.default_rng([self.seed, index]).random() < self.prompt_share:
+            inputs[0] = self.stream.tokens[0]  # a stream begins with the end-of-text token
         document = np.searchsorted(self.stream.starts, np.arange(start, start + self.length), side="right") - 1
         return inputs, targets, document
+
+
+class BatchSource(Protocol):
+    """Where a training loop gets its batches: without end, and from any position again."""
+
+    def next(self) -> Batch:
+        """This process's rows of the next batch."""
+
+    def state(self) -> dict[str, Any]:
+        """The position after the last batch, which can be written as JSON."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on after that position, with as many processes as there are now."""
+
+    @property
+    def steps_in_epoch(self) -> int | None:
+        """Batches in an epoch; None where nobody knows."""
+
+    def describe_last(self) -> str:
+        """Where this process's rows of the last batch stand, for reports of errors."""
+
+
+class EpochBatches:
+    """All windows once in each epoch, in a new order each time; the last batch of an epoch may be smaller.
+
+    A batch is the same with any number of processes: each takes every `world`-th row of it, from `rank` on. A process
+    for which there is no row gets one without targets.
+    """
+
+    def __init__(self, windows: Windows, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+        self.windows, self.batch_size, self.seed, self.rank, self.world = windows, batch_size, seed, rank, world
+        self._taken = 0  # batches, in all epochs
+        self._ordered = -1  # the epoch whose order is kept
+        self._order = np.array([], np.int64)
+
+    @property
+    def steps_in_epoch(self) -> int:
+        return -(-len(self.windows) // self.batch_size)
+
+    def next(self) -> Batch:
+        indices = self._indices(self._taken)
+        self._taken += 1
+        return rows_of_rank(self.windows, indices, self.rank, self.world)
+
+    def state(self) -> dict[str, Any]:
+        return {"batches": self._taken}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._taken = state["batches"]
+
+    def describe_last(self) -> str:
+        if not self._taken:
+            return "no batch yet"
+        epoch, number = divmod(self._taken - 1, self.steps_in_epoch)
+        rows = self._indices(self._taken - 1)[self.rank :: self.world]
+        return f"epoch {epoch + 1}, batch {number + 1} of {self.steps_in_epoch}, windows {listed(rows)}"
+
+    def _indices(self, taken: int) -> np.ndarray:
+        """The windows of a batch, of all processes together."""
+        epoch, number = divmod(taken, self.steps_in_epoch)
+        if epoch != self._ordered:
+            self._ordered, self._order = epoch, epoch_order(len(self.windows), self.seed, epoch)
+        return self._order[number * self.batch_size : (number + 1) * self.batch_size]
 
 
 def epoch_order(n_windows: int, seed: int, epoch: int) -> np.ndarray:
@@ -123,8 +163,24 @@ def epoch_order(n_windows: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(n_windows)
 
 
-def batches(windows: Windows, batch_size: int, seed: int, epoch: int) -> Iterator[Batch]:
-    """One epoch: every window once. The last batch may be smaller."""
-    order = epoch_order(len(windows), seed, epoch)
-    for start in range(0, len(order), batch_size):
-        yield windows.batch(order[start : start + batch_size])
+def validation_batches(windows: Windows, count: int, rows: int, rank: int = 0, world: int = 1) -> list[Batch]:
+    """`count` windows, or all if there are less, evenly spread over the text; the same ones every time.
+
+    Each process gets the same number of batches: its share of batches of `rows` windows, as in EpochBatches.
+    """
+    count = min(count, len(windows))
+    picked = np.linspace(0, len(windows) - 1, count).round().astype(np.int64)
+    return [rows_of_rank(windows, picked[start : start + rows], rank, world) for start in range(0, count, rows)]
+
+
+def rows_of_rank(windows: Windows, indices: np.ndarray, rank: int, world: int) -> Batch:
+    """A process's rows of the batch of these windows; if there is none, one row without targets."""
+    if rank < len(indices):
+        return windows.batch(indices[rank::world])
+    batch = windows.batch(indices[:1])
+    return Batch(batch.inputs, torch.full_like(batch.targets, IGNORE), batch.document)
+
+
+def listed(numbers: np.ndarray) -> str:
+    """Window numbers for a person to read; a process may have none."""
+    return ", ".join(map(str, numbers.tolist())) or "none"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.decoders import DecodeStream
@@ -18,11 +18,12 @@ from tokenizers.trainers import BpeTrainer
 
 from transformer.errors import CheckpointError, ConfigError
 from transformer.files import whole_file
+from transformer.text import wordpiece
 
 END_OF_TEXT = "<|endoftext|>"
-PAD = "<|pad|>"
 # What the end-of-text token is called in tokenizers that do not say so themselves.
 _KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
+_TRAINING_CHARACTERS = 2**24  # more text takes more memory and time, and hardly gives another vocabulary
 
 
 class Tokenizer:
@@ -54,22 +55,26 @@ class Tokenizer:
 
     @classmethod
     def load(cls, source: str | Path) -> Tokenizer:
-        """Open a `tokenizer.json`, a directory that holds one, or that of a model on the Hub.
+        """Open a `tokenizer.json` or BERT's `vocab.txt`, a directory that holds one, or that of a model on the Hub.
+
+        BERT's [CLS] and [SEP] are put around no text; [SEP] is the end of text.
 
         Raises:
             CheckpointError: if it is not there, or cannot be read.
         """
         path = Path(source)
         if path.is_dir():
-            path = path / "tokenizer.json"
+            path = next((path / name for name in ("tokenizer.json", "vocab.txt") if (path / name).exists()), path)
         elif not path.exists():
             path = _download(str(source))
         try:
-            backend = Backend.from_file(str(path))
+            backend = wordpiece.open_vocabulary(path) if path.suffix == ".txt" else Backend.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
-            raise CheckpointError(f"{path} is not a tokenizer.json that can be read: {error}.") from error
+            raise CheckpointError(f"{path} is not a tokenizer that can be read: {error}.") from error
+        wordpiece.leave_texts_bare(backend)
         names = _special_names(path.with_name("tokenizer_config.json"))
-        return cls(backend, end_of_text=names.get("eos_token"), pad=names.get("pad_token"))
+        pad = names.get("pad_token") or (wordpiece.PAD if backend.token_to_id(wordpiece.PAD) is not None else None)
+        return cls(backend, end_of_text=names.get("eos_token"), pad=pad)
 
     @classmethod
     def train(
@@ -77,40 +82,42 @@ class Tokenizer:
         texts: Iterable[str],
         vocab_size: int,
         end_of_text: str = END_OF_TEXT,
-        pad: str | None = PAD,
+        pad: str | None = None,
         whole: Sequence[str] = (),
     ) -> Tokenizer:
-        """Train a byte-level BPE (Sennrich et al., 2016; Radford et al., 2019) on `texts`.
+        """Train a byte-level BPE (Sennrich et al., 2016; Radford et al., 2019) on the lines of `texts`.
 
         Every string can be encoded, and decoding gives it back unchanged. Encoding puts the end-of-text token in
-        front, as where a document begins.
+        front, as where a document begins. Of more than 16 million characters, lines spread evenly over the texts
+        are learned from: half of them, a quarter and so on. Memory does not grow with the texts.
 
         Args:
+            texts: documents, or pieces of them.
             vocab_size: all tokens together, the named ones included.
             whole: strings of the text that are one token each, such as WikiText's "<unk>".
 
         Raises:
             ConfigError: if `vocab_size` has no room for the 256 bytes and the named tokens.
         """
-        special = [end_of_text] + ([pad] if pad else [])
-        least = 256 + len(special) + len(whole)
+        named = [end_of_text, *([pad] if pad else []), *whole]
+        least = 256 + len(named)
         if vocab_size < least:
             raise ConfigError(f"a byte-level vocabulary needs at least {least} tokens, not {vocab_size}.")
         backend = Backend(BPE())
         backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
         backend.decoder = ByteLevelDecoder()
         trainer = BpeTrainer(
-            vocab_size=vocab_size - len(whole),
-            special_tokens=special,
+            vocab_size=vocab_size,
+            special_tokens=named,
             initial_alphabet=ByteLevel.alphabet(),
             show_progress=False,
         )
-        backend.train_from_iterator(texts, trainer)
-        backend.add_tokens([AddedToken(text, normalized=False) for text in whole])
+        lines = (line for text in texts for line in io.StringIO(text))  # with their ends, and at "\n" alone
+        backend.train_from_iterator(_evenly(lines, _TRAINING_CHARACTERS), trainer)
         backend.post_processor = TemplateProcessing(
             single=f"{end_of_text} $A", special_tokens=[(end_of_text, backend.token_to_id(end_of_text))]
         )
-        return cls(backend, end_of_text=end_of_text, pad=pad)
+        return cls(_as_text(backend, whole), end_of_text=end_of_text, pad=pad)
 
     def save(self, directory: str | Path) -> None:
         """Write `tokenizer.json` and the `tokenizer_config.json` by which `transformers` opens it."""
@@ -190,6 +197,29 @@ def _special_names(config: Path) -> dict[str, str]:
     # A token is a string, or an object whose "content" is one.
     names = {key: fields.get(key) for key in ("eos_token", "pad_token")}
     return {key: name["content"] if isinstance(name, dict) else name for key, name in names.items() if name}
+
+
+def _evenly(lines: Iterable[str], characters: int) -> list[str]:
+    """Every line, or every 2nd, 4th, 8th … so that they have at most so many characters together."""
+    kept: list[str] = []
+    length, step = 0, 1
+    for number, line in enumerate(lines):
+        if number % step:
+            continue
+        kept.append(line)
+        length += len(line)
+        while length > characters and len(kept) > 1:
+            kept, step = kept[::2], 2 * step
+            length = sum(map(len, kept))
+    return kept
+
+
+def _as_text(backend: Backend, whole: Sequence[str]) -> Backend:
+    """The trainer makes every named token special, which decoding leaves out; these are text."""
+    fields = json.loads(backend.to_str())
+    for token in fields["added_tokens"]:
+        token["special"] = token["content"] not in whole
+    return Backend.from_str(json.dumps(fields))
 
 
 def _replace_surrogates(text: str) -> str:

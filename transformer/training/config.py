@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformer.errors import ConfigError
 from transformer.model import ModelConfig
+from transformer.training.budget import SCHEDULES, Budget
+
+# What a run may change when it goes on: where and how it computes, how long, and what it shows.
+_FREE = {
+    *("output", "resume", "restart", "checkpoint_every", "keep_checkpoints"),
+    *("max_epochs", "max_steps", "max_tokens", "max_minutes", "max_cost", "price_per_hour", "patience"),
+    *("validate_every", "sample_prompt", "trackers", "parallel", "precision", "compile", "device"),
+}
 
 
 @dataclass(frozen=True)
@@ -16,14 +26,25 @@ class TrainConfig:
 
     Args:
         data: Text to train on: a .txt, .jsonl, .json or .parquet file (also .gz), a folder of them, or the id of a
-            data set on the Hub.
-        output: Folder for the trained model.
+            data set on the Hub. Rows have a text, a prompt and a completion, or messages.
+        output: Folder for the trained model. A run that stopped there goes on.
         data_config: Configuration of a Hub data set, such as wikitext-2-raw-v1.
         validation_data: Text to validate on, as data. Without it: the validation split of data, or else its last part.
-        tokenizer: A tokenizer.json, a folder with one, or a Hub model. Without it a byte-level BPE is trained on data.
+        stream: Read the text as it is needed instead of tokenising it once to disk; takes a budget and validation text.
+        token_cache: Folder of tokenised texts; without it one in the user's cache.
+        window_stride: Tokens from one window's beginning to the next; without it context_length, so that windows do
+            not overlap.
+        prompt_share: Part of the windows that begin like a prompt: with the end-of-text token, wherever they are cut.
+        separate_documents: Keep attention within a document, where a window holds several.
+        tokenizer: A tokenizer.json, a BERT vocab.txt, a folder with one, or a Hub model. Without it a byte-level BPE
+            is trained on data.
         vocab_size: Size of the vocabulary that is trained.
         whole_tokens: Strings that are one token each in a trained vocabulary, such as WikiText's <unk>.
         init_from: A model to go on from, with its architecture and tokenizer: a folder, a tar, a URL or a Hub id.
+        embeddings_from: A model with the same tokenizer whose token embeddings are taken: a folder or a Hub id.
+        start_from_bigrams: Begin as a bigram model: embeddings and vocabulary projection (which must not be tied) are
+            computed from the pairs of tokens in the text.
+        freeze_embeddings: Leave the token embeddings as they are.
         preset: Architecture: paper, gpt2, modern or blog.
         context_length: Tokens the model can attend to.
         d_model: Width of the model.
@@ -31,25 +52,42 @@ class TrainConfig:
         n_heads: Number of attention heads.
         n_kv_heads: Number of key-value heads; without it the preset's.
         d_feed_forward: Width of the feed-forward layers; without it derived from d_model.
+        tie_embeddings: Use the token embeddings as vocabulary projection too; without it as the preset does.
         dropout: Without it the preset's.
-        batch_size: Windows in a batch.
+        batch_size: Windows in a batch, over all processes together.
         accumulate: Batches whose gradients are summed for one step.
         optimizer: adamw, or muon for the matrices of the layers and adamw for the rest.
         learning_rate: The highest, reached after the warm-up.
+        embedding_learning_rate: That of the embeddings, and of a vocabulary projection tied to them; without it
+            learning_rate.
+        schedule: cosine, linear, or wsd (warm-up, stable, decay).
         warmup: Part of the run in which the learning rate rises.
-        final_learning_rate: Where the cosine ends, as a part of learning_rate.
+        decay: Part of the run in which the learning rate of wsd falls.
+        final_learning_rate: Where the schedule ends, as a part of learning_rate.
         weight_decay: Decay of the weights, of matrices alone.
         beta2: AdamW's decay of the squared gradients.
         clip: Largest norm of the gradient.
+        max_loss: Stop as diverged when the loss is above so many nats per token; without it three times that of
+            guessing.
         max_epochs: End after so many passes over the data; the default, if no other end is given, is one.
         max_steps: End after so many steps.
+        max_tokens: End after so many tokens were learned from.
         max_minutes: End after so many minutes.
+        max_cost: End when the run has cost so much, in the unit of price_per_hour.
+        price_per_hour: What the machine costs in an hour.
+        patience: End after so many validations without a better loss.
         validate_every: Steps between validations; without it ten times in the run.
         validation_windows: Windows looked at in each validation, at most.
         sample_prompt: Prompt of the sample that is shown at each validation.
+        checkpoint_every: Steps between checkpoints; without it every five minutes. Validations make one too.
+        keep_checkpoints: How many of the last checkpoints are kept, besides the best model.
+        resume: Insist on going on: an error if output has no checkpoint. A run with the same output goes on anyway.
+        restart: Begin anew, even if output has checkpoints.
         seed: Of the weights, the dropout and the order of the data.
         precision: auto (bf16 where it is faster), bf16 or fp32.
         compile: Compile the training step with torch.compile; it takes a C++ compiler and about a minute.
+        parallel: What several processes do: ddp (each has the whole model) or fsdp (each has a part of every tensor).
+        trackers: Also report to these: tensorboard, wandb, trackio. They are installed by the user.
         device: auto, cpu, cuda or mps.
     """
 
@@ -57,10 +95,18 @@ class TrainConfig:
     output: str = "output"
     data_config: str | None = None
     validation_data: str | None = None
+    stream: bool = False
+    token_cache: str | None = None
+    window_stride: int | None = None
+    prompt_share: float = 0.0
+    separate_documents: bool = False
     tokenizer: str | None = None
     vocab_size: int = 8192
     whole_tokens: tuple[str, ...] = ()
     init_from: str | None = None
+    embeddings_from: str | None = None
+    start_from_bigrams: bool = False
+    freeze_embeddings: bool = False
     preset: str = "modern"
     context_length: int = 512
     d_model: int = 256
@@ -68,45 +114,92 @@ class TrainConfig:
     n_heads: int = 4
     n_kv_heads: int | None = None
     d_feed_forward: int | None = None
+    tie_embeddings: bool | None = None
     dropout: float | None = None
     batch_size: int = 16
     accumulate: int = 1
     optimizer: str = "adamw"
     learning_rate: float = 2e-3
+    embedding_learning_rate: float | None = None
+    schedule: str = "cosine"
     warmup: float = 0.05
+    decay: float = 0.3
     final_learning_rate: float = 0.05
     weight_decay: float = 0.1
     beta2: float = 0.95
     clip: float = 1.0
+    max_loss: float | None = None
     max_epochs: float | None = None
     max_steps: int | None = None
+    max_tokens: int | None = None
     max_minutes: float | None = None
+    max_cost: float | None = None
+    price_per_hour: float | None = None
+    patience: int | None = None
     validate_every: int | None = None
     validation_windows: int = 64
     sample_prompt: str = "The history of"
+    checkpoint_every: int | None = None
+    keep_checkpoints: int = 2
+    resume: bool = False
+    restart: bool = False
     seed: int = 0
     precision: str = "auto"
     compile: bool = False
+    parallel: str = "ddp"
+    trackers: tuple[str, ...] = ()
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulate", "context_length", "learning_rate", "clip", "validation_windows"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} must be more than 0, not {getattr(self, name)}.")
-        for name in ("max_epochs", "max_steps", "max_minutes", "validate_every"):
+        positive = "batch_size accumulate context_length learning_rate clip validation_windows keep_checkpoints"
+        limits = "max_loss max_epochs max_steps max_tokens max_minutes max_cost price_per_hour"
+        other = "patience validate_every checkpoint_every window_stride embedding_learning_rate"
+        for name in f"{positive} {limits} {other}".split():
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"{name} must be more than 0, not {value}.")
-        if not 0 <= self.warmup < 1:
-            raise ConfigError(f"warmup is a part of the run, in [0, 1), not {self.warmup}.")
-        if not 0 <= self.final_learning_rate <= 1:
-            raise ConfigError(f"final_learning_rate is a part, in [0, 1], not {self.final_learning_rate}.")
+        for name, what in (("warmup", "part of the run"), ("prompt_share", "part of the windows")):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} is a {what}, in [0, 1), not {getattr(self, name)}.")
+        for name, what in (("decay", "part of the run"), ("final_learning_rate", "part of learning_rate")):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is a {what}, in [0, 1], not {getattr(self, name)}.")
+        if self.schedule not in SCHEDULES:
+            raise ConfigError(f"schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}.")
+        if self.max_cost and not self.price_per_hour:
+            raise ConfigError("max_cost needs price_per_hour: what the machine costs in an hour.")
+        if self.start_from_bigrams and (self.stream or self.init_from or self.embeddings_from):
+            raise ConfigError("start_from_bigrams excludes stream, init_from and embeddings_from.")
+        if self.resume and self.restart:
+            raise ConfigError("resume and restart exclude each other.")
+
+    def budget(self, steps_in_epoch: float | None) -> Budget:
+        """When the run ends; without any limit, after one epoch.
+
+        Args:
+            steps_in_epoch: None: nobody knows, as when text is streamed.
+
+        Raises:
+            ConfigError: if nothing says when a streamed run ends.
+        """
+        epochs = self.max_epochs
+        if not (epochs or self.max_steps or self.max_tokens or self.max_minutes or self.max_cost):
+            epochs = 1.0
+        if epochs and steps_in_epoch is None:
+            raise ConfigError(
+                "a streamed text has no known length: give max_steps, max_tokens, max_minutes or max_cost."
+            )
+        steps = [self.max_steps] if self.max_steps else []
+        steps += [math.ceil(epochs * steps_in_epoch)] if epochs and steps_in_epoch else []
+        seconds = [60 * self.max_minutes] if self.max_minutes else []
+        seconds += [3600 * self.max_cost / self.price_per_hour] if self.max_cost and self.price_per_hour else []
+        return Budget(min(steps, default=None), self.max_tokens, min(seconds, default=None))
 
     def model_config(self, vocab_size: int) -> ModelConfig:
         """The architecture to train from nothing."""
         always = ("context_length", "d_model", "n_layers", "n_heads")
         sizes: dict[str, Any] = {name: getattr(self, name) for name in always}
-        for name in ("n_kv_heads", "d_feed_forward", "dropout"):  # where None means the preset's
+        for name in ("n_kv_heads", "d_feed_forward", "tie_embeddings", "dropout"):  # where None means the preset's
             if getattr(self, name) is not None:
                 sizes[name] = getattr(self, name)
         return ModelConfig.preset(self.preset, vocab_size=vocab_size, **sizes)
@@ -115,3 +208,10 @@ class TrainConfig:
         """The options that are not at their default."""
         fields = ((field.name, getattr(self, field.name), field.default) for field in dataclasses.fields(self))
         return {name: value for name, value, default in fields if value != default}
+
+    def identity(self) -> dict[str, Any]:
+        """The options that make this run what it is: with others it could not go on. Of paths, the last part."""
+        options = {name: value for name, value in dataclasses.asdict(self).items() if name not in _FREE}
+        for name in ("data", "validation_data", "tokenizer", "init_from", "embeddings_from", "token_cache"):
+            options[name] = options[name] and Path(options[name]).name
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}

@@ -20,19 +20,35 @@ class Display:
         self._bar = tqdm(total=100, disable=not sys.stderr.isatty(), bar_format="{percentage:3.0f}% |{bar}| {desc}")
         self._last_line = 0.0
 
-    def step(self, step: int, progress: float, loss: float, tokens_per_second: float, seconds: float) -> None:
-        """Show where the run is. `loss` in nats per token; `seconds` since the start."""
-        left = seconds * (1 - progress) / progress if progress > 0 else math.nan
+    def step(
+        self,
+        step: int,
+        done: float,
+        loss: float,
+        tokens_per_second: float,
+        utilisation: float,
+        seconds: float,
+        cost: float | None,
+    ) -> None:
+        """Show where the run is.
+
+        Args:
+            done: part of the budget that is spent. loss: nats per token. utilisation: see `flops`, in [0, 1].
+            seconds: since the start. cost: so far; None: no price is known.
+        """
+        left = seconds * (1 - done) / done if done > 0 else math.nan
         text = (
             f"step {step:,} · loss {loss:.3f} · perplexity per token {perplexity(loss):,.1f} · "
-            f"{tokens_per_second:,.0f} tokens/s · {clock(left)} left"
+            f"{tokens_per_second:,.0f} tokens/s · {utilisation:.0%} MFU · {clock(left)} left"
         )
+        if cost is not None:
+            text += f" · cost {cost:.2f}"
         if not self._bar.disable:
-            self._bar.n = round(100 * progress)
+            self._bar.n = round(100 * done)
             self._bar.set_description_str(text)
         elif time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            logger.info("%3.0f%% · %s", 100 * progress, text)
+            logger.info("%3.0f%% · %s", 100 * done, text)
 
     def say(self, text: str) -> None:
         """Show a line that stays."""

@@ -1,60 +1,56 @@
-"""What changes the weights, and how fast: parameter groups, and the schedule as pure functions."""
+"""What changes the weights: AdamW and Muon, and which weights each gets."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 
 from transformer.errors import ConfigError
 from transformer.model import Transformer
+from transformer.training.config import TrainConfig
 
 OPTIMIZERS = ("adamw", "muon")
 
 
-def make_optimizers(
-    model: Transformer, name: str, learning_rate: float, weight_decay: float, beta2: float
-) -> list[torch.optim.Optimizer]:
-    """The optimizers that together update every weight once.
+def make_optimizers(model: Transformer, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """The optimizers that together update every weight once, frozen ones aside.
 
     adamw: AdamW (Loshchilov & Hutter, 2019), which decays matrices alone: not norms, not biases.
     muon: Muon (Jordan et al., 2024) for the matrices of the layers, AdamW for the rest. Its updates are scaled to the
     size of AdamW's (Liu et al., 2025), so that one learning rate serves both.
 
+    Each group keeps its highest rate as "highest"; `set_learning_rate` makes the present one of it.
+
     Raises:
         ConfigError: if there is no optimizer of that name.
     """
-    if name not in OPTIMIZERS:
-        raise ConfigError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, not {name!r}.")
-    hidden = [p for p in model.layers.parameters() if p.dim() == 2] if name == "muon" else []
-    taken = {id(p) for p in hidden}
-    others = [p for p in model.parameters() if id(p) not in taken]
+    if config.optimizer not in OPTIMIZERS:
+        raise ConfigError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, not {config.optimizer!r}.")
+    rate, decay = config.learning_rate, config.weight_decay
+    embedding_rate = config.embedding_learning_rate or rate
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    layers = {id(parameter) for parameter in model.layers.parameters()}
+    embeddings = {id(parameter) for name, parameter in model.named_parameters() if "embedding" in name}
+    matrices = [p for p in trained if p.dim() == 2]
+
+    def group(parameters: list[torch.nn.Parameter], rate: float, decay: float) -> dict[str, object]:
+        return {"params": parameters, "lr": rate, "highest": rate, "weight_decay": decay}
+
     groups = [
-        {"params": [p for p in others if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in others if p.dim() < 2], "weight_decay": 0.0},
+        # What decays in a step is rate times decay: embeddings are not to decay faster because they learn faster.
+        group([p for p in matrices if id(p) in embeddings], embedding_rate, decay * rate / embedding_rate),
+        group([p for p in matrices if id(p) not in embeddings | layers], rate, decay),  # a head that is not tied
+        group([p for p in trained if p.dim() < 2], rate, 0.0),
     ]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, beta2), fused=True)
-    ]
-    if hidden:
-        muon = torch.optim.Muon(hidden, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-        optimizers.append(muon)
+    hidden = group([p for p in matrices if id(p) in layers], rate, decay)
+    if config.optimizer == "adamw":
+        groups.append(hidden)
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, betas=(0.9, config.beta2), fused=True)]
+    if config.optimizer == "muon":
+        optimizers.append(torch.optim.Muon([hidden], adjust_lr_fn="match_rms_adamw"))
     return optimizers
 
 
-def warmup_cosine(progress: float, warmup: float, final: float) -> float:
-    """The learning rate as a part of its highest, at `progress` through the run, both in [0, 1].
-
-    It rises in a straight line during `warmup`, then falls along half a cosine to `final`.
-    """
-    if progress < warmup:
-        return progress / warmup
-    falling = min(1.0, (progress - warmup) / (1.0 - warmup))
-    return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * falling))
-
-
-def progress(step: int, seconds: float, max_steps: int | None, max_minutes: float | None) -> float:
-    """How far a run is, in [0, 1], by the budget of which most is spent."""
-    parts = [step / max_steps] if max_steps else []
-    parts += [seconds / (60 * max_minutes)] if max_minutes else []
-    return min(1.0, max(parts, default=0.0))
+def set_learning_rate(optimizers: list[torch.optim.Optimizer], part: float) -> None:
+    """Give every group this part of its highest learning rate."""
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["lr"] = part * group["highest"]

@@ -1,201 +1,210 @@
-"""The loop: batches in, a better model out. It does not know which architecture it trains.
+"""The run: step after step until the budget is spent, watched, validated and saved.
 
-Dimensions: B batch · T window
+It does not know which architecture it trains, nor how a step is computed.
 """
 
 from __future__ import annotations
 
-import json
+import dataclasses
+import logging
 import math
+import signal
 import time
-from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from transformer.device import autocast
-from transformer.errors import TransformerError
+from transformer.errors import CheckpointError, ConfigError
+from transformer.files import remove_partial
 from transformer.hub import checkpoint
 from transformer.inference import Generator, SamplingOptions
 from transformer.model import Transformer
-from transformer.text.batches import IGNORE, Batch, Windows, batches
+from transformer.text.batches import IGNORE, Batch, BatchSource
 from transformer.text.tokenizer import Tokenizer
+from transformer.training import state
+from transformer.training.budget import Progress, learning_rate
 from transformer.training.config import TrainConfig
-from transformer.training.display import Display, clock, perplexity
-from transformer.training.optimizers import make_optimizers, progress, warmup_cosine
+from transformer.training.engine import Engine
+from transformer.training.interrupt import Interrupt, Interrupted
+from transformer.training.loss import LanguageModelLoss
+from transformer.training.optimizers import make_optimizers, set_learning_rate
+from transformer.training.step import Stepper
+from transformer.training.watch import Watch
 
+logger = logging.getLogger("transformer")
+CHECKPOINTS = "checkpoints"  # the folder of them in the output folder
 _SAMPLE_TOKENS = 60
-_SHOWN_STEPS = 20  # the loss and speed on display are means over so many
 _VALIDATIONS = 10  # in a run that does not say how often
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came of a run. tokens: targets learned from. best_loss: nats per validation token, at best_step."""
-
-    steps: int
-    tokens: int
-    seconds: float
-    best_loss: float
-    best_step: int
+_SECONDS_BETWEEN_CHECKPOINTS = 300
 
 
 class Trainer:
     """Trains `model`; the best one so far by validation is always in `config.output`.
 
     Args:
-        train, validation: windows to learn from and to validate on.
+        source, validation: batches to learn from and to validate on, this process's rows of them.
+        engine: the processes of the run.
     """
 
     def __init__(
-        self, model: Transformer, tokenizer: Tokenizer, train: Windows, validation: Windows, config: TrainConfig
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        source: BatchSource,
+        validation: Sequence[Batch],
+        config: TrainConfig,
+        engine: Engine,
     ) -> None:
-        self.model, self.tokenizer, self.train_windows, self.config = model, tokenizer, train, config
-        self.device = next(model.parameters()).device
+        self.model, self.tokenizer, self.source, self.validation = model, tokenizer, source, validation
+        self.config, self.engine, self.progress = config, engine, Progress()
         self.output = Path(config.output)
-        self.optimizers = make_optimizers(
-            model, config.optimizer, config.learning_rate, config.weight_decay, config.beta2
-        )
-        self.max_steps = self._max_steps()
-        # Evenly spread over the validation text, and the same ones every time.
-        count = min(config.validation_windows, len(validation))
-        picked = np.linspace(0, len(validation) - 1, count).round().astype(int)
-        self._validation = [validation.batch(part) for part in np.array_split(picked, max(1, count // 8))]
-        self._loss = torch.compile(self.loss, dynamic=False) if config.compile else self.loss
+        in_epoch = source.steps_in_epoch
+        self.budget = config.budget(None if in_epoch is None else in_epoch / config.accumulate)
+        loss = LanguageModelLoss(model, config.precision)
+        if config.compile:
+            loss.compile(dynamic=False)
+        module = engine.prepare(loss)
+        # After sharding, which puts other parameters in the place of the first.
+        self.optimizers = make_optimizers(model, config)
+        self.stepper = Stepper(module, self.optimizers, source, tokenizer, config, engine)
+        # Validation goes around the compiled and the copied module: it would compile a second time.
+        self._score = module if engine.sharded else loss.forward
+        self._bytes_per_token = self._measure_bytes()
 
-    def run(self) -> Result:
-        """Train until the first budget is spent.
+    def run(self) -> Progress:
+        """Train until the first budget is spent, or validation has not improved for too long.
 
         Raises:
-            TransformerError: if the loss is no number any more.
+            Interrupted: if SIGTERM or Ctrl-C asked to stop; the state is saved.
+            TransformerError: if the run diverged, cannot go on from its checkpoint, or has no room to save.
         """
-        config, display = self.config, Display()
-        step, tokens, best_loss, best_step = 0, 0, math.inf, 0
-        recent: deque[tuple[float, int, float]] = deque(maxlen=_SHOWN_STEPS)  # (loss, tokens, seconds) of a step
-        stream = self._batches()
-        begin = last = time.perf_counter()
-        try:
-            while (done := progress(step, time.perf_counter() - begin, self.max_steps, config.max_minutes)) < 1.0:
-                loss, learned = self._step(stream, done)
-                step += 1
-                tokens += learned
-                now = time.perf_counter()
-                _check_finite(loss, step)
-                recent.append((loss, learned, now - last))
-                last = now
-                sums = [sum(column) for column in zip(*recent, strict=True)]
-                rate = sums[1] / sums[2]
-                display.step(step, done, sums[0] / len(recent), rate, now - begin)
-                so_far = {"step": step, "seconds": now - begin, "tokens": tokens}
-                self._record(**so_far, loss=loss, tokens_per_second=rate)
-                if self._validation_due(step, done, progress(step, now - begin, self.max_steps, config.max_minutes)):
-                    validation_loss = self.validate()
-                    _check_finite(validation_loss, step)
-                    self._record(**so_far, validation_loss=validation_loss)
-                    display.say(
-                        f"step {step:,} · {clock(now - begin)} · validation loss {validation_loss:.4f} · "
-                        f"perplexity per token {perplexity(validation_loss):,.2f}\n  {self.sample()}"
-                    )
-                    if validation_loss < best_loss:
-                        best_loss, best_step = validation_loss, step
-                        checkpoint.save(self.model, self.tokenizer, self.output)
-                    last = time.perf_counter()
-        finally:
-            display.close()
-        return Result(step, tokens, time.perf_counter() - begin, best_loss, best_step)
-
-    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean negative log-likelihood of the targets (B, T), in nats per token; IGNORE is not counted."""
-        hidden, head = self.model.hidden_states(inputs).flatten(0, 1), self.model.head
-        # The same as head and cross_entropy, in one operation that PyTorch can fuse.
-        return F.linear_cross_entropy(
-            hidden, head.weight, targets.flatten(), linear_bias=head.bias, ignore_index=IGNORE, reduction="mean"
-        )
+        config, progress = self.config, self.progress
+        self._resume()
+        earlier, saved, begin = progress.seconds, progress.seconds, time.perf_counter()
+        with Interrupt() as interrupt, Watch(progress, config, self.engine, self.model) as watch:
+            while (done := self.budget.spent(progress)) < 1.0 and not self._out_of_patience():
+                part = learning_rate(config.schedule, done, config.warmup, config.decay, config.final_learning_rate)
+                set_learning_rate(self.optimizers, part)
+                step_begin = time.perf_counter()
+                step = self.stepper.step(progress.step + 1)
+                now, main = time.perf_counter(), float(self.engine.main)
+                # All processes go by the clock of the first, and stop when one of them is asked to.
+                clocks = (main * (now - begin), main * (now - step_begin), interrupt.signal)
+                seconds, step_seconds, stop = self.engine.sum(*clocks)
+                progress.step += 1
+                progress.tokens += step.tokens
+                progress.seconds = earlier + seconds
+                progress.training_seconds += step_seconds
+                after = self.budget.spent(progress)
+                watch.step(step, step_seconds, after)
+                due = self._validation_due(done, after)
+                if due:
+                    self._validate(watch)
+                if due or stop or self._checkpoint_due(progress.seconds - saved):
+                    self._checkpoint()
+                    saved = progress.seconds
+                if stop and after < 1.0:
+                    raise Interrupted(progress.step, interrupt.signal or signal.SIGTERM)
+        return progress
 
     @torch.no_grad()
-    def validate(self) -> float:
-        """Nats per token of the validation windows."""
+    def validation_loss(self) -> float:
+        """Nats per token of the validation batches, over all processes."""
         self.model.eval()
         nats = counted = 0.0
-        for batch in self._validation:
-            n = int((batch.targets != IGNORE).sum())
-            if n:
-                with autocast(self.device, self.config.precision):
-                    nats += n * float(self.loss(batch.inputs.to(self.device), batch.targets.to(self.device)))
-                counted += n
+        for batch in self.validation:
+            counted += int((batch.targets != IGNORE).sum())
+            nats += float(self.stepper.nats(batch, self._score))
         self.model.train()
+        self.engine.reshard(self.stepper.module)
+        nats, counted = self.engine.sum(nats, counted)
         return nats / counted
 
-    def sample(self) -> str:
+    def _validate(self, watch: Watch) -> None:
+        """Measure, show, and keep the model if it is the best so far."""
+        progress, loss = self.progress, self.validation_loss()
+        whole = state.whole_model(self.model) if self.engine.sharded else self.model
+        if math.isfinite(loss) and loss < progress.best_loss:
+            progress.best_loss, progress.best_step, progress.waited = loss, progress.step, 0
+            if self.engine.main:
+                checkpoint.save(whole, self.tokenizer, self.output)
+        else:
+            progress.waited += 1
+        if self.engine.main:
+            watch.validation(loss, loss / math.log(2) / self._bytes_per_token, self._sample(whole))
+
+    def _measure_bytes(self) -> float:
+        """UTF-8 bytes of the validation text per target; end-of-text tokens are targets without bytes."""
+        targets = [row[row != IGNORE].tolist() for batch in self.validation for row in batch.targets]
+        local_bytes = sum(len(self.tokenizer.decode(row).encode()) for row in targets)
+        n_bytes, n_targets = self.engine.sum(local_bytes, sum(map(len, targets)))
+        if not n_targets:
+            raise ConfigError("the validation text has nothing to predict.")
+        return max(1.0, n_bytes) / n_targets
+
+    def _sample(self, model: Transformer) -> str:
         """A text from the model as it is now, on one line."""
-        self.model.eval()
+        training = model.training
         options = SamplingOptions(max_tokens=_SAMPLE_TOKENS, seed=self.config.seed)
-        text = "".join(Generator(self.model, self.tokenizer).generate(self.config.sample_prompt, options))
-        self.model.train()
+        text = "".join(Generator(model.eval(), self.tokenizer).generate(self.config.sample_prompt, options))
+        model.train(training)
         return " ".join(f"{self.config.sample_prompt}{text}".split())
 
-    def _step(self, stream: Iterator[Batch], done: float) -> tuple[float, int]:
-        """One update of the weights; the loss before it, in nats per token, and how many tokens were learned from."""
-        config = self.config
-        rate = config.learning_rate * warmup_cosine(done, config.warmup, config.final_learning_rate)
-        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
-            group["lr"] = rate
-        parts = [next(stream) for _ in range(config.accumulate)]
-        counted = [int((batch.targets != IGNORE).sum()) for batch in parts]
-        total = 0.0
-        for batch, n in zip(parts, counted, strict=True):
-            if not n:
-                continue
-            with autocast(self.device, config.precision):
-                loss = self._loss(batch.inputs.to(self.device), batch.targets.to(self.device))
-            share = loss * (n / sum(counted))  # each target weighs the same, whichever batch it is in
-            share.backward()
-            total += float(share.detach())
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        return total, sum(counted)
-
-    def _batches(self) -> Iterator[Batch]:
-        """Batches without end: epoch after epoch, each in a new order."""
-        epoch = 0
-        while True:
-            yield from batches(self.train_windows, self.config.batch_size, self.config.seed, epoch)
-            epoch += 1
-
-    def _max_steps(self) -> int | None:
-        """The budget of steps; a run without any budget makes one epoch."""
-        config = self.config
-        max_epochs = config.max_epochs
-        if max_epochs is None and config.max_steps is None and config.max_minutes is None:
-            max_epochs = 1.0
-        if max_epochs is None:
-            return config.max_steps
-        batches_in_epoch = math.ceil(len(self.train_windows) / config.batch_size)
-        in_epochs = math.ceil(max_epochs * batches_in_epoch / config.accumulate)
-        return min(in_epochs, config.max_steps or in_epochs)
-
-    def _validation_due(self, step: int, before: float, after: float) -> bool:
-        """Whether to validate after this step, which took the run's progress from `before` to `after`."""
+    def _validation_due(self, before: float, after: float) -> bool:
+        """Whether to validate after a step that took the run from `before` to `after`, in [0, 1]."""
         if after >= 1.0:
             return True  # whatever else: the last weights are never left unmeasured
         if self.config.validate_every:
-            return step % self.config.validate_every == 0
+            return self.progress.step % self.config.validate_every == 0
         return math.floor(before * _VALIDATIONS) < math.floor(after * _VALIDATIONS)
 
-    def _record(self, **numbers: Any) -> None:
-        self.output.mkdir(parents=True, exist_ok=True)
-        with open(self.output / "metrics.jsonl", "a") as file:
-            file.write(json.dumps({name: round(value, 6) for name, value in numbers.items()}) + "\n")
+    def _out_of_patience(self) -> bool:
+        return self.config.patience is not None and self.progress.waited >= self.config.patience
 
+    def _checkpoint_due(self, seconds: float) -> bool:
+        if self.config.checkpoint_every:
+            return self.progress.step % self.config.checkpoint_every == 0
+        return seconds > _SECONDS_BETWEEN_CHECKPOINTS
 
-def _check_finite(loss: float, step: int) -> None:
-    if not math.isfinite(loss):
-        raise TransformerError(f"the loss became {loss} at step {step}: try a lower learning_rate.")
+    def _checkpoint(self) -> None:
+        """Save all that the run goes on from."""
+        tensors = state.collect(self.model, self.optimizers)
+        if self.engine.main:
+            facts = {
+                "progress": dataclasses.asdict(self.progress),
+                "data": self.source.state(),
+                "run": self.config.identity(),
+            }
+            folder = self.output / CHECKPOINTS
+            state.save(folder, self.progress.step, state.State(tensors, facts), self.config.keep_checkpoints)
+
+    def _resume(self) -> None:
+        """Go on where the run in the output folder stopped, if there is one.
+
+        Raises:
+            ConfigError: if it is another run. CheckpointError: if there is none and config.resume insists.
+        """
+        folder = self.output / CHECKPOINTS
+        if self.engine.main:
+            remove_partial(self.output)
+            if self.config.restart:
+                state.remove(folder)
+        self.engine.wait()
+        found = state.load(folder)
+        if found is None:
+            if self.config.resume:
+                raise CheckpointError(f"{folder} has no checkpoint to go on from.")
+            return
+        for name, value in self.config.identity().items():
+            if (before := found.facts["run"].get(name)) != value:
+                raise ConfigError(
+                    f"{self.output} holds a run with {name} {before!r}, not {value!r}: "
+                    "go on with its options, choose another output, or begin anew with --restart."
+                )
+        state.restore(self.model, self.optimizers, found.tensors)
+        self.source.restore(found.facts["data"])
+        for name, value in found.facts["progress"].items():
+            setattr(self.progress, name, value)
+        if self.engine.main:
+            logger.info("going on after step %s of the run in %s", f"{self.progress.step:,}", self.output)

@@ -1,0 +1,91 @@
+"""What a run is told: on the command line, in a file, by a preset."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from transformer.errors import ConfigError
+from transformer.hub.card import command_line
+from transformer.training.config import TrainConfig
+from transformer.training.options import parse, presets, read
+
+
+def test_options_are_typed_and_hyphens_and_underscores_are_the_same() -> None:
+    config = parse(["--data", "x", "--max-minutes", "60", "--price_per_hour=0.4", "--max-cost", "5", "--compile"])
+    assert config == TrainConfig("x", max_minutes=60.0, price_per_hour=0.4, max_cost=5.0, compile=True)
+    assert parse(["--data", "x", "--whole-tokens", "<unk>", "<s>"]).whole_tokens == ("<unk>", "<s>")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [([], "--data"), (["--data", "x", "--max-steps", "many"], "--max-steps"), (["--data", "x", "--speed"], "--speed")],
+)
+def test_wrong_arguments_are_named(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(arguments)
+    output = capsys.readouterr()
+    assert said in output.out + output.err
+
+
+def test_help_shows_every_option_with_its_default_and_the_presets(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--learning-rate" in text and "(default: 0.002)" in text and "--config" in text
+    assert all(name in text for name in ("quick", "speedrun", "wikitext-2", "wikitext-103"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "run.yaml",
+            "data: x\nlearning-rate: 3e-3\nmax_steps: 7\ncompile: true\nwhole_tokens: [<unk>]\ndropout: null\n",
+        ),
+        ("run.toml", 'data = "x"\nlearning_rate = 3e-3\nmax_steps = 7\ncompile = true\nwhole-tokens = ["<unk>"]\n'),
+    ],
+)
+def test_a_file_holds_options_and_the_command_line_comes_first(name: str, text: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    expected = TrainConfig("x", learning_rate=3e-3, max_steps=7, compile=True, whole_tokens=("<unk>",))
+    assert parse(["--config", str(path)]) == expected
+    assert parse(["--max-steps", "9", f"--config={path}"]).max_steps == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("max_stepz: 7", "max_stepz"),
+        ("max_steps: many", "max_steps in .* is 'many': expected int"),
+        ("max_steps: 1.5", "expected int"),
+        ("compile: 1", "expected bool"),
+        ("[1, 2]", "holds list"),
+        ("a: [", "cannot be read"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_name(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        read(str(path))
+
+
+def test_an_unknown_preset_is_told_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="quick, speedrun, wikitext-103, wikitext-2"):
+        read("fast")
+
+
+@pytest.mark.parametrize("name", presets())
+def test_every_preset_is_a_whole_run(name: str) -> None:
+    config = parse(["--config", name])
+    config.model_config(config.vocab_size)
+    limits = (config.max_epochs, config.max_steps, config.max_minutes, config.max_cost)
+    assert config.data and any(limits) and config.output.endswith(name)
+
+
+def test_the_command_of_a_card_gives_the_run_again() -> None:
+    config = TrainConfig("x", output="out", whole_tokens=("<unk>", "a b"), compile=True, max_minutes=2.5)
+    words = shlex.split(command_line(config.changed()))
+    assert parse(words[2:]) == TrainConfig("x", whole_tokens=("<unk>", "a b"), compile=True, max_minutes=2.5)

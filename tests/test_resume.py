@@ -1,0 +1,208 @@
+"""A run that is stopped, killed or damaged ends as the run that was not."""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from models import SENTENCES
+
+from transformer.errors import CheckpointError, ConfigError, TransformerError
+from transformer.hub import checkpoint
+from transformer.training import state
+from transformer.training.config import TrainConfig
+from transformer.training.interrupt import Interrupted
+from transformer.training.run import train
+from transformer.training.step import Stepper
+
+ROOT = Path(__file__).parents[1]
+SMALL = dict(
+    vocab_size=300,
+    context_length=16,
+    d_model=32,
+    n_layers=2,
+    batch_size=4,
+    accumulate=2,
+    dropout=0.1,
+    precision="fp32",
+    optimizer="muon",
+    max_steps=24,
+    validate_every=6,
+    checkpoint_every=4,
+)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("text") / "corpus.jsonl"
+    path.write_text("".join(json.dumps({"text": sentence}) + "\n" for sentence in SENTENCES * 6))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def whole(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a run that nothing happened to."""
+    out = tmp_path_factory.mktemp("whole")
+    train(TrainConfig(data=corpus, output=str(out), **SMALL))
+    return out
+
+
+def assert_same(left: Path, right: Path) -> None:
+    """The same weights to the bit, the best and the last, and the same numbers on the way."""
+    assert (left / "model.safetensors").read_bytes() == (right / "model.safetensors").read_bytes()
+    last = [state.load(folder / "checkpoints") for folder in (left, right)]
+    assert last[0].tensors.keys() == last[1].tensors.keys()
+    assert all(torch.equal(last[0].tensors[name], last[1].tensors[name]) for name in last[0].tensors)
+    numbers = [
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in (left, right)
+    ]
+    for lines in numbers:
+        for line in lines:
+            for timed in ("seconds", "training_seconds", "tokens_per_second", "model_flop_utilisation"):
+                line.pop(timed, None)
+    assert numbers[0] == numbers[1]
+
+
+@pytest.mark.parametrize("stops_at", [1, 4, 5, 11, 23])
+def test_stopped_anywhere_it_ends_the_same(
+    stops_at: int, corpus: str, whole: Path, tmp_path: Path, monkeypatch
+) -> None:
+    config = TrainConfig(data=corpus, output=str(tmp_path), **SMALL)
+    step = Stepper.step
+
+    def stop(self: Stepper, number: int):
+        if number == stops_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, number)
+
+    monkeypatch.setattr(Stepper, "step", stop)
+    with pytest.raises(Interrupted, match=f"after step {stops_at}") as stopped:
+        train(config)
+    assert stopped.value.signal == signal.SIGTERM
+    monkeypatch.setattr(Stepper, "step", step)
+    torch.rand(7)  # whatever else drew random numbers in between
+    train(config)
+    assert_same(tmp_path, whole)
+
+
+@pytest.mark.parametrize("dies_at", [3, 9, 22])
+def test_lost_between_checkpoints_it_ends_the_same(
+    dies_at: int, corpus: str, whole: Path, tmp_path: Path, monkeypatch
+) -> None:
+    config = TrainConfig(data=corpus, output=str(tmp_path), **SMALL)
+    step = Stepper.step
+
+    def die(self: Stepper, number: int):
+        if number == dies_at:
+            raise RuntimeError("power is gone")
+        return step(self, number)
+
+    monkeypatch.setattr(Stepper, "step", die)
+    with pytest.raises(RuntimeError):
+        train(config)
+    monkeypatch.setattr(Stepper, "step", step)
+    train(config)
+    assert_same(tmp_path, whole)
+
+
+def test_killed_at_any_moment_it_ends_the_same(corpus: str, whole: Path, tmp_path: Path) -> None:
+    """The real command, killed with SIGKILL again and again while it trains and saves."""
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+    command = [sys.executable, "train.py", "--data", corpus, "--output", str(tmp_path), *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    metrics, chance = tmp_path / "metrics.jsonl", random.Random(0)
+    for _ in range(4):
+        run = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+        size, patience = metrics.stat().st_size if metrics.exists() else 0, time.monotonic() + 60
+        while run.poll() is None and time.monotonic() < patience:  # until it trains, and then a little
+            if metrics.exists() and metrics.stat().st_size != size:
+                break
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, 0.15))
+        run.kill()
+        run.wait()
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, stderr=subprocess.DEVNULL)
+    assert_same(tmp_path, whole)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(corpus: str, tmp_path: Path) -> None:
+    options = ["--vocab-size=300", "--context-length=16", "--d-model=32", "--n-layers=1", "--max-epochs=10000"]
+    command = [sys.executable, "train.py", "--data", corpus, "--output", str(tmp_path), *options]
+    run = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "metrics.jsonl").exists() or not (tmp_path / "metrics.jsonl").stat().st_size:
+        assert time.monotonic() < deadline and run.poll() is None
+        time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    error = run.communicate(timeout=60)[1]
+    assert run.returncode == 130
+    assert "stopped after step" in error and "Traceback" not in error
+    assert state.load(tmp_path / "checkpoints").facts["progress"]["step"] > 0
+
+
+@pytest.mark.parametrize("damage", ["torn", "flipped", "empty"])
+def test_a_damaged_checkpoint_is_known_and_the_one_before_it_used(
+    damage: str, corpus: str, whole: Path, tmp_path: Path, monkeypatch, caplog
+) -> None:
+    config = TrainConfig(data=corpus, output=str(tmp_path), **SMALL)
+    train(config)
+    newest = max((tmp_path / "checkpoints").glob("step-*"))
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes({"torn": newest.read_bytes()[:-100], "flipped": bytes(content), "empty": b""}[damage])
+    train(config)
+    assert "damaged" in caplog.text and newest.name in caplog.text
+    assert_same(tmp_path, whole)
+
+
+def test_the_last_checkpoints_are_kept(whole: Path) -> None:
+    kept = sorted(int(path.name.split("-")[1]) for path in (whole / "checkpoints").glob("step-*"))
+    assert kept == [20, 24]
+
+
+def test_a_finished_run_is_not_trained_again_and_a_longer_budget_goes_on(corpus: str, tmp_path: Path) -> None:
+    config = TrainConfig(data=corpus, output=str(tmp_path), **SMALL)
+    train(config)
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    assert train(config).step == 24
+    assert (tmp_path / "model.safetensors").read_bytes() == weights
+    assert (
+        train(TrainConfig(data=corpus, output=str(tmp_path), **{**SMALL, "max_steps": 30, "resume": True})).step == 30
+    )
+
+
+def test_another_run_is_not_mixed_with_this_one(corpus: str, whole: Path, tmp_path: Path) -> None:
+    out = str(tmp_path)
+    train(TrainConfig(data=corpus, output=out, **SMALL))
+    with pytest.raises(ConfigError, match=r"learning_rate 0\.002, not 0\.01"):
+        train(TrainConfig(data=corpus, output=out, learning_rate=0.01, **SMALL))
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        train(TrainConfig(data=corpus, output=str(tmp_path / "new"), resume=True, **SMALL))
+    assert train(TrainConfig(data=corpus, output=out, learning_rate=0.01, restart=True, **SMALL)).step == 24
+    train(TrainConfig(data=corpus, output=out, restart=True, **SMALL))
+    assert_same(tmp_path, whole)
+
+
+def test_a_full_disk_is_said_and_the_last_good_checkpoint_stays(corpus: str, tmp_path: Path) -> None:
+    config = TrainConfig(data=corpus, output=str(tmp_path), **{**SMALL, "max_steps": 4})
+    train(config)
+    before = state.load(tmp_path / "checkpoints")
+    size = max((tmp_path / "checkpoints").glob("step-*")).stat().st_size
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limit[1]))  # no file may be larger: as good as a full disk
+    try:
+        with pytest.raises(TransformerError, match="step 8 cannot be written"):
+            train(TrainConfig(data=corpus, output=str(tmp_path), **{**SMALL, "max_steps": 24, "validate_every": 100}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    after = state.load(tmp_path / "checkpoints")
+    assert after.facts == before.facts and not list(tmp_path.rglob("*.partial"))
+    assert checkpoint.load_model(tmp_path).config.n_layers == 2

@@ -1,0 +1,123 @@
+"""The token embedding of any pretrained model, to begin a new model with.
+
+Dimensions: V vocabulary of the pretrained model · D its width
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from transformer.errors import CheckpointError, ConfigError
+from transformer.hub.source import fetch
+from transformer.model import Transformer
+
+_WEIGHTS, _INDEX, _PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+# What the token embedding is called: its name ends in one of these. The first that is there counts.
+_NAMES = (
+    "shared",  # T5, BART: the one matrix that encoder and decoder share, before their own names for it
+    "wte",  # GPT-2
+    "embed_tokens",  # Llama, Qwen, Mistral, Gemma, OPT
+    "word_embeddings",  # BERT, RoBERTa, BLOOM, Falcon
+    "token_embedding",  # CLIP; our own
+    "tok_embeddings",  # ModernBERT
+    "embed_in",  # GPT-NeoX, Pythia
+)
+
+
+def pretrained_embeddings(source: str) -> Tensor:
+    """The input token embedding (V, D) of a pretrained model of whatever architecture, as float32 on the CPU.
+
+    Of a model in the safetensors format only this tensor is read, and of one in several files on the Hub only the file
+    that holds it is fetched.
+
+    Args:
+        source: whatever `fetch` takes: a folder, a tar, a URL, or a Hub id such as google-bert/bert-base-uncased.
+
+    Raises:
+        CheckpointError: if there is no model, or no token embedding in it, or more than one.
+    """
+    directory = fetch(source, ("config.json", _WEIGHTS, _INDEX))
+    if (directory / _WEIGHTS).exists():
+        table = _from_safetensors(directory / _WEIGHTS)
+    elif (directory / _INDEX).exists():
+        shard = _shard(directory / _INDEX)
+        table = _from_safetensors(fetch(source, ("config.json", shard)) / shard)
+    else:
+        table = _from_pickle(fetch(source, ("config.json", _PICKLED)) / _PICKLED, source)
+    if table.dim() != 2 or not table.is_floating_point():
+        raise CheckpointError(
+            f"the token embedding of {source} is {table.dtype} of shape {tuple(table.shape)}, expected a matrix of "
+            "floats: take a model that is not quantised."
+        )
+    return table.float()
+
+
+@torch.no_grad()
+def use_embeddings(model: Transformer, table: Tensor) -> None:
+    """Copy pretrained embeddings (V, D) into the model, with a tied head into that too.
+
+    The table may have more rows than the model has tokens: published tables are often padded at the end. The numbers
+    are taken as they are, also by a model that multiplies its embeddings by sqrt(d_model).
+
+    Raises:
+        ConfigError: if the table is not as wide as the model, or has fewer rows than the model has tokens.
+    """
+    rows, width = table.shape
+    config = model.config
+    if width != config.d_model:
+        raise ConfigError(
+            f"the pretrained embeddings are {width} wide, the model {config.d_model}: set d_model {width}."
+        )
+    if rows < config.vocab_size:
+        raise ConfigError(
+            f"the pretrained embeddings are of {rows:,} tokens, the model has {config.vocab_size:,}: use the tokenizer "
+            "of the model that the embeddings are from."
+        )
+    model.token_embedding.weight.copy_(table[: config.vocab_size])
+
+
+def _name(names: Iterable[str], where: Path) -> str:
+    """Which of the names of a model's tensors is that of its token embedding."""
+    found = list(names)
+    for ending in _NAMES:
+        if matches := [name for name in found if f".{name}".endswith(f".{ending}.weight")]:
+            if len(matches) > 1:
+                raise CheckpointError(f"{where} has several token embeddings, {' and '.join(matches)}: expected one.")
+            return matches[0]
+    raise CheckpointError(
+        f"{where} has no token embedding: none of its {len(found)} tensors is called {', '.join(_NAMES)}."
+    )
+
+
+def _from_safetensors(path: Path) -> Tensor:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor(_name(file.keys(), path))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is missing or damaged: {error}.") from error
+
+
+def _shard(index: Path) -> str:
+    """The name of the file that holds the token embedding, of a model in several files."""
+    try:
+        files = json.loads(index.read_text())["weight_map"]
+        return Path(files[_name(files, index)]).name  # of a path into other folders only the name is taken
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{index} is not an index of weights: {error}.") from error
+
+
+def _from_pickle(path: Path, source: str) -> Tensor:
+    """From the older format, which has to be read whole."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)  # tensors alone: no code is run
+    except FileNotFoundError:
+        raise CheckpointError(f"{source} has no weights: expected {_WEIGHTS}, {_INDEX} or {_PICKLED}.") from None
+    except Exception as error:  # bytes that are no pickle can raise anything
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    return state[_name(state, path)].clone()  # a copy, so that the rest can go

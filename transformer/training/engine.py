@@ -1,0 +1,129 @@
+"""Where a run computes: one process, or several on one machine or many, on Hugging Face Accelerate.
+
+Every process holds the same step of the same run: they start with equal weights, each learns from its rows of a batch,
+and gradients, losses and decisions are shared. Sharding is PyTorch's FSDP2 (`fully_shard`), applied here instead of by
+Accelerate, which leaves it out on a CPU and does not know our tied embeddings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from transformer.device import pick_device
+from transformer.errors import ConfigError
+from transformer.training.loss import LanguageModelLoss
+
+PARALLEL = ("ddp", "fsdp")
+
+
+class Engine:
+    """The processes of a run.
+
+    Args:
+        device: auto, cpu, cuda or mps.
+        parallel: what several processes do: "ddp" keeps the whole model in each, "fsdp" a shard of every tensor.
+        trackers: names of Accelerate's trackers, such as tensorboard, wandb or trackio. folder: where they write.
+
+    Raises:
+        ConfigError: if an option is unknown, or there is no such device or tracker.
+    """
+
+    def __init__(
+        self,
+        device: str = "auto",
+        parallel: str = "ddp",
+        trackers: tuple[str, ...] = (),
+        folder: str | Path | None = None,
+    ) -> None:
+        if parallel not in PARALLEL:
+            raise ConfigError(f"parallel must be one of {', '.join(PARALLEL)}, not {parallel!r}.")
+        picked = pick_device(device)
+        try:
+            self.accelerator = Accelerator(
+                cpu=picked.type == "cpu", mixed_precision="no", log_with=list(trackers) or None, project_dir=folder
+            )
+            if trackers:
+                self.accelerator.init_trackers("decoder-only-transformer")
+        except ValueError as error:
+            raise ConfigError(f"the trackers {', '.join(trackers)} cannot be used: {error}") from error
+        self.rank: int = self.accelerator.process_index
+        self.world: int = self.accelerator.num_processes
+        self.main: bool = self.accelerator.is_main_process
+        # With one process the device is the one that was asked for; with several each has its own.
+        self.device: torch.device = self.accelerator.device if self.world > 1 else picked
+        self.sharded = parallel == "fsdp" and self.world > 1
+
+    def prepare(self, module: LanguageModelLoss) -> nn.Module:
+        """The module as this run calls it: on its device, and tied to its copies in the other processes."""
+        module.to(self.device)
+        if self.sharded:
+            mesh = torch.distributed.init_device_mesh(self.device.type, (self.world,))
+            for layer in module.model.layers:
+                fully_shard(layer, mesh=mesh)
+            fully_shard(module, mesh=mesh)  # changes the module itself
+            return module
+        return self.accelerator.prepare_model(module) if self.world > 1 else module
+
+    @contextmanager
+    def gradients(self, module: nn.Module, last: bool) -> Iterator[None]:
+        """Within it gradients are computed; they are shared with the other processes in the `last` part of a step."""
+        if self.sharded:
+            module.set_requires_gradient_sync(last)  # type: ignore[operator]
+            yield
+        elif last:
+            yield
+        else:
+            with self.accelerator.no_sync(module):
+                yield
+
+    def sum(self, *numbers: float) -> list[float]:
+        """Each number summed over the processes."""
+        if self.world == 1:
+            return list(numbers)
+        # MPS has no fp64; it also has no second process.
+        return self.accelerator.reduce(torch.tensor(numbers, dtype=torch.float64, device=self.device), "sum").tolist()
+
+    def reshard(self, module: nn.Module) -> None:
+        """Give up whole copies of shards, which a forward without a backward leaves in the place of the parameters."""
+        for part in module.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
+
+    def main_first(self) -> AbstractContextManager[None]:
+        """Within it the first process goes ahead and the others wait until it is through."""
+        return self.accelerator.main_process_first()
+
+    def wait(self) -> None:
+        """Go on when every process is here."""
+        self.accelerator.wait_for_everyone()
+
+    def log(self, numbers: dict[str, Any], step: int) -> None:
+        """Hand numbers to the trackers, if there are any."""
+        self.accelerator.log(numbers, step=step)
+
+    def close(self) -> None:
+        """End the trackers and the process group."""
+        self.accelerator.end_training()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that may be sharded, on the CPU. Every process has to call it."""
+    tensor = tensor.detach()
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
+
+
+def like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor placed as `parameter` is: on its device, and sharded if it is."""
+    tensor = tensor.to(parameter.device, copy=True)
+    if isinstance(parameter, DTensor) and tensor.dim():
+        return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
+    return tensor

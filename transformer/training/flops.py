@@ -1,0 +1,46 @@
+"""How well a run uses its processor: model FLOP utilisation (PaLM, Chowdhery et al., 2022, appendix B)."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from transformer.device import autocast
+from transformer.model import Transformer
+
+_SIZE = 1024  # of the matrices that are timed
+_REPEATS = 5
+
+
+def flops_per_token(model: Transformer, context: int) -> int:
+    """Floating-point operations of forward and backward for one token: 6 N + 12 L H E T.
+
+    N: the weights that are multiplied with, so without the embeddings that are only looked up, but with the head. The
+    second term is attention over T tokens; that a causal kernel leaves out half of it is not taken off.
+    """
+    config = model.config
+    multiplied = sum(p.numel() for p in model.layers.parameters() if p.dim() == 2) + model.head.weight.numel()
+    return 6 * multiplied + 12 * config.n_layers * config.n_heads * config.key_dim * context
+
+
+@torch.no_grad()
+def measured_peak(device: torch.device, precision: str) -> float:
+    """FLOP per second of a large matrix product on this processor in this precision: the best of a few."""
+    matrix = torch.randn(_SIZE, _SIZE, device=device)
+    best = float("inf")
+    with autocast(device, precision):
+        other = matrix @ matrix  # of the precision's type, which the timed products then need not convert to
+        for _ in range(_REPEATS):
+            _finish(device)
+            begin = time.perf_counter()
+            other @ other
+            _finish(device)
+            best = min(best, time.perf_counter() - begin)
+    return 2 * _SIZE**3 / best
+
+
+def _finish(device: torch.device) -> None:
+    """Wait for what was only queued on an accelerator."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -1,0 +1,53 @@
+"""`metrics.jsonl`: a line for every step and every validation, kept true across a resume."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from transformer.errors import TransformerError
+from transformer.files import whole_file
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Metrics:
+    """The metrics of a run.
+
+    Args:
+        step: the run goes on after this step; what stands there of later ones, which will be made again, is removed.
+    """
+
+    def __init__(self, directory: Path, step: int = 0) -> None:
+        self._path = directory / METRICS_FILE
+        kept = [line for line in self._lines() if line["step"] <= step] if step else []
+        with whole_file(self._path) as path:
+            path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    def write(self, numbers: dict[str, Any]) -> None:
+        """Append a line.
+
+        Raises:
+            TransformerError: if there is no room for it.
+        """
+        line = json.dumps({name: _rounded(value) for name, value in numbers.items()})
+        try:
+            with open(self._path, "a") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise TransformerError(f"{self._path} cannot be written: {error}.") from error
+
+    def _lines(self) -> list[dict[str, Any]]:
+        lines = []
+        for line in self._path.read_text().splitlines() if self._path.exists() else []:
+            try:
+                lines.append(json.loads(line))
+            except ValueError:  # a torn line: only the last one can be, and it will be written again
+                continue
+        return lines
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.7g}") if isinstance(value, float) and math.isfinite(value) else value

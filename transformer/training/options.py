@@ -1,0 +1,86 @@
+"""The options of a run from the command line, and from a file or a preset that it names."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import tyro
+import yaml
+
+from transformer.errors import ConfigError
+from transformer.training.config import TrainConfig
+
+_PRESETS = Path(__file__).with_name("presets")
+
+
+def parse(arguments: list[str]) -> TrainConfig:
+    """The run that the command line describes; what it says comes before what `--config` says.
+
+    Raises:
+        ConfigError: if a file or an option in it is wrong. SystemExit: if an argument is, after saying how.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    known, rest = first.parse_known_args(arguments)
+    options = read(known.config) if known.config else {}
+    # `data` is the one option without a default: on the command line it is asked for unless the file has it.
+    default = TrainConfig(**{"data": tyro.MISSING, **options})
+    description = (
+        "Train a decoder-only Transformer.\n\n--config NAME|FILE: begin with the options of a preset "
+        f"({', '.join(presets())}) or of a YAML or TOML file; other options override them."
+    )
+    return tyro.cli(TrainConfig, prog="train.py", description=description, args=rest, default=default)
+
+
+def presets() -> list[str]:
+    """The names of whole runs that are known."""
+    return sorted(path.stem for path in _PRESETS.glob("*.yaml"))
+
+
+def read(name: str) -> dict[str, Any]:
+    """The options in a YAML or TOML file, or of a preset; hyphens and underscores in their names are the same.
+
+    Raises:
+        ConfigError: if there is no such file or preset, or it holds what is no option.
+    """
+    path = _PRESETS / f"{name}.yaml" if name in presets() else Path(name)
+    try:
+        text = path.read_text()
+        options = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+    except OSError as error:
+        raise ConfigError(f"there is no config {name}: expected {', '.join(presets())} or a file.") from error
+    except (tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{name} cannot be read: {error}.") from error
+    if not isinstance(options, dict):
+        raise ConfigError(f"{name} holds {type(options).__name__}: expected options and their values.")
+    options = {str(key).replace("-", "_"): value for key, value in options.items()}
+    fields = {field.name: str(field.type) for field in dataclasses.fields(TrainConfig)}
+    for key, value in options.items():
+        if key not in fields:
+            raise ConfigError(f"{name} has an option {key} that does not exist: see train.py --help.")
+        options[key] = _converted(f"{key} in {name}", value, fields[key])
+    return options
+
+
+def _converted(what: str, value: Any, kind: str) -> Any:
+    """A value of a file as the type that the option has; YAML reads 2e-3 as a string."""
+    if value is None and "None" in kind:
+        return None
+    try:
+        if kind.startswith("tuple"):
+            return (value,) if isinstance(value, str) else tuple(str(one) for one in value)
+        if kind.startswith("bool"):
+            if not isinstance(value, bool):
+                raise ValueError
+            return value
+        if kind.startswith("int"):
+            if isinstance(value, bool) or int(value) != float(value):
+                raise ValueError
+            return int(value)
+        return float(value) if kind.startswith("float") else str(value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{what} is {value!r}: expected {kind}.") from None
