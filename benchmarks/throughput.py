@@ -4,10 +4,9 @@ python -m benchmarks.throughput                              # 16 windows of 128
 python -m benchmarks.throughput --batch 4 --context 512
 python -m benchmarks.throughput --only compile --seconds 60
 
-A step is forward, loss, backward, clipping, the optimizer's update and zeroing of the gradients, without dropout, on
-tokens drawn anew. Every measurement is a process of its own, and contenders take turns, so that noise hits all of them.
-MFU: floating-point operations of our model (transformer/training/flops.py) for every contender, as a part of what
-matrix products reach here in its precision.
+A step is forward, loss, backward, clipping, the optimizer's update and zeroing of the gradients, without dropout.
+Every measurement is a process of its own, and contenders take turns, so that noise hits all of them alike. MFU counts
+the operations of our model for every contender, as a part of what matrix products reach here in its precision.
 """
 
 import argparse
@@ -24,7 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
-from types import SimpleNamespace
+from types import SimpleNamespace as Namespace
 from typing import Any
 
 import torch
@@ -42,15 +41,14 @@ from transformer.training.step import Stepper
 
 OURS, GPT2, X_TRANSFORMERS = "ours", "transformers GPT-2", "x-transformers"
 VARIANTS = ("fp32", "bf16", "bf16 compile")
-CPU = torch.device("cpu")
-RATE = 3e-4
+LEARNING_RATE = 3e-4
 WARM_UP = 3  # steps; the first one compiles, and makes the optimizer's state
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36), "MALLOC_TOP_PAD_": str(2**28)}
-Task = argparse.Namespace  # the options below, and of one contender the library and the variant
+Run = dict[str, Any]  # what was measured
 Contender = tuple[int, Callable[[], object]]  # its parameters, and what makes one step
 
 
-def read_options() -> Task:
+def read_options() -> Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default, meaning in (
         ("batch", 16, "windows in a batch"),
@@ -67,57 +65,55 @@ def read_options() -> Task:
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{meaning} (%(default)s)")
     words = "only contenders with one of these in their name"
     parser.add_argument("--only", nargs="+", default=[""], metavar="WORD", help=words)
-    fused = "the peers too use the fused AdamW, as the Trainer of transformers does; without it PyTorch's default"
+    fused = "give the peers a fused AdamW, as the Trainer of transformers does; without it they have PyTorch's default"
     parser.add_argument("--peers-fused", action="store_true", help=fused)
     malloc = (
-        "who keeps freed memory instead of giving it back (settings of glibc's malloc, Linux alone): the logits of a "
-        "batch are 400 MB, and memory taken anew costs a page fault for every 4 KiB. It is no part of the code: with "
-        "'ours' the difference is fair only if training is started with these settings too (%(default)s)"
+        "who keeps freed memory, by settings of glibc's malloc, instead of giving it back: the logits of a batch are "
+        "400 MB, and taken anew they cost a page fault for every 4 KiB. 'ours' is fair only if training is started "
+        "with these settings too (%(default)s)"
     )
     parser.add_argument("--malloc", choices=("none", "ours", "all"), default="none", help=malloc)
-    parser.add_argument("--child", metavar="JSON", help=argparse.SUPPRESS)  # one measurement: a Task
-    return parser.parse_args()
+    parser.add_argument("--child", metavar="JSON", help=argparse.SUPPRESS)  # the task of one measurement
+    return Namespace(**vars(parser.parse_args()))
 
 
-def our_model(task: Task) -> Transformer:
+def our_model(task: Namespace) -> Transformer:
     sizes = {"d_model": task.width, "n_layers": task.layers, "n_heads": task.heads, "vocab_size": task.vocabulary}
     return Transformer(ModelConfig.preset("gpt2", context_length=task.context, dropout=0.0, **sizes))
 
 
-def draw(task: Task, length: int) -> Tensor:
-    """(batch, length) tokens. Always new ones: a batch known by heart has tiny gradients, and denormals are slow."""
-    return torch.randint(task.vocabulary, (task.batch, length))
+def draw(task: Namespace) -> Tensor:
+    """(batch, context) tokens. Always new ones: a batch known by heart has tiny gradients, and denormals are slow."""
+    return torch.randint(task.vocabulary, (task.batch, task.context))
 
 
-def ours(task: Task) -> Contender:
+def ours(task: Namespace) -> Contender:
     """The step of train.py itself. Made up are the batches, and the tokenizer, of which it reads the size alone."""
     precision, _, compiled = task.variant.partition(" ")
-    config = TrainConfig(data="", learning_rate=RATE, precision=precision)
+    config = TrainConfig(data="", learning_rate=LEARNING_RATE, precision=precision)
     model, engine, number = our_model(task), Engine("cpu"), itertools.count(1)
     loss = LanguageModelLoss(model, precision)
     if compiled:
         loss.compile(dynamic=False)  # as Trainer does
 
-    def batch() -> Batch:
-        tokens = draw(task, task.context + 1)
-        return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), document=tokens)
-
-    source: Any = SimpleNamespace(next=batch, describe_last=str)
-    tokenizer: Any = SimpleNamespace(vocab_size=task.vocabulary)
+    document = torch.zeros(task.batch, task.context)  # every row is one
+    source: Any = Namespace(next=lambda: Batch(draw(task), draw(task), document), describe_last=str)
+    tokenizer: Any = Namespace(vocab_size=task.vocabulary)
     stepper = Stepper(engine.prepare(loss), make_optimizers(model, config), source, tokenizer, config, engine)
     return model.parameter_count(), lambda: stepper.step(next(number))
 
 
-def gpt2(task: Task) -> Contender:
+def gpt2(task: Namespace) -> Contender:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     sizes = {"vocab_size": task.vocabulary, "n_positions": task.context, "n_embd": task.width}
-    without = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "use_cache": False}
-    model = GPT2LMHeadModel(GPT2Config(n_layer=task.layers, n_head=task.heads, **sizes, **without))
+    no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    other = {"use_cache": False, "bos_token_id": None, "eos_token_id": None}
+    model = GPT2LMHeadModel(GPT2Config(n_layer=task.layers, n_head=task.heads, **sizes, **no_dropout, **other))
     return peer(task, model, lambda tokens: model(input_ids=tokens, labels=tokens).loss)
 
 
-def x_transformers(task: Task) -> Contender:
+def x_transformers(task: Namespace) -> Contender:
     from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
 
     sizes = {"dim": task.width, "depth": task.layers, "heads": task.heads, "attn_dim_head": task.width // task.heads}
@@ -126,15 +122,15 @@ def x_transformers(task: Task) -> Contender:
     return peer(task, model, model)
 
 
-def peer(task: Task, model: nn.Module, loss_of: Callable[[Tensor], Tensor]) -> Contender:
+def peer(task: Namespace, model: nn.Module, loss_of: Callable[[Tensor], Tensor]) -> Contender:
     """The step that is usual in PyTorch, around a model of another library."""
     model.train()
     if task.variant.endswith("compile"):
         model.compile(dynamic=False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, fused=task.peers_fused or None)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=task.peers_fused or None)
 
     def step() -> None:
-        tokens = draw(task, task.context)
+        tokens = draw(task)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=task.variant.startswith("bf16")):
             loss = loss_of(tokens)
         loss.backward()
@@ -148,28 +144,26 @@ def peer(task: Task, model: nn.Module, loss_of: Callable[[Tensor], Tensor]) -> C
 CONTENDERS = {OURS: ours, GPT2: gpt2, X_TRANSFORMERS: x_transformers}
 
 
-def measure(task: Task) -> dict[str, Any]:
+def measure(task: Namespace) -> Run:
     """What one contender does, or without one what the machine can do. In this process."""
     torch.set_num_threads(task.threads)
     if task.library is None:
-        with torch.device("meta"):
-            flops = flops_per_token(our_model(task), task.context)
-        return {"flops": flops, "machine": describe(CPU), **{p: measured_peak(CPU, p) for p in ("fp32", "bf16")}}
-    torch.manual_seed(0)
+        cpu, flops = torch.device("cpu"), flops_per_token(our_model(task), task.context)
+        return {"flops": flops, "machine": describe(cpu), **{p: measured_peak(cpu, p) for p in ("fp32", "bf16")}}
     parameters, step = CONTENDERS[task.library](task)
     for _ in range(WARM_UP):
         step()
-    steps, faults, begin = 0, resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
+    steps, before, begin = 0, resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
     while (steps < task.steps) if task.steps else (time.perf_counter() - begin < task.seconds):
         step()
         steps += 1
     speed = steps * task.batch * task.context / (time.perf_counter() - begin)
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    gigabytes = usage.ru_maxrss / (1e9 if sys.platform == "darwin" else 1e9 / 1024)
-    return {"speed": speed, "parameters": parameters, "faults": (usage.ru_minflt - faults) / steps, "memory": gigabytes}
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    faults, gigabytes = (after.ru_minflt - before.ru_minflt) / steps, after.ru_maxrss * 1024 / 1e9
+    return {"parameters": parameters, "speed": speed, "faults": faults, "memory": gigabytes}
 
 
-def in_a_process(options: Task, library: str | None = None, variant: str = "") -> dict[str, Any]:
+def in_a_process(options: Namespace, library: str | None = None, variant: str = "") -> Run:
     malloc = MALLOC if options.malloc == "all" or (options.malloc, library) == ("ours", OURS) else {}
     task = json.dumps({**vars(options), "library": library, "variant": variant})
     command = [sys.executable, "-m", "benchmarks.throughput", "--child", task]
@@ -180,7 +174,7 @@ def in_a_process(options: Task, library: str | None = None, variant: str = "") -
 def main() -> None:
     options, load = read_options(), os.getloadavg()[0]
     if options.child:
-        print(json.dumps(measure(Task(**json.loads(options.child)))))
+        print(json.dumps(measure(Namespace(**json.loads(options.child)))))
         return
     packages = ["torch", "transformers", "x-transformers"]
     if not importlib.util.find_spec("x_transformers"):
@@ -188,18 +182,19 @@ def main() -> None:
         print("x-transformers is left out: it is not installed (pip install x-transformers).", file=sys.stderr)
     # Of one variant every library, then of the next: what is compared runs side by side.
     pairs = [(library, variant) for variant in VARIANTS for library in CONTENDERS]
-    pairs = [pair for pair in pairs if any(word in " ".join(pair) for word in options.only)]
-    machines: list[dict[str, Any]] = []
-    results: dict[tuple[str, str], list[dict[str, Any]]] = {pair: [] for pair in pairs}
+    machines, results = [], {pair: [] for pair in pairs if any(word in " ".join(pair) for word in options.only)}
     for _ in range(options.rounds):
         machines.append(in_a_process(options))
-        for pair in pairs:
-            results[pair].append(in_a_process(options, *pair))
-            print(f"{' '.join(pair)}: {results[pair][-1]['speed']:,.0f} tokens/s", file=sys.stderr)
+        for pair, runs in results.items():
+            runs.append(in_a_process(options, *pair))
+            print(f"{' '.join(pair)}: {runs[-1]['speed']:,.0f} tokens/s", file=sys.stderr)
+    print_report(machines, results, load)
 
+
+def print_report(machines: list[Run], results: dict[tuple[str, str], list[Run]], load: float) -> None:
     peaks = {precision: max(machine[precision] for machine in machines) for precision in ("fp32", "bf16")}
-    versions = ", ".join(f"{package} {version(package)}" for package in packages)
-    print(f"\n{datetime.date.today()}, {machines[0]['machine']}, load before it {load:.1f}, {versions}")
+    print(f"\n{datetime.date.today()}, {machines[0]['machine']}, load before it {load:.1f}")
+    print(", ".join(f"{library} {version(library)}" for library in ("torch", "transformers", "x-transformers")))
     print(f"`python -m benchmarks.throughput {shlex.join(sys.argv[1:])}`")
     print(", ".join(f"{precision} matrix products: {peak / 1e9:,.0f} GFLOP/s" for precision, peak in peaks.items()))
     print("\n| contender | M weights | tokens/s | slowest–fastest | ours is × as fast | MFU | page faults/step | GB |")
