@@ -1,29 +1,24 @@
 """Tokens per second of whole training steps, ours beside those of other libraries at the same shape.
 
-python -m benchmarks.throughput                              # 16 windows of 128 tokens
+python -m benchmarks.throughput                            # batches of 16 windows with 128 tokens of context
 python -m benchmarks.throughput --batch 4 --context 512
-python -m benchmarks.throughput --only compile --seconds 60
 
 A step is forward, loss, backward, clipping, the optimizer's update and zeroing of the gradients, without dropout.
 Every measurement is a process of its own, and contenders take turns, so that noise hits all of them alike. MFU counts
 the operations of our model for every contender, as a part of what matrix products reach here in its precision.
 """
 
-import argparse
-import datetime
-import importlib.util
 import itertools
 import json
 import os
-import resource
-import shlex
 import statistics
 import subprocess
 import sys
 import time
+from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
-from importlib.metadata import version
-from types import SimpleNamespace as Namespace
+from importlib import metadata, util
+from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
 import torch
@@ -49,32 +44,22 @@ Contender = tuple[int, Callable[[], object]]  # its parameters, and what makes o
 
 
 def read_options() -> Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default, meaning in (
-        ("batch", 16, "windows in a batch"),
-        ("context", 128, "tokens in a window"),
-        ("layers", 6, "layers"),
-        ("width", 512, "d_model; the feed-forward layers are four times as wide"),
-        ("heads", 8, "attention heads"),
-        ("vocabulary", 50257, "tokens in the vocabulary"),
-        ("threads", 2, "threads of PyTorch"),
-        ("rounds", 3, "measurements of each contender"),
-        ("seconds", 20, f"length of a measurement, after {WARM_UP} steps that warm up and compile"),
-        ("steps", None, "length of a measurement, in place of seconds"),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{meaning} (%(default)s)")
-    words = "only contenders with one of these in their name"
-    parser.add_argument("--only", nargs="+", default=[""], metavar="WORD", help=words)
-    fused = "give the peers a fused AdamW, as the Trainer of transformers does; without it they have PyTorch's default"
-    parser.add_argument("--peers-fused", action="store_true", help=fused)
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    numbers = {"batch": 16, "context": 128, "layers": 6, "width": 512, "heads": 8, "vocabulary": 50257}
+    numbers |= {"threads": 2, "rounds": 3, "seconds": 20}
+    for name, default in numbers.items():
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help="default: %(default)s")
+    parser.add_argument("--steps", type=int, metavar="N", help="length of a measurement in place of --seconds")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="WORD", help="contenders with this in their name")
+    parser.add_argument("--peers-fused", action="store_true", help="the fused AdamW, which ours has, for the peers too")
     malloc = (
         "who keeps freed memory, by settings of glibc's malloc, instead of giving it back: the logits of a batch are "
         "400 MB, and taken anew they cost a page fault for every 4 KiB. 'ours' is fair only if training is started "
         "with these settings too (%(default)s)"
     )
     parser.add_argument("--malloc", choices=("none", "ours", "all"), default="none", help=malloc)
-    parser.add_argument("--child", metavar="JSON", help=argparse.SUPPRESS)  # the task of one measurement
-    return Namespace(**vars(parser.parse_args()))
+    parser.add_argument("--child", metavar="JSON", help=SUPPRESS)  # the task of one measurement
+    return parser.parse_args()
 
 
 def our_model(task: Namespace) -> Transformer:
@@ -95,7 +80,6 @@ def ours(task: Namespace) -> Contender:
     loss = LanguageModelLoss(model, precision)
     if compiled:
         loss.compile(dynamic=False)  # as Trainer does
-
     document = torch.zeros(task.batch, task.context)  # every row is one
     source: Any = Namespace(next=lambda: Batch(draw(task), draw(task), document), describe_last=str)
     tokenizer: Any = Namespace(vocab_size=task.vocabulary)
@@ -107,9 +91,8 @@ def gpt2(task: Namespace) -> Contender:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     sizes = {"vocab_size": task.vocabulary, "n_positions": task.context, "n_embd": task.width}
-    no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    other = {"use_cache": False, "bos_token_id": None, "eos_token_id": None}
-    model = GPT2LMHeadModel(GPT2Config(n_layer=task.layers, n_head=task.heads, **sizes, **no_dropout, **other))
+    without: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "use_cache": False}
+    model = GPT2LMHeadModel(GPT2Config(n_layer=task.layers, n_head=task.heads, **sizes, **without))
     return peer(task, model, lambda tokens: model(input_ids=tokens, labels=tokens).loss)
 
 
@@ -153,14 +136,13 @@ def measure(task: Namespace) -> Run:
     parameters, step = CONTENDERS[task.library](task)
     for _ in range(WARM_UP):
         step()
-    steps, before, begin = 0, resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    steps, before, begin = 0, getrusage(RUSAGE_SELF), time.perf_counter()
     while (steps < task.steps) if task.steps else (time.perf_counter() - begin < task.seconds):
         step()
         steps += 1
-    speed = steps * task.batch * task.context / (time.perf_counter() - begin)
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    faults, gigabytes = (after.ru_minflt - before.ru_minflt) / steps, after.ru_maxrss * 1024 / 1e9
-    return {"parameters": parameters, "speed": speed, "faults": faults, "memory": gigabytes}
+    seconds, after = time.perf_counter() - begin, getrusage(RUSAGE_SELF)
+    speed, faults = steps * task.batch * task.context / seconds, (after.ru_minflt - before.ru_minflt) / steps
+    return {"parameters": parameters, "speed": speed, "faults": faults, "memory": after.ru_maxrss * 1024 / 1e9}
 
 
 def in_a_process(options: Namespace, library: str | None = None, variant: str = "") -> Run:
@@ -176,13 +158,13 @@ def main() -> None:
     if options.child:
         print(json.dumps(measure(Namespace(**json.loads(options.child)))))
         return
-    packages = ["torch", "transformers", "x-transformers"]
-    if not importlib.util.find_spec("x_transformers"):
-        CONTENDERS.pop(packages.pop())
+    if not util.find_spec("x_transformers"):
+        del CONTENDERS[X_TRANSFORMERS]
         print("x-transformers is left out: it is not installed (pip install x-transformers).", file=sys.stderr)
     # Of one variant every library, then of the next: what is compared runs side by side.
     pairs = [(library, variant) for variant in VARIANTS for library in CONTENDERS]
-    machines, results = [], {pair: [] for pair in pairs if any(word in " ".join(pair) for word in options.only)}
+    pairs = [pair for pair in pairs if any(word in " ".join(pair) for word in options.only)]
+    machines, results = [], {pair: list[Run]() for pair in pairs}
     for _ in range(options.rounds):
         machines.append(in_a_process(options))
         for pair, runs in results.items():
@@ -193,12 +175,13 @@ def main() -> None:
 
 def print_report(machines: list[Run], results: dict[tuple[str, str], list[Run]], load: float) -> None:
     peaks = {precision: max(machine[precision] for machine in machines) for precision in ("fp32", "bf16")}
-    print(f"\n{datetime.date.today()}, {machines[0]['machine']}, load before it {load:.1f}")
-    print(", ".join(f"{library} {version(library)}" for library in ("torch", "transformers", "x-transformers")))
-    print(f"`python -m benchmarks.throughput {shlex.join(sys.argv[1:])}`")
+    packages = {"torch", "transformers"} | {X_TRANSFORMERS}.intersection(library for library, _ in results)
+    versions = ", ".join(f"{package} {metadata.version(package)}" for package in sorted(packages))
+    print(time.strftime("\n%Y-%m-%d"), machines[0]["machine"], f"load before it {load:.1f}", versions, sep=", ")
+    print(f"`python -m benchmarks.throughput {subprocess.list2cmdline(sys.argv[1:])}`")
     print(", ".join(f"{precision} matrix products: {peak / 1e9:,.0f} GFLOP/s" for precision, peak in peaks.items()))
-    print("\n| contender | M weights | tokens/s | slowest–fastest | ours is × as fast | MFU | page faults/step | GB |")
-    print("|---|--:|--:|--:|--:|--:|--:|--:|")
+    columns = "M weights | tokens/s | slowest–fastest | ours ÷ it | MFU | page faults/step | GB"
+    print(f"\n| contender | {columns} |\n|---{'|--:' * 7}|")
     for (library, variant), runs in results.items():
         speeds = [run["speed"] for run in runs]
         speed, faults, memory = (statistics.median(run[key] for run in runs) for key in ("speed", "faults", "memory"))

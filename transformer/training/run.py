@@ -28,6 +28,7 @@ from transformer.training.bigrams import start_from_bigrams
 from transformer.training.budget import Progress
 from transformer.training.config import TrainConfig
 from transformer.training.engine import Engine
+from transformer.training.memory import keep_freed_memory
 from transformer.training.trainer import CHECKPOINTS, Trainer
 
 logger = logging.getLogger("transformer")
@@ -48,6 +49,8 @@ def train(config: TrainConfig) -> Progress:
     engine = Engine(config.device, config.parallel, config.trackers, config.output)
     if not engine.main:
         logger.setLevel(logging.WARNING)
+    if engine.device.type == "cpu":
+        keep_freed_memory()
     try:
         with engine.main_first():  # what the first process fetches, trains or tokenises, the others find
             tokenizer = _tokenizer(config, engine)
