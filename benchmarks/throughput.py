@@ -80,8 +80,7 @@ def ours(task: Namespace) -> Contender:
     loss = LanguageModelLoss(model, precision)
     if compiled:
         loss.compile(dynamic=False)  # as Trainer does
-    document = torch.zeros(task.batch, task.context)  # every row is one
-    source: Any = Namespace(next=lambda: Batch(draw(task), draw(task), document), describe_last=str)
+    source: Any = Namespace(next=lambda: Batch(*(draw(task) for _ in range(3))), describe_last=str)
     tokenizer: Any = Namespace(vocab_size=task.vocabulary)
     stepper = Stepper(engine.prepare(loss), make_optimizers(model, config), source, tokenizer, config, engine)
     return model.parameter_count(), lambda: stepper.step(next(number))
@@ -92,7 +91,9 @@ def gpt2(task: Namespace) -> Contender:
 
     sizes = {"vocab_size": task.vocabulary, "n_positions": task.context, "n_embd": task.width}
     without: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "use_cache": False}
-    model = GPT2LMHeadModel(GPT2Config(n_layer=task.layers, n_head=task.heads, **sizes, **without))
+    # Without loss_type it logs a warning in every step, at which torch.compile breaks its graph in two.
+    config = GPT2Config(n_layer=task.layers, n_head=task.heads, loss_type="ForCausalLM", **sizes, **without)
+    model = GPT2LMHeadModel(config)
     return peer(task, model, lambda tokens: model(input_ids=tokens, labels=tokens).loss)
 
 
@@ -107,7 +108,6 @@ def x_transformers(task: Namespace) -> Contender:
 
 def peer(task: Namespace, model: nn.Module, loss_of: Callable[[Tensor], Tensor]) -> Contender:
     """The step that is usual in PyTorch, around a model of another library."""
-    model.train()
     if task.variant.endswith("compile"):
         model.compile(dynamic=False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=task.peers_fused or None)

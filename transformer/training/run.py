@@ -49,8 +49,6 @@ def train(config: TrainConfig) -> Progress:
     engine = Engine(config.device, config.parallel, config.trackers, config.output)
     if not engine.main:
         logger.setLevel(logging.WARNING)
-    if engine.device.type == "cpu":
-        keep_freed_memory()
     try:
         with engine.main_first():  # what the first process fetches, trains or tokenises, the others find
             tokenizer = _tokenizer(config, engine)
@@ -66,6 +64,8 @@ def train(config: TrainConfig) -> Progress:
             f"{engine.world} × {engine.device.type}",
         )
         rows = validation_batches(validation, config.validation_windows, _VALIDATION_ROWS, engine.rank, engine.world)
+        if engine.device.type == "cpu":
+            keep_freed_memory()  # not before: what tokenising freed is not needed again
         progress = Trainer(model.train(), tokenizer, source, rows, config, engine).run()
         if engine.main:
             command = command_line(config.changed())
