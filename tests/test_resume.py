@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ from transformer.training import state
 from transformer.training.config import TrainConfig
 from transformer.training.interrupt import Interrupted
 from transformer.training.run import train
-from transformer.training.step import Stepper
+from transformer.training.step import Step, Stepper
 
 ROOT = Path(__file__).parents[1]
 SMALL = dict(
@@ -70,46 +72,64 @@ def assert_same(left: Path, right: Path) -> None:
     assert numbers[0] == numbers[1]
 
 
+@contextmanager
+def before_step(number: int, happens: Callable[[], None]) -> Iterator[None]:
+    """Within it something happens just before the step of this number is made."""
+    make = Stepper.step
+
+    def step(self: Stepper, now: int) -> Step:
+        if now == number:
+            happens()
+        return make(self, now)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stepper, "step", step)
+        yield
+
+
 @pytest.mark.parametrize("stops_at", [1, 4, 5, 11, 23])
-def test_stopped_anywhere_it_ends_the_same(
-    stops_at: int, corpus: str, whole: Path, tmp_path: Path, monkeypatch
-) -> None:
+def test_stopped_anywhere_it_ends_the_same(stops_at: int, corpus: str, whole: Path, tmp_path: Path) -> None:
     config = TrainConfig(data=corpus, output=str(tmp_path), **SMALL)
-    step = Stepper.step
-
-    def stop(self: Stepper, number: int):
-        if number == stops_at:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, number)
-
-    monkeypatch.setattr(Stepper, "step", stop)
-    with pytest.raises(Interrupted, match=f"after step {stops_at}") as stopped:
+    with (
+        before_step(stops_at, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+        pytest.raises(Interrupted, match=f"after step {stops_at}") as stopped,
+    ):
         train(config)
     assert stopped.value.signal == signal.SIGTERM
-    monkeypatch.setattr(Stepper, "step", step)
     torch.rand(7)  # whatever else drew random numbers in between
     train(config)
     assert_same(tmp_path, whole)
 
 
+def power_fails() -> None:
+    raise RuntimeError("power is gone")
+
+
 @pytest.mark.parametrize("dies_at", [3, 9, 22])
-def test_lost_between_checkpoints_it_ends_the_same(
-    dies_at: int, corpus: str, whole: Path, tmp_path: Path, monkeypatch
-) -> None:
+def test_lost_between_checkpoints_it_ends_the_same(dies_at: int, corpus: str, whole: Path, tmp_path: Path) -> None:
     config = TrainConfig(data=corpus, output=str(tmp_path), **SMALL)
-    step = Stepper.step
-
-    def die(self: Stepper, number: int):
-        if number == dies_at:
-            raise RuntimeError("power is gone")
-        return step(self, number)
-
-    monkeypatch.setattr(Stepper, "step", die)
-    with pytest.raises(RuntimeError):
+    with before_step(dies_at, power_fails), pytest.raises(RuntimeError, match="power"):
         train(config)
-    monkeypatch.setattr(Stepper, "step", step)
     train(config)
     assert_same(tmp_path, whole)
+
+
+def test_a_restart_that_is_lost_leaves_nothing_of_the_old_run_to_go_on_from(
+    corpus: str, tmp_path: Path, monkeypatch
+) -> None:
+    train(TrainConfig(data=corpus, output=str(tmp_path), **SMALL))
+    other = {**SMALL, "vocab_size": 320}
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power"):
+        patch.setattr("transformer.training.run.tokenized", lambda *arguments: power_fails())
+        train(TrainConfig(data=corpus, output=str(tmp_path), restart=True, **other))
+    assert train(TrainConfig(data=corpus, output=str(tmp_path), **other)).step == 24
+    assert checkpoint.load_model(tmp_path).config.vocab_size == 320
+
+
+def test_a_run_goes_on_with_another_folder_of_tokens(corpus: str, tmp_path: Path) -> None:
+    for steps, cache in ((4, "one"), (8, "two")):
+        options = {**SMALL, "max_steps": steps, "token_cache": str(tmp_path / cache)}
+        assert train(TrainConfig(data=corpus, output=str(tmp_path / "out"), **options)).step == steps
 
 
 def test_killed_at_any_moment_it_ends_the_same(corpus: str, whole: Path, tmp_path: Path) -> None:

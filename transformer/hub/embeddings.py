@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from transformer.errors import CheckpointError, ConfigError
+from transformer.hub.pickles import load_pickle
 from transformer.hub.source import fetch
 from transformer.model import Transformer
 
@@ -114,10 +115,7 @@ def _shard(index: Path) -> str:
 
 def _from_pickle(path: Path, source: str) -> Tensor:
     """From the older format, which has to be read whole."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)  # tensors alone: no code is run
-    except FileNotFoundError:
-        raise CheckpointError(f"{source} has no weights: expected {_WEIGHTS}, {_INDEX} or {_PICKLED}.") from None
-    except Exception as error:  # bytes that are no pickle can raise anything
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not path.exists():
+        raise CheckpointError(f"{source} has no weights: expected {_WEIGHTS}, {_INDEX} or {_PICKLED}.")
+    state = load_pickle(path)
     return state[_name(state, path)].clone()  # a copy, so that the rest can go

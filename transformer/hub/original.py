@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from transformer.errors import CheckpointError
+from transformer.hub.pickles import load_pickle
 from transformer.model import ModelConfig, Transformer
 from transformer.model.config import Heads
 from transformer.model.positions import sinusoids
@@ -61,12 +62,7 @@ def load_original(path: str | Path, heads: Heads = "average", pad_token_id: int 
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # tensors alone: no code is run
-    except FileNotFoundError:
-        raise CheckpointError(f"there is no file {path}.") from None
-    except Exception as error:  # bytes that are no pickle can raise anything
-        raise CheckpointError(f"{path} is not a checkpoint that can be read: {error}") from error
+    checkpoint = load_pickle(path)
     state = checkpoint.get("model_state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise CheckpointError(f"{path} is no checkpoint of the original project: it has no model_state_dict.")

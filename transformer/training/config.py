@@ -14,7 +14,7 @@ from transformer.training.budget import SCHEDULES, Budget
 
 # What a run may change when it goes on: where and how it computes, how long, and what it shows.
 _FREE = {
-    *("output", "resume", "restart", "checkpoint_every", "keep_checkpoints"),
+    *("output", "token_cache", "resume", "restart", "checkpoint_every", "keep_checkpoints"),
     *("max_epochs", "max_steps", "max_tokens", "max_minutes", "max_cost", "price_per_hour", "patience"),
     *("validate_every", "sample_prompt", "trackers", "parallel", "precision", "compile", "device"),
 }
@@ -212,6 +212,6 @@ class TrainConfig:
     def identity(self) -> dict[str, Any]:
         """The options that make this run what it is: with others it could not go on. Of paths, the last part."""
         options = {name: value for name, value in dataclasses.asdict(self).items() if name not in _FREE}
-        for name in ("data", "validation_data", "tokenizer", "init_from", "embeddings_from", "token_cache"):
+        for name in ("data", "validation_data", "tokenizer", "init_from", "embeddings_from"):
             options[name] = options[name] and Path(options[name]).name
         return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}

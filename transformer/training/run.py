@@ -50,6 +50,8 @@ def train(config: TrainConfig) -> Progress:
     if not engine.main:
         logger.setLevel(logging.WARNING)
     try:
+        if engine.main and config.restart:  # before anything of the new run is written beside them
+            state.remove(Path(config.output) / CHECKPOINTS)
         with engine.main_first():  # what the first process fetches, trains or tokenises, the others find
             tokenizer = _tokenizer(config, engine)
             model = _model(config, tokenizer)
@@ -82,7 +84,7 @@ def train(config: TrainConfig) -> Progress:
 def _tokenizer(config: TrainConfig, engine: Engine) -> Tokenizer:
     """The tokenizer of the run, kept beside its checkpoints: a run that goes on has the one it began with."""
     kept = Path(config.output) / CHECKPOINTS
-    if not engine.main or (state.exists(kept) and not config.restart):
+    if not engine.main or state.exists(kept):
         return Tokenizer.load(kept)
     if config.init_from:
         tokenizer = Tokenizer.load(fetch(config.init_from))

@@ -188,9 +188,6 @@ class Trainer:
         folder = self.output / CHECKPOINTS
         if self.engine.main:
             remove_partial(self.output)
-            if self.config.restart:
-                state.remove(folder)
-        self.engine.wait()
         found = state.load(folder)
         if found is None:
             if self.config.resume:
