@@ -122,8 +122,10 @@ def linear(low: float, high: float, ticks: int = 5, outward: bool = True, least:
     """
     if not (math.isfinite(low) and math.isfinite(high)):
         low, high = 0.0, 1.0
-    if high - low < 1e-9 * max(abs(high), 1e-3):  # one value
-        low, high = low - abs(low or 1) / 10, high + abs(high or 1) / 10
+    size = max(abs(low), abs(high))
+    if high - low < 1e-9 * max(size, 1e-3):  # one value
+        margin = size / 10 if size > 1e-9 else 0.1
+        low, high = low - margin, high + margin
     power = 10.0 ** math.floor(math.log10((high - low) / ticks))
     wide = min((m * power for m in (1, 2, 5, 10)), key=lambda wide: abs(math.log((high - low) / wide / ticks)))
     wide = max(wide, least)
