@@ -77,7 +77,7 @@ def ours(task: Namespace) -> Contender:
     precision, _, compiled = task.variant.partition(" ")
     config = TrainConfig(data="", learning_rate=LEARNING_RATE, precision=precision)
     model, engine, number = our_model(task), Engine("cpu"), itertools.count(1)
-    loss = LanguageModelLoss(model, precision)
+    loss = LanguageModelLoss(model, precision == "bf16")
     if compiled:
         loss.compile(dynamic=False)  # as Trainer does
     source: Any = Namespace(next=lambda: Batch(*(draw(task) for _ in range(3))), describe_last=str)

@@ -119,7 +119,7 @@ def test_padding_and_prompts_change_no_gradient(tmp_path: Path) -> None:
     model, tokenizer = checkpoint.load(tiny_model_directory(tmp_path / "m"))
     stream = tokenize([Document.of(" blue", prompt="The colour of the lobster is")], tokenizer)
     batch = Windows(stream, 32, pad_id=1).batch([0])
-    loss = LanguageModelLoss(model, "fp32")
+    loss = LanguageModelLoss(model)
 
     def gradient(inputs: torch.Tensor) -> torch.Tensor:
         model.zero_grad()
@@ -135,6 +135,18 @@ def test_padding_and_prompts_change_no_gradient(tmp_path: Path) -> None:
     learned = batch.targets[0] != IGNORE
     by_hand = -logits[learned, batch.targets[0][learned]].sum()
     torch.testing.assert_close(loss(batch.inputs, batch.targets), by_hand)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("documents", [False, True])
+def test_the_step_compiles_as_one_graph(bf16: bool, documents: bool, tmp_path: Path) -> None:
+    # Where it breaks in two, torch.compile starts anew at every step until it gives up: minutes lost, in silence.
+    model, _ = checkpoint.load(tiny_model_directory(tmp_path / "m"))
+    loss = LanguageModelLoss(model, bf16)
+    compiled = torch.compile(loss, backend="eager", fullgraph=True, dynamic=False)
+    tokens = torch.arange(32).reshape(2, 16)
+    document = torch.arange(2)[:, None].expand(2, 16) if documents else None
+    torch.testing.assert_close(compiled(tokens, tokens, document), loss(tokens, tokens, document))
 
 
 def test_tiny_texts_train_or_say_that_they_are_too_small(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -27,8 +26,8 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
-def autocast(device: torch.device, precision: str = "auto") -> AbstractContextManager[object]:
-    """The context in which a training step computes.
+def computes_in_bf16(device: torch.device, precision: str = "auto") -> bool:
+    """Whether a training step multiplies in bf16 rather than fp32.
 
     Args:
         precision: "bf16", "fp32", or "auto": bf16 where the hardware multiplies it faster than fp32.
@@ -38,9 +37,7 @@ def autocast(device: torch.device, precision: str = "auto") -> AbstractContextMa
     """
     if precision not in ("auto", "bf16", "fp32"):
         raise ConfigError(f"precision must be auto, bf16 or fp32, not {precision!r}.")
-    if precision == "auto":
-        precision = "bf16" if _has_fast_bf16(device) else "fp32"
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    return precision == "bf16" or (precision == "auto" and _has_fast_bf16(device))
 
 
 def _has_fast_bf16(device: torch.device) -> bool:

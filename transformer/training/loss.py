@@ -5,10 +5,10 @@ Dimensions: B batch · T window
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from transformer.device import autocast
 from transformer.model import Transformer
 from transformer.text.batches import IGNORE
 
@@ -17,12 +17,13 @@ class LanguageModelLoss(nn.Module):
     """A model and its loss as one module: the unit that is compiled, copied to other processes, or sharded.
 
     Args:
-        precision: auto (bf16 where it is faster), bf16 or fp32.
+        bf16: multiply in bf16, under autocast. Settled before the first step: what asks the hardware inside `forward`
+            cannot be compiled, and the compiler would start anew at every step.
     """
 
-    def __init__(self, model: Transformer, precision: str = "auto") -> None:
+    def __init__(self, model: Transformer, bf16: bool = False) -> None:
         super().__init__()
-        self.model, self.precision = model, precision
+        self.model, self.bf16 = model, bf16
 
     def forward(self, inputs: Tensor, targets: Tensor, document: Tensor | None = None) -> Tensor:
         """Summed negative log-likelihood of the targets, in nats; IGNORE is not counted.
@@ -31,7 +32,7 @@ class LanguageModelLoss(nn.Module):
             inputs, targets: (B, T) token ids. document: (B, T), each token's document, which attention stays within;
                 None: attention goes back to the window's beginning.
         """
-        with autocast(inputs.device, self.precision):
+        with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             hidden, head = self.model.hidden_states(inputs, document_BT=document).flatten(0, 1), self.model.head
             # The same as head and cross_entropy, in one operation that PyTorch can fuse.
             return F.linear_cross_entropy(

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from transformer.device import computes_in_bf16
 from transformer.errors import CheckpointError, ConfigError
 from transformer.files import remove_partial
 from transformer.hub import checkpoint
@@ -61,7 +62,7 @@ class Trainer:
         self.output = Path(config.output)
         in_epoch = source.steps_in_epoch
         self.budget = config.budget(None if in_epoch is None else in_epoch / config.accumulate)
-        loss = LanguageModelLoss(model, config.precision)
+        loss = LanguageModelLoss(model, computes_in_bf16(engine.device, config.precision))
         if config.compile:
             loss.compile(dynamic=False)
         module = engine.prepare(loss)
