@@ -33,7 +33,7 @@ def test_help_shows_every_option_with_its_default_and_the_presets(capsys: pytest
         parse(["--help"])
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "--learning-rate" in text and "(default: 0.002)" in text and "--config" in text
-    assert all(name in text for name in ("quick", "speedrun", "wikitext-2", "wikitext-103"))
+    assert all(name in text for name in ("quick", "speedrun", "sprint", "wikitext-2", "wikitext-103"))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_a_wrong_file_is_refused_by_name(text: str, said: str, tmp_path: Path) -
 
 
 def test_an_unknown_preset_is_told_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="quick, speedrun, wikitext-103, wikitext-2"):
+    with pytest.raises(ConfigError, match="quick, speedrun, sprint, wikitext-103, wikitext-2"):
         read("fast")
 
 
