@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformer.errors import CheckpointError
 from transformer.hub import checkpoint
 from transformer.hub.formats import hub_config, model_config
+from transformer.hub.source import fetch, pack
 from transformer.inference import Generator, SamplingOptions
 from transformer.model import Transformer
 from transformer.text.tokenizer import Tokenizer
@@ -25,6 +27,8 @@ WITH_A_HUB_FORMAT = {
     "modern-untied-wide-heads": ("modern", {"tie_embeddings": False, "head_dim": 24}, "Qwen3ForCausalLM"),
     "modern-without-qk-norm": ("modern", {"qk_norm": False}, "LlamaForCausalLM"),
     "modern-with-biases": ("modern", {"qk_norm": False, "bias": True, "rope_theta": 5e5}, "LlamaForCausalLM"),
+    "modern-attention-biases": ("modern", {"bias": True, "feed_forward_bias": False}, "Qwen3ForCausalLM"),
+    "modern-feed-forward-biases": ("modern", {"qk_norm": False, "feed_forward_bias": True}, "LlamaForCausalLM"),
 }
 IDS = torch.randint(0, 300, (2, 32), generator=torch.Generator().manual_seed(1))
 
@@ -89,49 +93,89 @@ def test_blog_keeps_its_own_format(heads: str, tmp_path: Path) -> None:
     assert torch.equal(again(ids), model(ids))
 
 
-THEIRS = {
-    "gpt2": transformers.GPT2Config(vocab_size=300, n_positions=32, n_embd=32, n_layer=2, n_head=4),
-    "llama": transformers.LlamaConfig(
-        vocab_size=300,
-        max_position_embeddings=32,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=48,
-    ),
-    "qwen3": transformers.Qwen3Config(
-        vocab_size=300,
-        max_position_embeddings=32,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=1,
-        head_dim=16,
-        intermediate_size=48,
-        tie_word_embeddings=True,
-    ),
-    "opt": transformers.OPTConfig(
-        vocab_size=300,
-        max_position_embeddings=32,
-        hidden_size=32,
-        word_embed_proj_dim=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        ffn_dim=48,
-    ),
-}
+def their_config(name: str, seed: int) -> transformers.PreTrainedConfig:
+    """A configuration of `transformers` with sizes and choices drawn at random."""
+    random = Random(seed)
+    heads, width = random.choice([2, 4, 6]), random.choice([8, 16])
+    common = {"vocab_size": random.randint(90, 400), "tie_word_embeddings": random.random() < 0.5}
+    layers, hidden = random.randint(1, 3), random.choice([40, 96])
+    if name == "gpt2":
+        sizes = {"n_positions": 96, "n_embd": heads * width, "n_layer": layers, "n_head": heads}
+        return transformers.GPT2Config(**common, **sizes, n_inner=random.choice([None, hidden]))
+    common |= {"max_position_embeddings": 96, "num_hidden_layers": layers, "num_attention_heads": heads}
+    if name == "opt":
+        post = {"do_layer_norm_before": random.random() < 0.5, "word_embed_proj_dim": heads * width}
+        return transformers.OPTConfig(**common, **post, hidden_size=heads * width, ffn_dim=hidden)
+    common |= {
+        "hidden_size": heads * random.choice([8, 16]),
+        "head_dim": width,
+        "num_key_value_heads": random.choice([1, 2, heads]),
+        "intermediate_size": hidden,
+        "attention_bias": random.random() < 0.5,
+        "rms_norm_eps": random.choice([1e-5, 1e-6]),
+        "rope_parameters": {"rope_type": "default", "rope_theta": random.choice([1e4, 5e5])},
+    }
+    if name == "llama":
+        return transformers.LlamaConfig(**common, mlp_bias=random.random() < 0.5)
+    return transformers.Qwen3Config(**common)
 
 
-@pytest.mark.parametrize("name", THEIRS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_we_open_what_transformers_saved_with_the_same_logits(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    transformers.AutoModelForCausalLM.from_config(THEIRS[name]).to(dtype).save_pretrained(tmp_path)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    ours = checkpoint.load_model(tmp_path)
+def save_theirs(path: Path, name: str, seed: int, **how: object) -> transformers.PreTrainedModel:
+    """A model of `transformers` with random weights and biases that count, as it saves it."""
+    torch.manual_seed(seed)
+    theirs = transformers.AutoModelForCausalLM.from_config(their_config(name, seed)).eval()
     with torch.no_grad():
-        torch.testing.assert_close(ours(IDS), theirs(IDS).logits, atol=1e-4, rtol=0)
+        for parameter in theirs.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    theirs.to(how.pop("dtype", torch.float32)).save_pretrained(path, **how)
+    # Opened anew: a cast of the model itself would round its rotary frequencies too.
+    return transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3", "opt"])
+@pytest.mark.parametrize("seed", range(4))
+def test_we_open_what_transformers_saved_with_the_same_logits_and_text(name: str, seed: int, tmp_path: Path) -> None:
+    dtype = [torch.float32, torch.bfloat16, torch.float16][seed % 3]
+    theirs = save_theirs(tmp_path, name, seed, dtype=dtype)
+    ours = checkpoint.load_model(tmp_path)
+    ids = IDS % ours.config.vocab_size
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-4, rtol=0)
+        text = ids[:1, :8]
+        options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        expected = theirs.generate(text, max_new_tokens=64, **options)
+        for _ in range(64):
+            text = torch.cat([text, ours(text)[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(text, expected)
+
+
+def test_weights_in_several_files_are_opened_and_a_lost_one_is_named(tmp_path: Path) -> None:
+    theirs = save_theirs(tmp_path, "llama", 1, max_shard_size="20KB")
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    assert not (tmp_path / "model.safetensors").exists()
+    archive = pack(tmp_path, tmp_path.with_suffix(".tar"))
+    ids = IDS % theirs.config.vocab_size
+    for directory in (tmp_path, fetch(archive)):
+        with torch.no_grad():
+            torch.testing.assert_close(checkpoint.load_model(directory)(ids), theirs(ids).logits, atol=1e-4, rtol=0)
+    shards[1].unlink()
+    with pytest.raises(CheckpointError, match=shards[1].name):
+        checkpoint.load_model(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../../other.safetensors"}}')
+    with pytest.raises(CheckpointError, match="expected safetensors files beside it"):
+        checkpoint.load_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_file_without_the_names_of_the_head_is_opened(name: str, tmp_path: Path) -> None:
+    theirs = save_theirs(tmp_path, name, 3)
+    tensors = load_file(tmp_path / "model.safetensors")
+    bare = {key.removeprefix("transformer.").removeprefix("model."): value for key, value in tensors.items()}
+    save_file(bare, tmp_path / "model.safetensors")
+    ids = IDS % theirs.config.vocab_size
+    with torch.no_grad():
+        torch.testing.assert_close(checkpoint.load_model(tmp_path)(ids), theirs(ids).logits, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +184,12 @@ def test_we_open_what_transformers_saved_with_the_same_logits(name: str, dtype: 
         ({"model_type": "mamba"}, "mamba"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}}, "yarn"),
-        ({"hidden_size": None}, "d_model"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": None}, "linear"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
+        ({"logits_scaling": 8.0}, "logits_scaling"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"auto_map": {"AutoModel": "modeling.Mine"}}, "auto_map"),
+        ({"hidden_size": None}, "hidden_size"),
         ({"num_attention_heads": 3}, "n_kv_heads"),
     ],
 )
@@ -178,6 +227,41 @@ def test_weights_that_do_not_fit_the_config_name_the_tensor(tmp_path: Path) -> N
     (tmp_path / "config.json").write_text(json.dumps({**fields, "intermediate_size": 64}))
     with pytest.raises(CheckpointError, match="has shape"):
         checkpoint.load_model(tmp_path)
+
+
+HUGE = 10**6
+
+
+@pytest.mark.parametrize("field", ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"])
+def test_a_config_of_a_trillion_parameters_is_refused_before_memory_is_spent(field: str, tmp_path: Path) -> None:
+    save_tiny(tmp_path, "modern")
+    fields = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**fields, field: HUGE * HUGE}))
+    with pytest.raises(CheckpointError, match="parameters, the files hold"):
+        checkpoint.load_model(tmp_path)
+
+
+def test_hostile_files_are_refused(tmp_path: Path) -> None:
+    save_tiny(tmp_path, "modern")
+    fields = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**fields, "max_position_embeddings": HUGE * HUGE}))
+    with pytest.raises(CheckpointError, match="a context of"):
+        checkpoint.load_model(tmp_path)
+    (tmp_path / "config.json").write_text("[" * HUGE)
+    with pytest.raises(CheckpointError, match="not valid JSON"):
+        checkpoint.load_model(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    for header in (b'{"a":{"dtype":"F32","shape":[1000000,1000000],"data_offsets":[0,4]}}', b"{" * 64):
+        (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"four")
+        with pytest.raises(CheckpointError, match="damaged"):
+            checkpoint.load_model(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes((2**60).to_bytes(8, "little") + b"{}")
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoint.load_model(tmp_path)
+    with open(tmp_path / "tokenizer.json", "wb") as file:
+        file.truncate(2**40)  # a hole: no disk is used
+    with pytest.raises(CheckpointError, match="more than any tokenizer"):
+        Tokenizer.load(tmp_path)
 
 
 def test_extra_key_holds_only_what_the_hub_cannot_say() -> None:

@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from transformer.errors import CheckpointError
 from transformer.files import whole_file
 from transformer.hub.formats import hub_config, model_config
 from transformer.hub.tensors import hub_state, model_state
+from transformer.hub.weights import WEIGHTS, open_weights, read_json
 from transformer.model import Transformer
 from transformer.text.tokenizer import Tokenizer
 
-WEIGHTS = "model.safetensors"
 _GENERATION = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "top_k": 50, "repetition_penalty": 1.1}
 
 
@@ -57,14 +56,9 @@ def load(directory: str | Path, device: torch.device | str = "cpu") -> tuple[Tra
 def load_model(directory: str | Path, device: torch.device | str = "cpu") -> Transformer:
     """Open the model of a model directory, without its tokenizer."""
     directory = Path(directory)
-    config = model_config(_read_json(directory / "config.json"))
+    config = model_config(read_json(directory / "config.json"))
     path = directory / WEIGHTS
-    if not path.exists():
-        raise CheckpointError(f"{directory} is not a model directory: it has no {WEIGHTS}.")
-    try:
-        tensors = load_file(path, device=str(device))
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged: {error}.") from error
+    tensors = open_weights(directory, config, device)
     state = model_state(tensors, config)
     if config.tie_embeddings:  # the file holds the one matrix under either name
         tied = state.get("token_embedding.weight", state.get("head.weight"))
@@ -83,18 +77,6 @@ def load_model(directory: str | Path, device: torch.device | str = "cpu") -> Tra
     if config.tie_embeddings:
         model.head.weight = model.token_embedding.weight  # assigning gave each a parameter of its own
     return model.eval()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        fields = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path.parent} is not a model directory: it has no {path.name}.") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
-    if not isinstance(fields, dict):
-        raise CheckpointError(f"{path} holds {type(fields).__name__}, expected an object.")
-    return fields
 
 
 def _write_json(path: Path, fields: dict[str, Any]) -> None:

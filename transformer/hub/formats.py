@@ -52,9 +52,40 @@ def model_config(fields: Mapping[str, Any]) -> ModelConfig:
             raise CheckpointError(
                 f"config.json says model_type {model_type!r}; this program opens {', '.join(sorted(_FROM_HUB))}."
             )
-        return ModelConfig(**{**_FROM_HUB[model_type](fields), **extra})
-    except (ConfigError, KeyError, TypeError) as error:
+        read = _Read(fields)
+        config = ModelConfig(**{**_FROM_HUB[model_type](read), **extra})
+    except KeyError as error:
+        raise CheckpointError(f"config.json has no {error.args[0]}.") from error
+    except (ConfigError, TypeError, ValueError) as error:
         raise CheckpointError(f"config.json is not understood: {error}") from error
+    # What nothing above has asked for may change what is computed, unless it is known not to, or says "no".
+    unknown = sorted(name for name in fields.keys() - read.names - set(_NOT_COMPUTED.split()) if fields[name])
+    if unknown:
+        raise CheckpointError(
+            f"config.json says {unknown[0]} {fields[unknown[0]]!r}, which this program does not know."
+        )
+    return config
+
+
+class _Read(dict[str, Any]):
+    """The fields of a `config.json` that say something, and which of them were asked for."""
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        super().__init__({name: value for name, value in fields.items() if value is not None})
+        self.names = {"model_type", EXTRA_KEY}
+
+    def __getitem__(self, name: str) -> Any:
+        self.names.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.names.add(name)
+        return super().get(name, default)
+
+    def expect(self, name: str, *values: Any) -> None:
+        """Refuse what this program does not compute. The first of the values is what a missing field means."""
+        if self.get(name, values[0]) not in values:
+            raise CheckpointError(f"config.json says {name} {self[name]!r}; this program computes {values[0]!r} alone.")
 
 
 def hub_architecture(config: ModelConfig) -> str | None:
@@ -62,12 +93,13 @@ def hub_architecture(config: ModelConfig) -> str | None:
     if config.heads != "concatenate" or config.head_bias or config.pad_token_id is not None:
         return None
     full_heads = config.kv_heads == config.n_heads and config.key_dim * config.n_heads == config.d_model
-    layer_norm = config.norm == "layer" and config.norm_eps == 1e-5 and config.bias and not config.qk_norm
+    biases = config.bias and config.feed_forward_bias
+    layer_norm = biases and config.norm == "layer" and config.norm_eps == 1e-5 and not config.qk_norm
     pre = config.norm_placement == "pre"
     match config.positions, config.activation:
         case "rotary", "swiglu" if config.norm == "rms" and pre and not config.scale_embeddings:
             if config.qk_norm:
-                return "Qwen3ForCausalLM" if not config.bias else None
+                return "Qwen3ForCausalLM" if not config.feed_forward_bias else None
             return "LlamaForCausalLM"
         case "learned", "gelu" if layer_norm and full_heads and pre and not config.scale_embeddings:
             return "GPT2LMHeadModel"
@@ -94,16 +126,23 @@ def _to_llama(config: ModelConfig) -> dict[str, Any]:
         "attention_bias": config.bias,
         "tie_word_embeddings": config.tie_embeddings,
     }
-    return fields if config.qk_norm else {**fields, "mlp_bias": config.bias}
+    return fields if config.qk_norm else {**fields, "mlp_bias": config.feed_forward_bias}
 
 
-def _from_llama(fields: Mapping[str, Any]) -> dict[str, Any]:
-    rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
-    _expect(rope, "rope_type", "default")
-    _expect(fields, "hidden_act", "silu")
-    _expect(fields, "use_sliding_window", False)
-    bias = fields.get("attention_bias", False)
-    _expect(fields, "mlp_bias", bias)
+def _from_llama(fields: _Read) -> dict[str, Any]:
+    qwen = fields["model_type"] == "qwen3"
+    rope = _Read(fields.get("rope_parameters") or fields.get("rope_scaling") or {})
+    rope.expect("rope_type", "default")
+    rope.expect("type", "default")
+    rope.expect("partial_rotary_factor", 1.0)
+    fields.expect("partial_rotary_factor", 1.0)
+    fields.expect("hidden_act", "silu")
+    if qwen:
+        fields.expect("use_sliding_window", False)
+        fields.get("sliding_window"), fields.get("max_window_layers")  # say nothing without the first
+        other = set(fields.get("layer_types", [])) - {"full_attention"}
+        if other:
+            raise CheckpointError(f"config.json says layer_types {other.pop()!r}; expected full_attention.")
     return {
         **ARCHITECTURE["modern"],
         "vocab_size": fields["vocab_size"],
@@ -111,13 +150,14 @@ def _from_llama(fields: Mapping[str, Any]) -> dict[str, Any]:
         "d_model": fields["hidden_size"],
         "n_layers": fields["num_hidden_layers"],
         "n_heads": fields["num_attention_heads"],
-        "n_kv_heads": fields.get("num_key_value_heads"),
-        "head_dim": fields.get("head_dim"),
+        "n_kv_heads": fields.get("num_key_value_heads", 32 if qwen else None),
+        "head_dim": fields.get("head_dim", 128 if qwen else None),
         "d_feed_forward": fields["intermediate_size"],
         "norm_eps": fields["rms_norm_eps"],
-        "rope_theta": float(rope.get("rope_theta") or fields.get("rope_theta", 10_000.0)),
-        "qk_norm": fields["model_type"] == "qwen3",
-        "bias": bias,
+        "rope_theta": float(rope.get("rope_theta", fields.get("rope_theta", 10_000.0))),
+        "qk_norm": qwen,
+        "bias": fields.get("attention_bias", False),
+        "feed_forward_bias": not qwen and fields.get("mlp_bias", False),
         "tie_embeddings": fields.get("tie_word_embeddings", False),
     }
 
@@ -140,9 +180,10 @@ def _to_gpt2(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _from_gpt2(fields: Mapping[str, Any]) -> dict[str, Any]:
-    _expect(fields, "activation_function", "gelu_new")
-    _expect(fields, "scale_attn_by_inverse_layer_idx", False)
+def _from_gpt2(fields: _Read) -> dict[str, Any]:
+    fields.expect("activation_function", "gelu_new", "gelu_pytorch_tanh")  # two names of one function
+    fields.expect("scale_attn_weights", True)
+    fields.get("reorder_and_upcast_attn"), fields.get("n_ctx")  # the same result; an old name of n_positions
     return {
         **ARCHITECTURE["gpt2"],
         "vocab_size": fields["vocab_size"],
@@ -176,11 +217,11 @@ def _to_opt(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _from_opt(fields: Mapping[str, Any]) -> dict[str, Any]:
-    _expect(fields, "activation_function", "relu")
-    _expect(fields, "word_embed_proj_dim", fields["hidden_size"])
-    _expect(fields, "enable_bias", True)
-    _expect(fields, "layer_norm_elementwise_affine", True)
+def _from_opt(fields: _Read) -> dict[str, Any]:
+    fields.expect("activation_function", "relu")
+    fields.expect("word_embed_proj_dim", fields["hidden_size"])
+    fields.expect("enable_bias", True)
+    fields.expect("layer_norm_elementwise_affine", True)
     return {
         "vocab_size": fields["vocab_size"],
         "context_length": fields["max_position_embeddings"],
@@ -195,11 +236,6 @@ def _from_opt(fields: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _expect(fields: Mapping[str, Any], name: str, value: Any) -> None:
-    if fields.get(name, value) != value:
-        raise CheckpointError(f"config.json says {name} {fields[name]!r}; this program computes {value!r} alone.")
-
-
 # The choices that the Hub's architectures fix; sizes come from config.json.
 ARCHITECTURE: dict[str, dict[str, Any]] = {
     "modern": dict(positions="rotary", norm="rms", norm_placement="pre", activation="swiglu"),
@@ -212,9 +248,23 @@ _TO_HUB: dict[str, Callable[[ModelConfig], dict[str, Any]]] = {
     "GPT2LMHeadModel": _to_gpt2,
     "OPTForCausalLM": _to_opt,
 }
-_FROM_HUB: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+_FROM_HUB: dict[str, Callable[[_Read], dict[str, Any]]] = {
     "qwen3": _from_llama,
     "llama": _from_llama,
     "gpt2": _from_gpt2,
     "opt": _from_opt,
 }
+
+# Fields that do not change the scores a trained model computes: how it began, was trained, is sampled from or named.
+_NOT_COMPUTED = """
+_name_or_path architectures dtype torch_dtype transformers_version transformers_weights transformers.js_config
+unsloth_version unsloth_fixed is_llama_config max_sequence_length pretraining_tp tokenizer_class prefix
+bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id decoder_start_token_id
+use_cache return_dict output_attentions output_hidden_states torchscript tf_legacy_loss use_bfloat16
+chunk_size_feed_forward id2label label2id num_labels problem_type task_specific_params finetuning_task
+initializer_range init_std gradient_checkpointing
+attention_dropout activation_dropout attn_pdrop embd_pdrop layerdrop
+summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
+do_sample max_length min_length temperature top_k top_p typical_p num_beams num_beam_groups num_return_sequences
+early_stopping repetition_penalty length_penalty diversity_penalty no_repeat_ngram_size
+"""

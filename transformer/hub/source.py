@@ -10,21 +10,26 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from transformer.errors import CheckpointError
 from transformer.files import whole_file
 
-# What a model directory is made of. Unless asked for by name, nothing else is fetched or unpacked: no pickles, no code.
+# What a model directory is made of, as patterns of names. Unless asked for by name, nothing else is fetched or
+# unpacked: no pickles, no code.
 MODEL_FILES = (
     "config.json",
     "model.safetensors",
+    "model.safetensors.index.json",
+    "model-*-of-*.safetensors",
     "tokenizer.json",
     "tokenizer_config.json",
     "generation_config.json",
     "README.md",
 )
 _MAX_BYTES = 32 * 2**30  # unpacked
+_MAX_MEMBERS = 10_000  # of a tar, the ones that are left out included
 _TIMEOUT = 60  # seconds without a byte
 
 
@@ -34,8 +39,8 @@ def fetch(source: str | Path, files: Sequence[str] = MODEL_FILES) -> Path:
     Args:
         source: a folder; the path or http(s) URL of a tar of one, as training makes it; or a model on the Hub,
             `user/name` or `user/name@revision`.
-        files: names of the files that are wanted of an archive or a Hub model, as far as it has them. An archive must
-            have a config.json, which is how it is known to be a model.
+        files: names, or patterns of names, of the files that are wanted of an archive or a Hub model, as far as it
+            has them. An archive must have a config.json, which is how it is known to be a model.
 
     Raises:
         CheckpointError: if it is not there, or is no model.
@@ -57,10 +62,14 @@ def pack(directory: str | Path, archive: str | Path) -> Path:
     """Write the files of a model directory into the tar `archive`, which `fetch` takes back."""
     directory, archive = Path(directory), Path(archive)
     with whole_file(archive) as partial, tarfile.open(partial, "w") as tar:
-        for name in MODEL_FILES:
-            if (directory / name).exists():
-                tar.add(directory / name, arcname=name)
+        for file in sorted(directory.iterdir()):
+            if _wanted(file.name, MODEL_FILES):
+                tar.add(file, arcname=file.name)
     return archive
+
+
+def _wanted(name: str, files: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in files)
 
 
 def _from_hub(hub_id: str, files: Sequence[str]) -> Path:
@@ -104,12 +113,15 @@ def _unpack(archive: Path, files: Sequence[str]) -> Path:
     stand, and no more than a bounded number of bytes.
     """
     directory = Path(tempfile.mkdtemp(prefix="model-"))
-    left = _MAX_BYTES
+    left, members = _MAX_BYTES, 0
     try:
         with tarfile.open(archive) as tar:
             for member in tar:
                 name = Path(member.name).name
-                if name not in files or not member.isfile():
+                members += 1
+                if members > _MAX_MEMBERS:
+                    raise CheckpointError(f"{archive} holds more than {_MAX_MEMBERS:,} files.")
+                if not _wanted(name, files) or not member.isfile():
                     continue
                 left -= member.size
                 if left < 0:

@@ -149,6 +149,10 @@ OPT: dict[str, Rule] = {
 # Buffers that old files of these architectures hold beside the trained weights.
 _IGNORED_SUFFIXES = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 
+# What stands before the names of all but the head; files of the model without its head leave it out, as GPT-2's own do.
+_BASE = {"Qwen3ForCausalLM": "model.", "LlamaForCausalLM": "model.", "GPT2LMHeadModel": "transformer."}
+_BASE["OPTForCausalLM"] = "model."
+
 _TABLES = {"Qwen3ForCausalLM": LLAMA, "LlamaForCausalLM": LLAMA, "GPT2LMHeadModel": GPT2, "OPTForCausalLM": OPT}
 
 
@@ -174,7 +178,9 @@ def model_state(tensors: State, config: ModelConfig) -> dict[str, Tensor]:
     architecture = hub_architecture(config)
     if architecture is None:
         return dict(tensors)
-    rules = dict(_rows(architecture, config))
+    rules, base = dict(_rows(architecture, config)), _BASE[architecture]
+    if not any(name.startswith(base) for name in tensors):
+        tensors = {name if name in rules else base + name: tensor for name, tensor in tensors.items()}
     state: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if name in rules:

@@ -42,6 +42,7 @@ class ModelConfig:
     heads: Heads = "concatenate"  # 3.2.2; "average" and "sum" are the original project's
     qk_norm: bool = False  # RMSNorm on queries and keys (Henry et al., 2020)
     bias: bool = True  # biases in attention and feed-forward
+    feed_forward_bias: bool | None = None  # None: as bias
     head_bias: bool = False  # bias of the vocabulary projection
     scale_embeddings: bool = False  # embeddings times sqrt(d_model) (3.4)
     tie_embeddings: bool = True  # one matrix for embedding and vocabulary projection (3.4)
@@ -59,6 +60,8 @@ class ModelConfig:
             # SwiGLU has three matrices instead of two: 8/3 keeps the parameter count, rounded for fast kernels.
             width = -(-8 * self.d_model // 3 // 64) * 64 if self.activation == "swiglu" else 4 * self.d_model
             object.__setattr__(self, "d_feed_forward", width)
+        if self.feed_forward_bias is None:
+            object.__setattr__(self, "feed_forward_bias", self.bias)
         self._check()
 
     def _check(self) -> None:

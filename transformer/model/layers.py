@@ -32,11 +32,11 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.activation = config.activation
-        self.up = Linear(config.d_model, config.feed_forward_dim, bias=config.bias)
+        self.activation, bias = config.activation, bool(config.feed_forward_bias)
+        self.up = Linear(config.d_model, config.feed_forward_dim, bias=bias)
         if config.activation == "swiglu":
-            self.gate = Linear(config.d_model, config.feed_forward_dim, bias=config.bias)
-        self.down = Linear(config.feed_forward_dim, config.d_model, bias=config.bias)
+            self.gate = Linear(config.d_model, config.feed_forward_dim, bias=bias)
+        self.down = Linear(config.feed_forward_dim, config.d_model, bias=bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         hidden_BTF = self.up(x_BTD)

@@ -23,6 +23,7 @@ from transformer.text import wordpiece
 END_OF_TEXT = "<|endoftext|>"
 # What the end-of-text token is called in tokenizers that do not say so themselves.
 _KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
+_MAX_BYTES = 64 * 2**20  # of a file: the largest known, of 256,000 tokens, has half of it
 _TRAINING_CHARACTERS = 2**24  # more text takes more memory and time, and hardly gives another vocabulary
 
 
@@ -67,6 +68,8 @@ class Tokenizer:
             path = next((path / name for name in ("tokenizer.json", "vocab.txt") if (path / name).exists()), path)
         elif not path.exists():
             path = _download(str(source))
+        if path.is_file() and path.stat().st_size > _MAX_BYTES:
+            raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes, more than any tokenizer needs.")
         try:
             backend = wordpiece.open_vocabulary(path) if path.suffix == ".txt" else Backend.from_file(str(path))
         except Exception as error:  # the library raises bare Exception

@@ -1,0 +1,98 @@
+"""The tensors of a model directory: one safetensors file, or several with an index. They may come from a stranger."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from transformer.errors import CheckpointError
+from transformer.model import ModelConfig
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_MAX_JSON_BYTES = 16 * 2**20  # the index of a model of a thousand layers is a tenth of it
+_MAX_TABLE = 2**28  # numbers in a table of positions, which no file bounds
+_SLACK = 4  # a config that asks for so many times what the files hold is not theirs
+
+
+def open_weights(directory: Path, config: ModelConfig, device: torch.device | str) -> dict[str, Tensor]:
+    """All tensors of a model directory by the names they have there.
+
+    Raises:
+        CheckpointError: if a file is missing or damaged, or `config` asks for far more than the files hold: this is
+            known before the memory is spent.
+    """
+    paths = _files(directory)
+    try:
+        files = [safe_open(path, framework="pt", device=str(device)) for path in paths]
+        shapes = {name: file.get_slice(name).get_shape() for file in files for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(f"{_damaged(paths)} is damaged: {error}.") from error
+    held = sum(torch.Size(shape).numel() for shape in shapes.values())
+    if _matrices(config) > _SLACK * held:
+        raise CheckpointError(
+            f"{directory}: config.json describes a model of {_matrices(config):,} parameters, the files hold {held:,}."
+        )
+    table = config.context_length * (config.key_dim if config.positions == "rotary" else config.d_model)
+    if table > _MAX_TABLE:
+        raise CheckpointError(f"{directory}: a context of {config.context_length:,} tokens is more than fits here.")
+    return {name: file.get_tensor(name) for file in files for name in file.keys()}  # noqa: SIM118
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a small JSON file.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes, which is too much for what it is.")
+        fields = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent} is not a model directory: it has no {path.name}.") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(fields, dict):
+        raise CheckpointError(f"{path} holds {type(fields).__name__}, expected an object.")
+    return fields
+
+
+def _files(directory: Path) -> list[Path]:
+    """The one file, or those that the index names."""
+    if (directory / WEIGHTS).exists():
+        return [directory / WEIGHTS]
+    if not (directory / INDEX).exists():
+        raise CheckpointError(f"{directory} is not a model directory: it has no {WEIGHTS}.")
+    places = read_json(directory / INDEX).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise CheckpointError(f"{directory / INDEX} has no weight_map.")
+    names = sorted({str(name) for name in places.values()})
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise CheckpointError(f"{directory / INDEX} names {name!r}, expected safetensors files beside it.")
+        if not (directory / name).exists():
+            raise CheckpointError(f"{directory} lacks {name}, one of the {len(names)} files of its weights.")
+    return [directory / name for name in names]
+
+
+def _damaged(paths: list[Path]) -> Path:
+    """The first file that cannot be opened."""
+    for path in paths:
+        try:
+            safe_open(path, framework="pt")
+        except SafetensorError:
+            return path
+    return paths[0]
+
+
+def _matrices(config: ModelConfig) -> int:
+    """The entries of the large matrices, without making them."""
+    attention = 2 * config.d_model * config.key_dim * (config.n_heads + config.kv_heads)
+    feed_forward = (3 if config.activation == "swiglu" else 2) * config.d_model * config.feed_forward_dim
+    return config.vocab_size * config.d_model + config.n_layers * (attention + feed_forward)
