@@ -28,7 +28,7 @@ train: $(VENV)/dev.stamp
 # As low a loss on WikiText-2 as two cores reach in 30 minutes, or in 3. DATA: a local copy instead of the Hub's.
 TEXT := $(if $(DATA),--data $(DATA),--data Salesforce/wikitext --data-config wikitext-2-v1)
 speedrun sprint: $(VENV)/dev.stamp
-	$(BIN)/python train.py --config $@ --data-config None $(TEXT) $(ARGS)
+	$(BIN)/python train.py --config $@ $(if $(DATA),--data-config None) $(TEXT) $(ARGS)
 	$(BIN)/python -m benchmarks.speedrun output/$@
 	$(BIN)/python -m transformer evaluate --model output/$@ $(TEXT)
 

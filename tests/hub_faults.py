@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+from abc import ABC, abstractmethod
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -93,7 +94,7 @@ class Fault:
             reply.body = reply.body[:-1] + bytes([reply.body[-1] ^ 1])
 
 
-class FaultyServer:
+class FaultyServer(ABC):
     """The server, while it is entered; `answer` is what a subclass says.
 
     Attributes:
@@ -118,8 +119,9 @@ class FaultyServer:
         self._server.shutdown()
         self._server.server_close()
 
+    @abstractmethod
     def answer(self, request: Request) -> Reply:
-        raise NotImplementedError
+        """What the server says when nothing is wrong."""
 
     def fault(
         self,

@@ -185,6 +185,8 @@ def test_a_file_without_the_names_of_the_head_is_opened(name: str, tmp_path: Pat
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}}, "yarn"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": None}, "linear"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "full_attention"),
+        ({"rope_parameters": "default"}, "not understood"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
         ({"logits_scaling": 8.0}, "logits_scaling"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),

@@ -57,9 +57,7 @@ def load_model(directory: str | Path, device: torch.device | str = "cpu") -> Tra
     """Open the model of a model directory, without its tokenizer."""
     directory = Path(directory)
     config = model_config(read_json(directory / "config.json"))
-    path = directory / WEIGHTS
-    tensors = open_weights(directory, config, device)
-    state = model_state(tensors, config)
+    state = model_state(open_weights(directory, config, device), config)
     if config.tie_embeddings:  # the file holds the one matrix under either name
         tied = state.get("token_embedding.weight", state.get("head.weight"))
         if tied is not None:
@@ -68,11 +66,11 @@ def load_model(directory: str | Path, device: torch.device | str = "cpu") -> Tra
     expected = model.state_dict()
     missing = sorted(expected.keys() - state.keys())
     if missing:
-        raise CheckpointError(f"{path} lacks {len(missing)} tensors, the first of them {missing[0]!r}.")
+        raise CheckpointError(f"{directory} lacks {len(missing)} tensors, the first of them {missing[0]!r}.")
     for name, tensor in state.items():
         if name not in expected or tensor.shape != expected[name].shape:
             shape = tuple(expected[name].shape) if name in expected else "no such tensor"
-            raise CheckpointError(f"{path}: {name!r} has shape {tuple(tensor.shape)}, expected {shape}.")
+            raise CheckpointError(f"{directory}: {name!r} has shape {tuple(tensor.shape)}, expected {shape}.")
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     if config.tie_embeddings:
         model.head.weight = model.token_embedding.weight  # assigning gave each a parameter of its own

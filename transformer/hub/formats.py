@@ -54,17 +54,12 @@ def model_config(fields: Mapping[str, Any]) -> ModelConfig:
             )
         read = _Read(fields)
         config = ModelConfig(**{**_FROM_HUB[model_type](read), **extra})
+        read.expect_no_more()
+        return config
     except KeyError as error:
         raise CheckpointError(f"config.json has no {error.args[0]}.") from error
-    except (ConfigError, TypeError, ValueError) as error:
+    except (ConfigError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"config.json is not understood: {error}") from error
-    # What nothing above has asked for may change what is computed, unless it is known not to, or says "no".
-    unknown = sorted(name for name in fields.keys() - read.names - set(_NOT_COMPUTED.split()) if fields[name])
-    if unknown:
-        raise CheckpointError(
-            f"config.json says {unknown[0]} {fields[unknown[0]]!r}, which this program does not know."
-        )
-    return config
 
 
 class _Read(dict[str, Any]):
@@ -72,7 +67,7 @@ class _Read(dict[str, Any]):
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
         super().__init__({name: value for name, value in fields.items() if value is not None})
-        self.names = {"model_type", EXTRA_KEY}
+        self.names = {"model_type", EXTRA_KEY, *_NOT_COMPUTED.split()}
 
     def __getitem__(self, name: str) -> Any:
         self.names.add(name)
@@ -86,6 +81,12 @@ class _Read(dict[str, Any]):
         """Refuse what this program does not compute. The first of the values is what a missing field means."""
         if self.get(name, values[0]) not in values:
             raise CheckpointError(f"config.json says {name} {self[name]!r}; this program computes {values[0]!r} alone.")
+
+    def expect_no_more(self) -> None:
+        """Refuse a field that nothing asked for, which may change what is computed, unless it says "no"."""
+        for name in sorted(self.keys() - self.names):
+            if self[name]:
+                raise CheckpointError(f"config.json says {name} {self[name]!r}, which this program does not know.")
 
 
 def hub_architecture(config: ModelConfig) -> str | None:
@@ -139,10 +140,12 @@ def _from_llama(fields: _Read) -> dict[str, Any]:
     fields.expect("hidden_act", "silu")
     if qwen:
         fields.expect("use_sliding_window", False)
-        fields.get("sliding_window"), fields.get("max_window_layers")  # say nothing without the first
+        fields.names |= {"sliding_window", "max_window_layers"}  # they say nothing without the first
         other = set(fields.get("layer_types", [])) - {"full_attention"}
         if other:
             raise CheckpointError(f"config.json says layer_types {other.pop()!r}; expected full_attention.")
+    theta = float(rope.get("rope_theta", fields.get("rope_theta", 10_000.0)))
+    rope.expect_no_more()
     return {
         **ARCHITECTURE["modern"],
         "vocab_size": fields["vocab_size"],
@@ -154,7 +157,7 @@ def _from_llama(fields: _Read) -> dict[str, Any]:
         "head_dim": fields.get("head_dim", 128 if qwen else None),
         "d_feed_forward": fields["intermediate_size"],
         "norm_eps": fields["rms_norm_eps"],
-        "rope_theta": float(rope.get("rope_theta", fields.get("rope_theta", 10_000.0))),
+        "rope_theta": theta,
         "qk_norm": qwen,
         "bias": fields.get("attention_bias", False),
         "feed_forward_bias": not qwen and fields.get("mlp_bias", False),
@@ -183,7 +186,7 @@ def _to_gpt2(config: ModelConfig) -> dict[str, Any]:
 def _from_gpt2(fields: _Read) -> dict[str, Any]:
     fields.expect("activation_function", "gelu_new", "gelu_pytorch_tanh")  # two names of one function
     fields.expect("scale_attn_weights", True)
-    fields.get("reorder_and_upcast_attn"), fields.get("n_ctx")  # the same result; an old name of n_positions
+    fields.names |= {"reorder_and_upcast_attn", "n_ctx"}  # the same result; an old name of n_positions
     return {
         **ARCHITECTURE["gpt2"],
         "vocab_size": fields["vocab_size"],

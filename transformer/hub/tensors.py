@@ -150,8 +150,12 @@ OPT: dict[str, Rule] = {
 _IGNORED_SUFFIXES = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 
 # What stands before the names of all but the head; files of the model without its head leave it out, as GPT-2's own do.
-_BASE = {"Qwen3ForCausalLM": "model.", "LlamaForCausalLM": "model.", "GPT2LMHeadModel": "transformer."}
-_BASE["OPTForCausalLM"] = "model."
+_BASE = {
+    "Qwen3ForCausalLM": "model.",
+    "LlamaForCausalLM": "model.",
+    "GPT2LMHeadModel": "transformer.",
+    "OPTForCausalLM": "model.",
+}
 
 _TABLES = {"Qwen3ForCausalLM": LLAMA, "LlamaForCausalLM": LLAMA, "GPT2LMHeadModel": GPT2, "OPTForCausalLM": OPT}
 

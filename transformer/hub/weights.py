@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,9 @@ def open_weights(directory: Path, config: ModelConfig, device: torch.device | st
         CheckpointError: if a file is missing or damaged, or `config` asks for far more than the files hold: this is
             known before the memory is spent.
     """
-    paths = _files(directory)
-    try:
-        files = [safe_open(path, framework="pt", device=str(device)) for path in paths]
-        shapes = {name: file.get_slice(name).get_shape() for file in files for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise CheckpointError(f"{_damaged(paths)} is damaged: {error}.") from error
-    held = sum(torch.Size(shape).numel() for shape in shapes.values())
+    files = [_open(path, device) for path in _files(directory)]
+    places = {name: file for file in files for name in file.keys()}  # noqa: SIM118  # it is no mapping
+    held = sum(math.prod(file.get_slice(name).get_shape()) for name, file in places.items())
     if _matrices(config) > _SLACK * held:
         raise CheckpointError(
             f"{directory}: config.json describes a model of {_matrices(config):,} parameters, the files hold {held:,}."
@@ -41,7 +38,7 @@ def open_weights(directory: Path, config: ModelConfig, device: torch.device | st
     table = config.context_length * (config.key_dim if config.positions == "rotary" else config.d_model)
     if table > _MAX_TABLE:
         raise CheckpointError(f"{directory}: a context of {config.context_length:,} tokens is more than fits here.")
-    return {name: file.get_tensor(name) for file in files for name in file.keys()}  # noqa: SIM118
+    return {name: file.get_tensor(name) for name, file in places.items()}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -63,6 +60,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return fields
 
 
+def _open(path: Path, device: torch.device | str) -> safe_open:
+    try:
+        return safe_open(path, framework="pt", device=str(device))
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged: {error}.") from error
+
+
 def _files(directory: Path) -> list[Path]:
     """The one file, or those that the index names."""
     if (directory / WEIGHTS).exists():
@@ -79,16 +83,6 @@ def _files(directory: Path) -> list[Path]:
         if not (directory / name).exists():
             raise CheckpointError(f"{directory} lacks {name}, one of the {len(names)} files of its weights.")
     return [directory / name for name in names]
-
-
-def _damaged(paths: list[Path]) -> Path:
-    """The first file that cannot be opened."""
-    for path in paths:
-        try:
-            safe_open(path, framework="pt")
-        except SafetensorError:
-            return path
-    return paths[0]
 
 
 def _matrices(config: ModelConfig) -> int:
