@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path as LocalPath
 from typing import Optional
 
-from cog import BaseModel, Input, Path
+from cog import BaseModel, Input, Path, Secret
 
 
 class TrainingOutput(BaseModel):
@@ -43,6 +43,10 @@ def train(
         description="Tokens of the tokenizer of a model from scratch", default=8192, ge=300, le=65536
     ),
     seed: int = Input(description="Seed of the weights and of the order of the text", default=0, ge=0),
+    hub_model_id: Optional[str] = Input(
+        description="Publish the model on the Hugging Face Hub as user/name, private", default=None
+    ),
+    hub_token: Optional[Secret] = Input(description="A token of the Hub that may write, to publish with", default=None),
 ) -> TrainingOutput:
     """Train on `train_data`; the weights are a tar of the model directory, as COG_WEIGHTS takes it."""
     from transformer.cli import DEFAULT_MODEL
@@ -69,9 +73,10 @@ def train(
         n_heads=int(n_heads),
         vocab_size=int(vocab_size),
         seed=int(seed),
+        push_to=hub_model_id or None,
     )
     try:
-        run(config)
+        run(config, hub_token.get_secret_value() if hub_token else None)
         archive = pack(config.output, LocalPath(tempfile.mkdtemp(prefix="trained-"), "weights.tar"))
     finally:
         shutil.rmtree(config.output)

@@ -110,6 +110,13 @@ def card(options: argparse.Namespace) -> None:
     write_card(options.model, evaluations, options.data, options.license)
 
 
+def push(options: argparse.Namespace) -> None:
+    """Publish a model directory on the Hub."""
+    from transformer.hub.publish import push
+
+    print(push(options.model, options.repository, options.public))
+
+
 def import_original(options: argparse.Namespace) -> None:
     """A checkpoint of the project that this one grew from, as a model directory of the blog preset."""
     from transformer.hub.checkpoint import save
@@ -184,6 +191,11 @@ def _parser() -> argparse.ArgumentParser:
     describing.add_argument(
         "--evaluate", action="append", default=[], metavar="NAME=DATA", help="score the validation split of DATA"
     )
+
+    pushing = command("push", push, "publish a model on the Hub, as the user of HF_TOKEN or `hf auth login`")
+    pushing.add_argument("model", help="folder of a model")
+    pushing.add_argument("repository", help="user/name")
+    pushing.add_argument("--public", action="store_true", help="a new repository is for everyone to see")
 
     importing = command("import-original", import_original, "import a .pt checkpoint of the original project")
     importing.add_argument("checkpoint", help="the .pt file")

@@ -19,3 +19,7 @@ class CheckpointError(TransformerError):
 
 class CorpusError(TransformerError):
     """A text source is missing, empty or not in a format that can be read."""
+
+
+class PublishError(TransformerError):
+    """A model could not be published; it is still where it was."""

@@ -74,15 +74,44 @@ def _wanted(name: str, files: Sequence[str]) -> bool:
 
 def _from_hub(hub_id: str, files: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download  # imported late: a local model needs no network client
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    from transformer.hub.client import ask
 
     name, _, revision = hub_id.partition("@")
-    try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(files)))
-    except LocalEntryNotFoundError as error:
-        raise CheckpointError(f"{hub_id} is not in the Hub's cache here, and the Hub cannot be reached.") from error
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise CheckpointError(f"{hub_id} cannot be fetched from the Hub: {error}") from error
+
+    def download() -> Path:
+        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=list(files)))
+        _verify(folder)
+        return folder
+
+    return ask(download, f"{hub_id} cannot be fetched from the Hub", CheckpointError)
+
+
+def _verify(folder: Path) -> None:
+    """Check the files of a snapshot, each once; the Hub's client counts bytes and does not look at them.
+
+    The Hub's cache names a file by its checksum: the SHA-256 of a large one, git's SHA-1 of a small one.
+
+    Raises:
+        DamagedDownload: if one is not what it should be; it is removed, so that it will be downloaded again.
+    """
+    from transformer.hub.client import DamagedDownload
+
+    for link in (path for path in folder.iterdir() if path.is_symlink()):
+        file = link.resolve()
+        seen = _cache() / "verified" / file.name
+        if seen.exists():
+            continue
+        digest = hashlib.sha256() if len(file.name) == 64 else hashlib.sha1(b"blob %d\0" % file.stat().st_size)
+        with open(file, "rb") as content:
+            while block := content.read(2**20):
+                digest.update(block)
+        if digest.hexdigest() != file.name:
+            link.unlink()
+            file.unlink()
+            raise DamagedDownload(f"{link.name} has not the checksum that the Hub says it has.")
+        seen.parent.mkdir(parents=True, exist_ok=True)
+        seen.touch()
 
 
 def _cache() -> Path:

@@ -15,6 +15,7 @@ from transformer.evaluation import evaluate
 from transformer.hub import checkpoint
 from transformer.hub.card import TrainingFacts, command_line, write_card
 from transformer.hub.embeddings import pretrained_embeddings, use_embeddings
+from transformer.hub.publish import prepare, push
 from transformer.hub.source import fetch
 from transformer.model import Transformer
 from transformer.text.batches import BatchSource, EpochBatches, Windows, validation_batches
@@ -39,8 +40,11 @@ _STREAMED_VALIDATION = 200  # documents of a validation split that is not kept o
 _SCORED_TOKENS = 50_000  # of the validation text, for the card: about a minute on a CPU at the default size
 
 
-def train(config: TrainConfig) -> Progress:
+def train(config: TrainConfig, hub_token: str | None = None) -> Progress:
     """Train a model as `config` says; the best one is left in `config.output`.
+
+    Args:
+        hub_token: to publish with, if it is not the Hub client's own. It is no option: options are written down.
 
     Raises:
         Interrupted: if it was asked to stop; its state is saved.
@@ -50,6 +54,8 @@ def train(config: TrainConfig) -> Progress:
     if not engine.main:
         logger.setLevel(logging.WARNING)
     try:
+        if engine.main and config.push_to:
+            prepare(config.push_to, config.push_public, hub_token)
         if engine.main and config.restart:  # before anything of the new run is written beside them
             state.remove(Path(config.output) / CHECKPOINTS)
         with engine.main_first():  # what the first process fetches, trains or tokenises, the others find
@@ -76,6 +82,8 @@ def train(config: TrainConfig) -> Progress:
             facts.write(config.output)
             _write_card(config, tokenizer, validation)
             logger.info("the best model, of step %s, is in %s", f"{progress.best_step:,}", config.output)
+            if config.push_to:
+                push(config.output, config.push_to, config.push_public, hub_token)
         return progress
     finally:
         engine.close()

@@ -1,0 +1,78 @@
+"""Requests to the Hub that try again where it may help, and that fail with one sentence.
+
+Import this late: a model that is here already needs no network client.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import httpx2  # what huggingface_hub speaks HTTP with, and whose errors it lets through
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+)
+
+from transformer.errors import TransformerError
+
+WAITS = [2.0, 10.0]  # seconds before the second and the third attempt
+_LONGEST_WAIT = 60.0  # that a Hub may ask for
+_PASSING = (429, 500, 502, 503, 504)
+
+T = TypeVar("T")
+
+
+class DamagedDownload(OSError):
+    """A file that arrived is not the one that the Hub has."""
+
+
+def ask(request: Callable[[], T], failure: str, kind: type[TransformerError]) -> T:
+    """What `request` gives; it must be one that may be made again.
+
+    Args:
+        failure: what did not work then, in words: the beginning of the sentence.
+
+    Raises:
+        kind: if the Hub says no, or does not answer in three attempts.
+    """
+    for wait in (*WAITS, None):
+        try:
+            return request()
+        except (httpx2.HTTPError, HFValidationError, OSError, RuntimeError) as error:
+            # RuntimeError is how the client says that the Hub refused an upload.
+            seconds = None if wait is None else _wait(error, wait)
+            if seconds is None:
+                raise kind(f"{failure}: {_cause(error)}") from error
+        time.sleep(seconds)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _wait(error: Exception, seconds: float) -> float | None:
+    """Seconds after which another attempt makes sense; None if it does not."""
+    if isinstance(error, (HFValidationError, LocalTokenNotFoundError)):
+        return None
+    if isinstance(error, LocalEntryNotFoundError):  # nothing in the cache, and for this reason not from the Hub either
+        reason = error.__cause__
+        unreachable = reason is None or isinstance(reason, (OfflineModeIsEnabled, httpx2.ConnectError))
+        return None if unreachable or not isinstance(reason, Exception) else _wait(reason, seconds)
+    if isinstance(error, HfHubHTTPError) and error.response is not None:
+        if error.response.status_code not in _PASSING:
+            return None
+        asked = error.response.headers.get("retry-after", "")
+        return min(max(seconds, float(asked)), _LONGEST_WAIT) if asked.isdigit() else seconds
+    return seconds
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, LocalTokenNotFoundError):
+        return "nobody is logged in; set HF_TOKEN or run `hf auth login`."
+    if isinstance(error, LocalEntryNotFoundError):
+        return "it is not in the Hub's cache here, and the Hub cannot be reached."
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
+    hint = " Set HF_TOKEN or run `hf auth login`, with a token that may do this." if status in (401, 403) else ""
+    return (str(error).strip() or type(error).__name__).splitlines()[0] + hint

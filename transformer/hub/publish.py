@@ -1,0 +1,65 @@
+"""A model directory to the Hub, in one commit."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.utils import disable_progress_bars
+
+from transformer.errors import CheckpointError, PublishError
+from transformer.hub import checkpoint
+from transformer.hub.client import ask
+from transformer.hub.source import MODEL_FILES
+
+logger = logging.getLogger("transformer")
+
+
+def prepare(repository: str, public: bool = False, token: str | None = None) -> None:
+    """Make sure that the repository is there and can be written to: before the training, not after it.
+
+    Args:
+        repository: `user/name`. public: whether a new one is; one that is there stays as it is.
+        token: None: the client's own, from HF_TOKEN or `hf auth login`.
+
+    Raises:
+        PublishError: if nobody is logged in, or the Hub says no or does not answer.
+    """
+    ask(
+        lambda: HfApi(token=token).create_repo(repository, private=not public, exist_ok=True),
+        f"{repository} cannot be written to",
+        PublishError,
+    )
+
+
+def push(directory: str | Path, repository: str, public: bool = False, token: str | None = None) -> str:
+    """Publish a model directory: its weights, configuration, tokenizer and card, nothing else. Gives the commit's URL.
+
+    What was uploaded before a failure is not uploaded again, and where nothing changed there is no new commit. The
+    arguments are those of `prepare`.
+
+    Raises:
+        CheckpointError: if the directory is no complete model.
+        PublishError: as `prepare`; the directory is left as it was.
+    """
+    directory = Path(directory)
+    checkpoint.load(directory)
+    if not (directory / "README.md").exists():
+        raise CheckpointError(f"{directory} has no README.md: `python -m transformer card` writes the model card.")
+    prepare(repository, public, token)
+    disable_progress_bars()  # they would fill the log of a container
+    again = f"python -m transformer push {directory} {repository}{' --public' if public else ''}"
+    commit = ask(
+        lambda: HfApi(token=token).upload_folder(
+            repo_id=repository,
+            folder_path=directory,
+            allow_patterns=list(MODEL_FILES),
+            delete_patterns=["*.safetensors", "*.safetensors.index.json"],  # weights of an earlier model
+            commit_message=f"A decoder-only Transformer: {directory.resolve().name}",
+        ),
+        f"{directory} is as it was, and `{again}` goes on, but the push to {repository} failed",
+        PublishError,
+    )
+    logger.info("published %s", commit.commit_url)
+    return str(commit.commit_url)
