@@ -242,6 +242,9 @@ def test_a_training_publishes_its_model_and_writes_the_token_nowhere(hub: Hub, t
     assert done.returncode == 0, done.stderr
     published = hub.repos["user/lm"].files()
     assert published.keys() - {".gitattributes"} == PUBLISHED
+    results = huggingface_hub.ModelCard(published["README.md"].decode()).data.eval_results
+    assert {result.metric_type for result in results} == {"perplexity", "word_perplexity", "bits_per_byte"}
+    assert all(result.metric_value > 1 and result.dataset_args["context"] == 16 for result in results)
     assert "hf_test" not in done.stdout + done.stderr
     written = [path for path in tmp_path.rglob("*") if path.is_file() and b"hf_test" in path.read_bytes()]
     assert not written and not any(b"hf_test" in content for content in published.values())

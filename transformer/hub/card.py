@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,8 +84,6 @@ def write_card(
     generator = Generator(model, tokenizer)
     samples = [(prompt, "".join(generator.generate(prompt, _SAMPLING))) for prompt in PROMPTS]
 
-    front = ["language: en", "library_name: transformers", "pipeline_tag: text-generation"]
-    front += [f"license: {data_license}"] if data_license else []
     rows = [
         f"| {text} | {e.token_perplexity:.2f} | {e.word_perplexity:.1f} | {e.bits_per_byte:.4f} | "
         f"{e.context} / {e.stride} | {e.documents:,} documents, {e.tokens:,} tokens, {e.words:,} words, "
@@ -92,7 +91,7 @@ def write_card(
         for text, e in evaluations
     ]
     parts = [
-        "\n".join(["---", *front, "---"]),
+        f"---\n{_front(directory.resolve().name, evaluations, data_license)}\n---",
         "# A small decoder-only Transformer",
         f"It continues English text. {model.parameter_count():,} parameters: {config.n_layers} layers of width "
         f"{config.d_model}, {config.n_heads} attention heads ({config.kv_heads} for keys and values), feed-forward "
@@ -127,6 +126,39 @@ def write_card(
     ]
     with whole_file(directory / "README.md") as path:
         path.write_text("\n\n".join(parts) + "\n")
+
+
+def _front(name: str, evaluations: Sequence[tuple[str, Evaluation]], data_license: str | None) -> str:
+    """What the Hub reads of a card, its `model-index` of results included."""
+    from huggingface_hub import EvalResult, ModelCardData  # imported late: other commands wait for no network client
+
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type="text",
+            dataset_name=text,
+            dataset_args={"context": e.context, "stride": e.stride, "tokens": e.tokens},
+            metric_type=kind,
+            metric_name=unit,
+            metric_value=round(value, 4),
+        )
+        for text, e in evaluations
+        for kind, unit, value in (
+            ("perplexity", "perplexity per token of this model's tokenizer", e.token_perplexity),
+            ("word_perplexity", "perplexity per word", e.word_perplexity),
+            ("bits_per_byte", "bits per byte", e.bits_per_byte),
+        )
+        if math.isfinite(value)
+    ]
+    card = ModelCardData(
+        language="en",
+        license=data_license,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        model_name=name,
+        eval_results=results or None,
+    )
+    return str(card.to_yaml())
 
 
 def _quote(prompt: str, text: str) -> str:
