@@ -301,7 +301,10 @@ def test_the_server_shows_the_schema(running: CogServer) -> None:
     ("environment", "sentence"),
     [
         ({"COG_WEIGHTS": "/no/such/model"}, "there is no model at /no/such/model"),
-        ({"HF_MODEL_ID": "nobody/nothing@v1"}, "nobody/nothing@v1 cannot be fetched from the Hub: it is not in the Hub's cache here"),
+        (
+            {"HF_MODEL_ID": "nobody/nothing@v1"},
+            "nobody/nothing@v1 cannot be fetched from the Hub: it is not in the Hub's cache here",
+        ),
     ],
 )
 def test_a_model_that_is_not_there(environment: dict[str, str], sentence: str) -> None:
