@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -21,6 +22,27 @@ def make_norm(config: ModelConfig) -> nn.Module:
     if config.norm == "rms":
         return nn.RMSNorm(config.d_model, eps=config.norm_eps)
     return nn.LayerNorm(config.d_model, eps=config.norm_eps)
+
+
+class Dropout(nn.Module):
+    """While training, each number becomes 0 with probability p, and the others grow by 1 / (1 - p) (5.4).
+
+    On a CPU one random byte decides on each number, so that there p is a multiple of 1/256: PyTorch's own dropout draws
+    a float for each, which took a sixth of a training step.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p, self.zeros = p, max(1, round(256 * p)) if p else 0  # of 256 bytes
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.zeros:
+            return x
+        if x.device.type != "cpu":
+            return F.dropout(x, self.p)
+        words = torch.randint(-(2**63), 2**63 - 1, (-(-x.numel() // 8),))  # of eight bytes
+        kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= self.zeros
+        return x * kept * (256 / (256 - self.zeros))
 
 
 class FeedForward(nn.Module):
@@ -62,7 +84,7 @@ class DecoderLayer(nn.Module):
         self.attention_norm = make_norm(config)
         self.feed_forward = FeedForward(config)
         self.feed_forward_norm = make_norm(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.norm_first = config.norm_placement == "pre"
 
     def forward(
