@@ -17,7 +17,7 @@ from transformer.model.config import ModelConfig
 from transformer.model.linear import Linear
 from transformer.model.positions import Rotary
 
-_BLOCK = 128  # queries in a block of `causal_attention`
+_BLOCK = (128, 256)  # queries in a block of `causal_attention`, at least and at most
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
@@ -53,9 +53,10 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """
     group, length = query.shape[1] // key.shape[1], query.shape[2]
     key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
+    size = min(max(length // 2, _BLOCK[0]), _BLOCK[1])
     blocks = []
-    for start in range(0, length, _BLOCK):
-        stop = min(start + _BLOCK, length)
+    for start in range(0, length, size):
+        stop = min(start + size, length)
         mask = causal_mask(stop - start, start, device=query.device)
         blocks.append(attention(query[:, :, start:stop], key[:, :, :stop], value[:, :, :stop], mask))
     return torch.cat(blocks, dim=2)
