@@ -24,25 +24,20 @@ def make_norm(config: ModelConfig) -> nn.Module:
     return nn.LayerNorm(config.d_model, eps=config.norm_eps)
 
 
-class Dropout(nn.Module):
+class Dropout(nn.Dropout):
     """While training, each number becomes 0 with probability p, and the others grow by 1 / (1 - p) (5.4).
 
     On a CPU one random byte decides on each number, so that there p is a multiple of 1/256: PyTorch's own dropout draws
     a float for each, which took a sixth of a training step.
     """
 
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p, self.zeros = p, max(1, round(256 * p)) if p else 0  # of 256 bytes
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or not self.zeros:
-            return x
-        if x.device.type != "cpu":
-            return F.dropout(x, self.p)
-        words = torch.randint(-(2**63), 2**63 - 1, (-(-x.numel() // 8),))  # of eight bytes
-        kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= self.zeros
-        return x * kept * (256 / (256 - self.zeros))
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or self.p == 0 or input.device.type != "cpu":
+            return super().forward(input)
+        zeros = max(1, round(256 * self.p))  # of 256 bytes
+        words = torch.randint(-(2**63), 2**63 - 1, (-(-input.numel() // 8),))  # of eight bytes
+        kept = words.view(torch.uint8)[: input.numel()].view(input.shape) >= zeros
+        return input * kept * (256 / (256 - zeros))
 
 
 class FeedForward(nn.Module):
