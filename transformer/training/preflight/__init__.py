@@ -1,4 +1,4 @@
-"""The checks that run before money is spent: on the real text, batches and model of a run, which they leave as they are."""
+"""The checks that run before money is spent, on the real text, batches and model of a run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def preflight(
     config: TrainConfig,
     engine: Engine,
 ) -> Report:
-    """Check a run before its first step. Nothing of it changes: neither weights, nor position in the text, nor random state.
+    """Check a run before its first step, and leave it as it is: weights, position in the text, random states.
 
     Args:
         model: as it begins. source: what it learns from. training: the windows behind `source`; None: there are none,
