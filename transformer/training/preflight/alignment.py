@@ -9,9 +9,8 @@ import numpy as np
 import torch
 
 from transformer.text.batches import IGNORE
-from transformer.text.corpus import pieces
 from transformer.text.tokenizer import Tokenizer
-from transformer.text.tokens import TokenStream, tokenize
+from transformer.text.tokens import TokenStream
 from transformer.training.preflight import reference
 from transformer.training.preflight.check import Check, ShownRow
 from transformer.training.preflight.rows import ABSENT, Rows
@@ -19,7 +18,6 @@ from transformer.training.preflight.subject import Subject
 
 _SHOWN_ROWS = 2
 _SHOWN_HEAD, _SHOWN_TAIL = 7, 3
-_HEAD_CHARACTERS = 2**23  # of a corpus without windows, in which rows are looked for
 _SHIFTS = (-1, 0, 2, 3)  # of targets against inputs, that are tried where they are not 1
 
 
@@ -70,8 +68,7 @@ def in_text(subject: Subject) -> Check:
     Its place is found by its content: this does not believe the code that made the row. Of windows with a
     `prompt_share` the first input may be the end-of-text token.
     """
-    stream = beginning(subject) if subject.training is None else subject.training.stream
-    return _in_text("rows in the text", subject, subject.rows, stream, bool(subject.config.prompt_share))
+    return _in_text("rows in the text", subject, subject.rows, subject.text, bool(subject.config.prompt_share))
 
 
 def validation_in_text(subject: Subject) -> Check:
@@ -97,17 +94,6 @@ def same_again(subject: Subject) -> Check:
         cause = "The source repeats batches within an epoch: most of the text would never be read."
         return Check(name, f"{len(unique)} different of {len(subject.batches)} batches", expected, "fail", cause)
     return Check(name, f"{len(unique)} different of {len(subject.batches)} batches", expected)
-
-
-def beginning(subject: Subject) -> TokenStream:
-    """The beginning of the training text, tokenised here, where there are no windows to look rows up in."""
-    taken, characters = [], 0
-    for piece in pieces(subject.config.data, subject.config.data_config):
-        taken.append(piece)
-        characters += len(piece.text)
-        if characters > _HEAD_CHARACTERS:
-            break
-    return tokenize(taken, subject.tokenizer)
 
 
 def _various(subject: Subject) -> bool:

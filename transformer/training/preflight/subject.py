@@ -17,7 +17,10 @@ from torch import Tensor, nn
 from transformer.device import computes_in_bf16
 from transformer.model import Transformer
 from transformer.text.batches import Batch, BatchSource, Windows, validation_batches
+from transformer.text.corpus import pieces
+from transformer.text.document import Document, join_pieces
 from transformer.text.tokenizer import Tokenizer
+from transformer.text.tokens import TokenStream, tokenize
 from transformer.training import trainer
 from transformer.training.config import TrainConfig
 from transformer.training.engine import Engine
@@ -27,6 +30,8 @@ from transformer.training.step import Stepper
 
 _BATCHES = 16  # of the training text are looked at, or less, to have no more than so many tokens:
 _TOKENS = 2**17
+_CHARACTERS = 2**20  # of the corpus are compared with its tokens
+_STREAMED_CHARACTERS = 2**23  # of a corpus without windows are tokenised, to look rows up
 _VALIDATION_ROWS = 8  # in a batch
 
 
@@ -122,6 +127,30 @@ class Subject:
         return Rows.of(self.validation_batches, self.padding_ids)
 
     @cached_property
+    def text(self) -> TokenStream:
+        """The training text; its beginning, tokenised here, where there are no windows of it."""
+        if self.training is not None:
+            return self.training.stream
+        return tokenize(_read(self.config, _STREAMED_CHARACTERS), self.tokenizer)
+
+    @cached_property
+    def documents(self) -> list[tuple[str, bool]]:
+        """The first documents of the corpus, read anew, each with whether this is all of it."""
+        return [(document.text, whole) for document, whole in self._documents]
+
+    @cached_property
+    def learned_texts(self) -> list[str]:
+        """What is learned of these documents, without prompts."""
+        return ["".join(text for text, learned in document.parts if learned) for document, _ in self._documents]
+
+    @cached_property
+    def _documents(self) -> list[tuple[Document, bool]]:
+        read = list(_read(self.config, _CHARACTERS))
+        joined = list(join_pieces(read))
+        cut = sum(len(document.text) for document in joined) > _CHARACTERS  # then the last may go on
+        return [(document, not (cut and number == len(joined) - 1)) for number, document in enumerate(joined)]
+
+    @cached_property
     def padding_ids(self) -> set[int]:
         """Tokens that may fill up rows."""
         ids = {self.tokenizer.pad_id, self.model.config.pad_token_id, self.validation.pad_id}
@@ -154,6 +183,16 @@ class Subject:
         module = alone.prepare(trainer.LanguageModelLoss(model, self.bf16))
         optimizers = trainer.make_optimizers(model, config)
         return trainer.Stepper(module, optimizers, Again(batch), self.tokenizer, config, alone)
+
+
+def _read(config: TrainConfig, characters: int) -> Iterator[Document]:
+    """The beginning of the corpus, in pieces."""
+    read = 0
+    for piece in pieces(config.data, config.data_config):
+        yield piece
+        read += len(piece.text)
+        if read > characters:
+            return
 
 
 def cut(batch: Batch, rows: int, length: int) -> Batch:
