@@ -31,6 +31,7 @@ _NOISE = 1e-5  # of the size of the hidden states: the least change that is one
 _LOSS_ROWS = 8
 _LOSS_WARN, _LOSS_FAIL = 1.0, 3.0  # nats from ln(vocabulary)
 _ADDED = 1.5  # times the norm of the stream may be added to it after a norm,
+_GAIN = 1.5  # times the values of one head may be written when all agree
 _ADDED_TO_NARROW = 8.0  # and before one, where the stream begins as small as the embeddings
 
 
@@ -97,8 +98,8 @@ def padding_unseen(subject: Subject) -> Check:
     name, expected = "padding unseen", "what stands at padding changes nothing at real tokens"
     if where := _padding_seen_in_batches(subject):
         cause = (
-            f"{where}, and the run has no mask for it: pad on the right, pack the text (the default), or give the model "
-            "a pad_token_id."
+            f"{where}, and the run has no mask for it: pad on the right, pack the text (the default), or give the "
+            "model a pad_token_id."
         )
         return Check(name, where, expected, "fail", cause)
     model, tokens = subject.fresh().eval(), _text_row(subject)[:, :32]
@@ -220,33 +221,40 @@ def residual(subject: Subject) -> Check:
     """What attention and feed-forward add is not so large that the stream drowns in it.
 
     Two measures: on the text of the run, the norm of what each sub-layer adds, by the norm of the stream it is added
-    to; and the same for attention if all its heads agree, which they may come to do: concatenated and averaged heads
-    then still write a vector of the size of one, summed ones H times that.
+    to; and how much larger attention's output is than the values of one head, in root mean squares, if all heads
+    agree, which they may come to do. That is about 1 where heads are concatenated and projected or averaged, and their
+    number where they are summed. (What a trained projection makes of it is its own.)
     """
     name = "share of the residual"
     limit = _ADDED if subject.model.config.norm_placement == "post" else _ADDED_TO_NARROW
-    expected = f"each sub-layer adds less than {limit:.3g} times the stream, also when its heads agree"
+    expected = (
+        f"less than {limit:.3g} of the stream; heads that agree write no more than {_GAIN:.3g} times one's values"
+    )
     tokens = _text_row(subject)
-    natural = _added(subject.fresh(dropout=False), tokens, subject)
+    natural, _ = _added(subject.fresh(dropout=False), tokens, subject)
     agreeing = subject.fresh(dropout=False)
     for module in agreeing.modules():
         if isinstance(module, MultiHeadAttention):
             _agree(module)
-    together = _added(agreeing, tokens[:, :1].expand_as(tokens), subject)
-    attention = [max(one["attention"], other["attention"]) for one, other in zip(natural, together, strict=True)]
-    forward = [one["feed_forward"] for one in natural]
-    measured = (
-        f"attention {_span([one['attention'] for one in natural])} (heads agreeing "
-        f"{_span([one['attention'] for one in together])}), feed-forward {_span(forward)}"
-    )
+    _, gains = _added(agreeing, tokens[:, :1], subject)  # one token, so that nothing is averaged over the past
+    attention, forward = ([one[kind] for one in natural] for kind in ("attention", "feed_forward"))
+    measured = f"attention {_span(attention)}, feed-forward {_span(forward)}; heads agreeing {_span(gains)}"
     for kind, shares in (("attention", attention), ("feed-forward", forward)):
         worst = int(np.argmax(np.nan_to_num(shares, nan=np.inf)))
         if not shares[worst] < limit:
             cause = (
                 f"In layer {worst} {kind} adds {shares[worst]:.3g} times the norm of the stream, in which the tokens "
-                "drown: concatenate or average the heads instead of summing them, or scale down what is written."
+                "drown: scale down what is written (average or concatenate heads instead of summing them)."
             )
             return Check(name, measured, expected, "fail", cause)
+    is_trained = subject.config.init_from and subject.model.config.heads == "concatenate"
+    if max(gains) > _GAIN and not is_trained:
+        heads = subject.model.config.n_heads
+        cause = (
+            f"Attention adds up its {heads} heads without scaling: when they agree it writes {max(gains):.3g} times what "
+            "one says, and the stream drowns in it; average the heads, or concatenate and project them."
+        )
+        return Check(name, measured, expected, "fail", cause)
     return Check(name, measured, expected)
 
 
@@ -276,8 +284,8 @@ def cached(subject: Subject) -> Check:
     if worst <= 1e-3:
         return Check(name, measured, expected)
     cause = (
-        "What is generated with the key-value cache is not what the model was trained to say: look at the positions and "
-        "the mask of cached tokens."
+        "What is generated with the key-value cache is not what the model was trained to say: look at the positions "
+        "and the mask of cached tokens."
     )
     return Check(name, measured, expected, "fail", cause)
 
@@ -398,29 +406,36 @@ class _shaken:
         return output.where(~places, output + self.strength * (output.std() - output))
 
 
-def _added(model: Transformer, tokens: Tensor, subject: Subject) -> list[dict[str, float]]:
-    """For each layer the norm of what each sub-layer adds, by the norm of the stream before; means over places."""
-    shares: list[dict[str, float]] = [{} for _ in model.layers]
-    streams: dict[int, Tensor] = {}
+def _added(model: Transformer, tokens: Tensor, subject: Subject) -> tuple[list[dict[str, float]], list[float]]:
+    """For each layer the norm of what its sub-layers add by that of the stream before, a mean over places; and the root
+    mean square of attention's output by that of its values."""
+    layers = [module for module in model.modules() if isinstance(module, DecoderLayer)]
+    shares: list[dict[str, float]] = [{} for _ in layers]
+    gains, values, streams = [0.0] * len(layers), {}, {}
     is_post = model.config.norm_placement == "post"
 
     def before(number: int, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         streams[number] = inputs[0].float()
+
+    def value(number: int, _: nn.Module, inputs: Any, output: Tensor) -> None:
+        values[number] = float(output.float().square().mean())
 
     def after(number: int, kind: str, _: nn.Module, inputs: Any, output: Tensor) -> None:
         # A layer that normalises after the sum gives its sub-layer the stream itself.
         stream, added = inputs[0].float() if is_post else streams[number], output.float()
         shares[number][kind] = float((added.norm(dim=-1) / stream.norm(dim=-1).clamp(min=1e-12)).mean())
         streams[number] = stream + added
+        if kind == "attention":
+            gains[number] = math.sqrt(float(added.square().mean()) / max(values[number], 1e-24))
 
-    layers = [module for module in model.modules() if isinstance(module, DecoderLayer)]
     for number, layer in enumerate(layers):
         layer.register_forward_pre_hook(partial(before, number))
+        layer.attention.value.register_forward_hook(partial(value, number))
         layer.attention.register_forward_hook(partial(after, number, "attention"))
         layer.feed_forward.register_forward_hook(partial(after, number, "feed_forward"))
     with torch.no_grad():
         model.eval().hidden_states(tokens.to(subject.engine.device))
-    return shares
+    return shares, gains
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from transformer.training.step import Diverged, Stepper
 
 _ROWS, _LENGTH = 4, 64  # of the batch that is learned by heart
 _MOST_STEPS = 80
+_LEAST_STEPS = 20  # after which it can be said that nothing is learned
 _PART = 0.6  # of the entropy of its tokens: a loss below that took more than to count them
 _RATES = {"pre": 3e-3, "post": 1e-3}  # of AdamW, at which a batch is learned by heart; post-norm takes less
 _SECONDS = 15.0  # that learning by heart, or the range test, may take at most
@@ -28,7 +29,6 @@ _LOWEST, _HIGHEST, _PER_DECADE = 1e-5, 10.0, 6  # learning rates of the range te
 _MOVED = 0.02  # of the loss at the beginning: it falls
 _DIVERGED = 0.25  # of it above the best so far: it rises
 _FAR = 100.0  # times below the rate at which anything moves
-_FAR_ABOVE = 3.0  # times above the rate at which it diverges
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,8 @@ def one_batch(subject: Subject) -> Check:
         "The model does not learn even a few rows by heart: targets that do not follow from the inputs, a branch that "
         "is cut off, or an optimizer that does not reach the weights."
     )
-    if len(losses) < _MOST_STEPS and losses[-1] < losses[0]:  # it took too long to say
-        return Check(name, measured, f"{expected}; stopped after {_SECONDS:.0f} s")
+    if len(losses) < _MOST_STEPS and (losses[-1] < losses[0] or len(losses) < _LEAST_STEPS):
+        return Check(name, measured, f"{expected}; this machine takes too long to say")
     fell = losses[-1] < 0.9 * entropy
     return Check(name, measured, expected, "warn" if fell else "fail", cause)
 
@@ -147,8 +147,8 @@ def rate(subject: Subject) -> Check:
     low = f"{moves:.1g}" if moves else "no rate"
     high = f"{diverges:.1g}" if diverges else f"above {_HIGHEST:.0g}"
     measured = f"{chosen:.2g}; the loss falls from {low} on and explodes at {high}"
-    expected = f"not {_FAR:.0f} times below the first, nor {_FAR_ABOVE:.0f} times above the second"
-    if diverges and chosen > _FAR_ABOVE * diverges:
+    expected = f"not {_FAR:.0f} times below the first, and below the second"
+    if diverges and chosen >= diverges:
         cause = (
             f"The learning rate {chosen:.2g} is far too high: in a range test the loss explodes at {diverges:.1g}; try "
             f"{diverges / 10:.1g}."
