@@ -1,0 +1,241 @@
+"""What is checked: the real objects of a run, and copies of them that checks may change."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from transformer.device import computes_in_bf16
+from transformer.model import Transformer
+from transformer.text.batches import Batch, BatchSource, Windows, validation_batches
+from transformer.text.corpus import pieces
+from transformer.text.document import Document, join_pieces
+from transformer.text.tokenizer import Tokenizer
+from transformer.text.tokens import TokenStream, tokenize
+from transformer.training import trainer
+from transformer.training.config import TrainConfig
+from transformer.training.engine import Engine
+from transformer.training.loss import LanguageModelLoss
+from transformer.training.preflight.rows import Rows
+from transformer.training.step import Stepper
+
+_BATCHES = 16  # of the training text are looked at, or less, to have no more than so many tokens:
+_TOKENS = 2**17
+_CHARACTERS = 2**20  # of the corpus are compared with its tokens
+_STREAMED_CHARACTERS = 2**23  # of a corpus without windows are tokenised, to look rows up
+_VALIDATION_ROWS = 8  # in a batch
+
+
+class Alone(Engine):
+    """The engine of the one process that checks, while the others wait."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.rank, self.world, self.main, self.device, self.sharded = 0, 1, True, device, False
+
+    def prepare(self, module: LanguageModelLoss) -> nn.Module:
+        return module.to(self.device)
+
+    def gradients(self, module: nn.Module, last: bool) -> Any:
+        return nullcontext()
+
+
+class Again:
+    """A source that gives the same batch at every step."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+
+    @property
+    def steps_in_epoch(self) -> int:
+        return 1
+
+    def next(self) -> Batch:
+        return self.batch
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        pass
+
+    def describe_last(self) -> str:
+        return "the batch of the preflight"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run before its first step.
+
+    batches: the next ones of the source, which is put back to where it was; places: where they stand.
+    """
+
+    model: Transformer
+    tokenizer: Tokenizer
+    source: BatchSource
+    training: Windows | None
+    validation: Windows
+    config: TrainConfig
+    engine: Engine
+    batches: list[Batch]
+    places: list[str]
+
+    @classmethod
+    def of(
+        cls,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        source: BatchSource,
+        training: Windows | None,
+        validation: Windows,
+        config: TrainConfig,
+        engine: Engine,
+    ) -> Subject:
+        """Draw the batches that are looked at."""
+        batches: list[Batch] = []
+        places: list[str] = []
+        before = source.state()
+        tokens, most = 0, min(_BATCHES, source.steps_in_epoch or _BATCHES)
+        while len(batches) < most and (tokens < _TOKENS or len(batches) < 2):
+            batches.append(source.next())
+            places.append(source.describe_last())
+            tokens += batches[-1].inputs.numel()
+        source.restore(before)
+        return cls(model, tokenizer, source, training, validation, config, engine, batches, places)
+
+    @cached_property
+    def validation_batches(self) -> list[Batch]:
+        """What the run is validated on."""
+        return validation_batches(self.validation, self.config.validation_windows, _VALIDATION_ROWS)
+
+    @cached_property
+    def rows(self) -> Rows:
+        """The rows of `batches`."""
+        return Rows.of(self.batches, self.padding_ids)
+
+    @cached_property
+    def validation_rows(self) -> Rows:
+        """The rows of `validation_batches`."""
+        return Rows.of(self.validation_batches, self.padding_ids)
+
+    @cached_property
+    def text(self) -> TokenStream:
+        """The training text; its beginning, tokenised here, where there are no windows of it."""
+        if self.training is not None:
+            return self.training.stream
+        return tokenize(_read(self.config, _STREAMED_CHARACTERS), self.tokenizer)
+
+    @cached_property
+    def documents(self) -> list[tuple[str, bool]]:
+        """The first documents of the corpus, read anew, each with whether this is all of it."""
+        return [(document.text, whole) for document, whole in self._documents]
+
+    @cached_property
+    def learned_texts(self) -> list[str]:
+        """What is learned of these documents, without prompts."""
+        return ["".join(text for text, learned in document.parts if learned) for document, _ in self._documents]
+
+    @cached_property
+    def _documents(self) -> list[tuple[Document, bool]]:
+        read = list(_read(self.config, _CHARACTERS))
+        joined = list(join_pieces(read))
+        cut = sum(len(document.text) for document in joined) > _CHARACTERS  # then the last may go on
+        return [(document, not (cut and number == len(joined) - 1)) for number, document in enumerate(joined)]
+
+    @cached_property
+    def padding_ids(self) -> set[int]:
+        """Tokens that may fill up rows."""
+        ids = {self.tokenizer.pad_id, self.model.config.pad_token_id, self.validation.pad_id}
+        return {id for id in ids if id is not None} | {self.tokenizer.end_of_text_id}
+
+    @cached_property
+    def bf16(self) -> bool:
+        """Whether the run multiplies in bf16."""
+        return computes_in_bf16(self.engine.device, self.config.precision)
+
+    def fresh(self, dropout: bool = True) -> Transformer:
+        """A copy of the model on the device of the run, in training mode, that may be changed."""
+        model = copy.deepcopy(self.model).to(self.engine.device).train()
+        if not dropout:
+            for module in model.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = 0.0
+        return model
+
+    def stepper(self, model: Transformer, batch: Batch, **options: Any) -> Stepper:
+        """What makes the steps of the run, for a copy of the model that learns from one batch again and again.
+
+        What is checked is what the trainer would use, so its names are looked up in it.
+
+        Args:
+            options: of the run's configuration that are to be others.
+        """
+        alone = Alone(self.engine.device)
+        config = replace(self.config, **{"accumulate": 1, "max_loss": float("inf"), **options})
+        module = alone.prepare(trainer.LanguageModelLoss(model, self.bf16))
+        optimizers = trainer.make_optimizers(model, config)
+        return trainer.Stepper(module, optimizers, Again(batch), self.tokenizer, config, alone)
+
+
+def _read(config: TrainConfig, characters: int) -> Iterator[Document]:
+    """The beginning of the corpus, in pieces."""
+    read = 0
+    for piece in pieces(config.data, config.data_config):
+        yield piece
+        read += len(piece.text)
+        if read > characters:
+            return
+
+
+def cut(batch: Batch, rows: int, length: int) -> Batch:
+    """The first rows of a batch that learn something, and of those the first so many places from there on."""
+    learned = (batch.targets >= 0).any(dim=1)
+    order = torch.argsort(~learned, stable=True)[:rows]
+    begin = 0
+    if not bool((batch.targets[order, :length] >= 0).any()):  # as where a long prompt comes first
+        begin = int((batch.targets[order] >= 0).any(dim=0).float().argmax())
+        begin = min(begin, max(0, batch.inputs.shape[1] - length))
+    part = (order, slice(begin, begin + length))
+    return Batch(batch.inputs[part], batch.targets[part], batch.document[part])
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Within it random numbers may be drawn: outside nobody notices."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    on_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+        if on_cuda:
+            torch.cuda.set_rng_state_all(on_cuda)
+
+
+@contextmanager
+def recorded(model: Transformer) -> Iterator[list[Tensor]]:
+    """Within it what the model's `hidden_states` returns is kept, whoever calls it."""
+    outputs: list[Tensor] = []
+    original, own = model.hidden_states, model.__dict__.get("hidden_states")
+
+    def recording(*arguments: Any, **options: Any) -> Tensor:
+        outputs.append(original(*arguments, **options))
+        return outputs[-1]
+
+    model.hidden_states = recording  # type: ignore[method-assign]
+    try:
+        yield outputs
+    finally:
+        del model.hidden_states
+        if own is not None:  # somebody had put another in the place of the class's
+            model.hidden_states = own  # type: ignore[method-assign]

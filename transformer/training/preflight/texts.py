@@ -1,0 +1,171 @@
+"""Is the tokenised text the text, and is there something in it that should not be learned?"""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from difflib import SequenceMatcher
+
+import numpy as np
+from tokenizers.models import BPE
+
+from transformer.text.tokenizer import Tokenizer
+from transformer.training.preflight.check import Check
+from transformer.training.preflight.subject import Subject
+
+_DOCUMENTS = 200  # compared with their tokens
+_SAMPLE = 2**20  # tokens in which unknown ones are counted
+_UNKNOWN_WARN, _UNKNOWN_FAIL = 0.01, 0.1
+_LEAST_BYTES = 1.5  # in a token of a vocabulary that could do better
+_LARGE_VOCABULARY = 4096
+_NEARLY_ALL = 0.9  # of the documents or lines that a marker stands at the end of
+_LEAST_DOCUMENTS, _LEAST_LINES = 8, 20  # different ones, of which that can be said
+# [SEP], <s>, </s>, <eos>, <|sep|>: special tokens of some tokenizer, written out.
+_SPECIAL = r"\[/?[A-Z][A-Z_]+\d*\]|<\|[^<>|\s]{1,30}\|>|</?(?:s|bos|eos|pad|sep|cls|eot|mask|start|end)>"
+_RULE = r"([#*_~|@%&+<>-])\1{2,}"  # ###, ---, and the like
+_PLAIN_END = " \t\n\r.,;:!?…\"'’”»)]}>=|*_-"  # what lines of an ordinary text may end with, all of them
+_PLAIN_BEGINNING = " \t\n\r\"'‘“«([{<=#*>|_-•·0123456789"
+_COMPARED = 5000  # characters of a document that cannot come back exactly
+_SHOWN = 40  # characters of an example
+
+
+def round_trip(subject: Subject) -> Check:
+    """The tokens of the first documents, decoded with their special tokens, are those documents."""
+    name, expected = "tokens back to text", "the documents as they stand in the corpus"
+    stream = subject.text
+    ends = [*stream.starts[1:].tolist(), len(stream.tokens) - 1]
+    characters = compared = 0
+    exact = _is_exact(subject.tokenizer)
+    for number, (text, is_whole) in enumerate(subject.documents[:_DOCUMENTS]):
+        if number >= len(ends):
+            break
+        first, last = int(stream.starts[number]) + 1, ends[number]
+        last = last if is_whole else min(last, first + len(text.encode()))  # no more tokens than bytes
+        decoded = subject.tokenizer.decode(stream.tokens[first:last].tolist(), skip_special=False)
+        if not is_whole:  # a token may reach beyond what was read
+            shorter = min(len(decoded), len(text))
+            decoded, text = decoded[:shorter], text[:shorter]
+        if exact and decoded != text:
+            place = len(os.path.commonprefix([decoded, text]))
+            cause = (
+                f"Document {number} differs from its tokens at character {place:,}: the corpus has "
+                f"{text[place : place + _SHOWN]!r}, the tokens {decoded[place : place + _SHOWN]!r}; the text was "
+                "changed, or something was put into it, before or while it was tokenised."
+            )
+            return Check(name, f"document {number} is another", expected, "fail", cause)
+        if not exact and (likeness := _likeness(decoded, text)) < 0.9:
+            cause = (
+                f"Only {likeness:.0%} of document {number} comes back from its tokens, case, accents and spaces aside: "
+                "this tokenizer does not fit the text."
+            )
+            return Check(name, f"{likeness:.0%} of document {number}", expected, "fail", cause)
+        characters, compared = characters + len(text), compared + 1
+    how = "the same" if exact else "the same but for case, accents and spaces, which this tokenizer does not keep"
+    return Check(name, f"{compared} documents, {characters:,} characters, {how}", expected)
+
+
+def unknown(subject: Subject) -> Check:
+    """The tokenizer knows the text. (WikiText's written "<unk>" is text like any other.)"""
+    token = getattr(subject.tokenizer.backend.model, "unk_token", None)
+    name, expected = "unknown tokens", f"less than {_UNKNOWN_WARN:.0%} of the text"
+    id = subject.tokenizer.backend.token_to_id(token) if token else None
+    if id is None:
+        return Check(name, "none possible: every string has tokens", expected)
+    share = float((_sample(subject) == id).mean())
+    if share < _UNKNOWN_WARN:
+        return Check(name, f"{share:.3%}", expected)
+    cause = f"{share:.1%} of the tokens are {token}, whatever they stood for: take a tokenizer made for this text."
+    return Check(name, f"{share:.1%}", expected, "fail" if share > _UNKNOWN_FAIL else "warn", cause)
+
+
+def bytes_per_token(subject: Subject) -> Check:
+    """A token stands for as much text as its vocabulary allows."""
+    stream = subject.text
+    n_learned = len(stream.tokens) if stream.learned is None else int(np.count_nonzero(stream.learned))
+    ratio = stream.n_bytes / max(1, n_learned)
+    large = subject.tokenizer.vocab_size >= _LARGE_VOCABULARY
+    name = "bytes per token"
+    expected = f"at least {_LEAST_BYTES} with a vocabulary of {_LARGE_VOCABULARY:,}"
+    if not large or ratio >= _LEAST_BYTES or stream.n_bytes < 10_000:
+        return Check(name, f"{ratio:.2f}, vocabulary {subject.tokenizer.vocab_size:,}", expected)
+    cause = (
+        f"{ratio:.2f} bytes in a token: the vocabulary was made for another kind of text or language, and the context "
+        "holds little; train one on this text (no --tokenizer)."
+    )
+    return Check(name, f"{ratio:.2f}", expected, "warn", cause)
+
+
+def markers(subject: Subject) -> Check:
+    """No text that stands at the beginning or end of nearly every document or line, like a written "[SEP]"."""
+    documents = list(dict.fromkeys(text.strip() for text in subject.learned_texts if text.strip()))
+    lines = list(dict.fromkeys(line.strip() for text in documents for line in text.splitlines() if line.strip()))
+    name, expected = "markers in the text", "none at the ends of nearly all documents or lines"
+    for what, units, least in (("document", documents, _LEAST_DOCUMENTS), ("line", lines, _LEAST_LINES)):
+        if len(units) < least:
+            continue
+        for at_end in (True, False):
+            marker, share, is_special = marker_of(units, at_end)
+            if marker:
+                side = "ends" if at_end else "begins"
+                pieces = len(subject.tokenizer.encode_documents([marker])[0])
+                tokens = sum(map(len, subject.tokenizer.encode_documents(units[:200]))) / len(units[:200])
+                cause = (
+                    f"Nearly every {what} {side} with {marker!r} ({pieces} tokens, {pieces / max(1.0, tokens):.1%} of "
+                    "the targets), which the model learns at once and then says: take it out of the text; the end of "
+                    "a document has a token already."
+                )
+                measured = f"{marker!r}: {share:.0%} of {len(units):,} {what}s {side[:-1]} with it"
+                return Check(name, measured, expected, "fail" if is_special else "warn", cause)
+    return Check(name, f"none in {len(documents):,} documents, {len(lines):,} lines", expected)
+
+
+def marker_of(texts: Sequence[str], at_end: bool) -> tuple[str, float, bool]:
+    """What nearly all texts end (or begin) with, the share of them, and whether it is written like a special token.
+
+    Sentences end in marks and lines begin with dashes, numbers or WikiText's "=": those alone are no marker. ("", 0,
+    False) if there is none.
+    """
+    for pattern, is_special in ((_SPECIAL, True), (_RULE, False)):
+        ending = re.compile(f"(?:{pattern})$" if at_end else pattern)
+        matches = [(ending.search(text) if at_end else ending.match(text)) for text in texts]
+        counts = Counter(match[0] for match in matches if match)
+        if counts and (most := counts.most_common(1)[0])[1] >= _NEARLY_ALL * len(texts):
+            return most[0], most[1] / len(texts), is_special
+    common = ""
+    turned = [text[::-1] if at_end else text for text in texts]
+    while True:
+        following = Counter(text[len(common)] for text in turned if text.startswith(common) and len(text) > len(common))
+        if not following or following.most_common(1)[0][1] < _NEARLY_ALL * len(texts):
+            break
+        common += following.most_common(1)[0][0]
+    common = common[::-1] if at_end else common
+    marker = common.strip(_PLAIN_END if at_end else _PLAIN_BEGINNING)
+    if len(marker) < 2:
+        return "", 0.0, False
+    kept = common.strip()
+    return kept, sum(text.endswith(kept) if at_end else text.startswith(kept) for text in texts) / len(texts), False
+
+
+def _is_exact(tokenizer: Tokenizer) -> bool:
+    """Whether this tokenizer promises to give every text back as it was."""
+    return isinstance(tokenizer.backend.model, BPE) and tokenizer.backend.normalizer is None
+
+
+def _likeness(left: str, right: str) -> float:
+    """How much of two texts is the same, in [0, 1], without case, accents and white space."""
+
+    def plain(text: str) -> str:
+        decomposed = unicodedata.normalize("NFD", text[:_COMPARED].lower())
+        return "".join(c for c in decomposed if not c.isspace() and not unicodedata.combining(c))
+
+    return SequenceMatcher(None, plain(left), plain(right), autojunk=False).quick_ratio()
+
+
+def _sample(subject: Subject) -> np.ndarray:
+    """Tokens from all over the text."""
+    stream = subject.text
+    step = max(1, len(stream.tokens) // _SAMPLE)
+    return stream.tokens[::step]
