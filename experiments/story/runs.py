@@ -55,12 +55,12 @@ class Settings:
     data: str
     data_config: str | None
     cache: Path
-    steps: int = 1000
+    steps: int = 500
     length: int = 128
     batch_size: int = 8
     d_model: int = 128
     few: int = 60_000
-    held_out: int = 400
+    held_out: int = 200
 
     def options(self, name: str, variant: Variant) -> dict[str, Any]:
         """The fields of `TrainConfig` for this run."""
@@ -252,4 +252,3 @@ def kept(path: Path, make: Any) -> dict[str, Any]:
         with whole_file(path) as partial_path:
             partial_path.write_text(json.dumps(make(), indent=1) + "\n")
     return json.loads(path.read_text())
-
