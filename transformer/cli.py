@@ -20,7 +20,11 @@ DEFAULT_PROMPT = "The history of the city"
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; the exit status is 1 after an error, whose one sentence is on standard error."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command is not preflight:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.rest = rest
     try:
         return options.command(options) or 0
     except TransformerError as error:
@@ -125,6 +129,27 @@ def show(options: argparse.Namespace) -> None:
     print(output)
 
 
+def preflight(options: argparse.Namespace) -> int:
+    """Check a training without starting it; nothing is left behind but the tokens of its text in the cache."""
+    import logging
+    import tempfile
+
+    from transformer.training.engine import Engine
+    from transformer.training.options import parse
+    from transformer.training.preflight import preflight as check
+    from transformer.training.run import build
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    config = parse(options.rest, "python -m transformer preflight")
+    with tempfile.TemporaryDirectory(prefix="preflight-") as folder:
+        config = dataclasses.replace(config, output=folder, trackers=())
+        engine = Engine(config.device, config.parallel)
+        parts = build(config, engine)
+        report = check(parts.model, parts.tokenizer, parts.source, parts.training, parts.validation, config, engine)
+    print(json.dumps(report.to_json(), indent=2, ensure_ascii=False) if options.json else report.table())
+    return 1 if report.failed else 0
+
+
 def push(options: argparse.Namespace) -> None:
     """Publish a model directory on the Hub."""
     from transformer.hub.publish import push
@@ -214,6 +239,12 @@ def _parser() -> argparse.ArgumentParser:
     describing.add_argument(
         "--evaluate", action="append", default=[], metavar="NAME=DATA", help="score the validation split of DATA"
     )
+
+    checking = commands.add_parser(
+        "preflight", add_help=False, allow_abbrev=False, help="check a training before it costs anything"
+    )
+    checking.set_defaults(command=preflight)
+    checking.add_argument("--json", action="store_true")
 
     pushing = command("push", push, "publish a model on the Hub, as the user of HF_TOKEN or `hf auth login`")
     pushing.add_argument("model", help="folder of a model")

@@ -23,3 +23,7 @@ class CorpusError(TransformerError):
 
 class PublishError(TransformerError):
     """A model could not be published; it is still where it was."""
+
+
+class PreflightError(TransformerError):
+    """A check before the first step found what would make the run worthless."""

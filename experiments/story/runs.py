@@ -133,14 +133,14 @@ class Run:
         in_lines = variant.layout.startswith("lines")
         architecture = dataclasses.replace(
             config.model_config(tokenizer.vocab_size),
-            # Embeddings of size one, as nn.Embedding drew them for the original.
-            **{"scale_embeddings": True, "pad_token_id": text.end if in_lines and variant.masked else None}
-            | variant.architecture,
+            **{"pad_token_id": text.end if in_lines and variant.masked else None} | variant.architecture,
         )
         torch.manual_seed(config.seed)
         model = Transformer(architecture)
         if config.embeddings_from:
             use_embeddings(model, pretrained_embeddings(config.embeddings_from))
+        with torch.no_grad():
+            model.token_embedding.weight.mul_(variant.embedding_scale)
         model.token_embedding.weight.requires_grad_(not config.freeze_embeddings)
 
         def windows(stream: TokenStream, span: tuple[int, int] | None = None, stride: int | None = None) -> Windows:

@@ -13,13 +13,15 @@ class Variant:
     """One small training: the original's architecture as it ended (`blog`), but for what is said here.
 
     what: in a table. layout: of its text. architecture: fields of `ModelConfig`. options: fields of `TrainConfig`.
-    masked: padding is not attended to. few: it learns from the beginning of the text alone, again and again.
+    embedding_scale: what the token embeddings are multiplied with at the start. masked: padding is not attended to.
+    few: it learns from the beginning of the text alone, again and again.
     """
 
     what: str
     layout: Layout = "packed"
     architecture: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+    embedding_scale: float = 1.0
     masked: bool = True
     few: bool = False
 
@@ -33,7 +35,7 @@ VARIANTS = {
     "attended": Variant("padding attended to", "lines", masked=False),
     "overwritten": Variant("the last target of every window is end-of-text", "last target overwritten"),
     "counted": Variant("padding counted in the loss", "lines with padding counted"),
-    "drowned": Variant("embeddings a tenth of the size of the positions", architecture={"scale_embeddings": False}),
+    "drowned": Variant("embeddings a tenth of the size of the positions", embedding_scale=0.1),
     "wide": Variant("embeddings learned, 256 wide", options={"d_model": 256}),
     "frozen": Variant(
         "embeddings pretrained and frozen, 256 wide", options={"d_model": 256, "freeze_embeddings": True}

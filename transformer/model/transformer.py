@@ -124,7 +124,9 @@ class Transformer(nn.Module):
         Pre-norm models follow GPT-2: normal with std 0.02, and the two projections that write into the residual
         stream divided by sqrt(2 N), so that the stream's variance does not grow with depth (Radford et al., 2019,
         2.3). Post-norm models follow the paper's code: Xavier-uniform matrices, and embeddings of std D^-0.5, whose
-        entries are of size one after the multiplication with sqrt(D) (3.4). Biases are 0 and norms the identity.
+        entries are of size one after the multiplication with sqrt(D) (3.4). Where they are not multiplied, as in the
+        original project, they are drawn of that size, or they would drown in the sinusoids; unless they are the
+        vocabulary projection too, which has to begin small. Biases are 0 and norms the identity.
         """
         pre = self.config.norm_placement == "pre"
         for module in self.modules():
@@ -142,7 +144,8 @@ class Transformer(nn.Module):
                 if name.endswith(("attention.output.weight", "feed_forward.down.weight")):
                     parameter.div_(math.sqrt(2 * self.config.n_layers))
         # After the loop: with a tied head this is also the vocabulary projection.
-        self.token_embedding.weight.normal_(std=0.02 if pre else self.config.d_model**-0.5)
+        small = self.config.scale_embeddings or self.config.tie_embeddings
+        self.token_embedding.weight.normal_(std=0.02 if pre else self.config.d_model**-0.5 if small else 1.0)
 
     def parameter_count(self) -> int:
         """Trained numbers in the model; a tied matrix counts once."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from transformer.model import Transformer
 from transformer.page import page
-from transformer.show.text import data, name_of, span, tokens_of
+from transformer.show.text import data, name_of, spans, tokens_of
 from transformer.show.weights import weights_of
 from transformer.text.tokenizer import Tokenizer
 
@@ -41,9 +41,9 @@ def attention_page(model: Transformer, tokenizer: Tokenizer, text: str, name: st
         "weights": _packed(weights),
     }
     cut = f" The first {length:,} of its {len(tokens):,} tokens are shown." if len(shown) < len(tokens) else ""
-    words = "".join(span(tokenizer, number, token) for number, token in enumerate(shown))
     body = f"""<p class="lead">Each small square is a head: a row for every token that looks, a column for every token
-that is looked at, darker the more of its attention goes there. Choose a head, then a token.{cut}</p>
+that is looked at, darker the more of its attention goes there. Choose a head, then a token.
+A dot beneath a character is a further token of it.{cut}</p>
 <main>
 <section id="heads" aria-label="Heads" style="--heads: {heads}">{_heads(layers, heads)}</section>
 <section id="head" aria-label="The chosen head">
@@ -51,7 +51,7 @@ that is looked at, darker the more of its attention goes there. Choose a head, t
 <fieldset><legend>The colour of a token says</legend>
 <label><input type="radio" name="direction" value="from" checked="checked"/> how much the chosen one looks at it</label>
 <label><input type="radio" name="direction" value="to"/> how much it looks at the chosen one</label></fieldset>
-<div class="text" dir="auto" id="text">{words}</div>
+<div class="text" dir="auto" id="text">{spans(tokenizer, shown)}</div>
 <p id="told" role="status">Point at a token, or move with the arrow keys.</p>
 <div class="both"><canvas id="map" tabindex="0" role="img" aria-label="Weights of the chosen head"></canvas>
 <table><caption>Most attention</caption><tbody id="most"></tbody></table></div>

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -61,12 +62,24 @@ def name_of(tokenizer: Tokenizer, token: Token | int) -> str:
     return on_one_line(tokenizer.backend.id_to_token(number) or f"token {number}")
 
 
-def span(tokenizer: Tokenizer, number: int, token: Token, style: str = "") -> str:
-    """A token in running text, which can be pointed at and reached by the keyboard."""
-    kind = "begin" if token.begins else "inner" if not token.piece else ""
-    shown = visible(token.piece) if token.piece else name_of(tokenizer, token) if token.begins else "·"
-    head = f'<span class="token {kind}" data-n="{number}" role="button" tabindex="{-1 if number else 0}"'
-    return f"{head}{style and f' style={chr(34)}{style}{chr(34)}'}>{escape(shown)}</span>"
+def spans(tokenizer: Tokenizer, tokens: Sequence[Token], styles: Sequence[str] = ()) -> str:
+    """The tokens as running text, each of which can be pointed at and reached by the keyboard.
+
+    A token within a character takes no room, so that the letters around it keep their shapes; the style sheet puts a
+    dot for it beneath the character.
+
+    Args:
+        styles: declarations of CSS for each token.
+    """
+    marked, inner = [], 0
+    for number, token in enumerate(tokens):
+        inner = 0 if token.piece or token.begins else inner + 1
+        kind = "begin" if token.begins else "inner" if inner else ""
+        style = (styles[number] if styles else "") + (f";--i:{inner}" if inner else "")
+        shown = name_of(tokenizer, token) if token.begins else visible(token.piece)
+        head = f'<span class="token {kind}" data-n="{number}" role="button" tabindex="{-1 if number else 0}"'
+        marked.append(f"{head}{f' style={chr(34)}{style}{chr(34)}' if style else ''}>{escape(shown)}</span>")
+    return "".join(marked)
 
 
 def data(value: Any) -> str:

@@ -12,7 +12,7 @@ from transformer.errors import CorpusError
 from transformer.model import Transformer
 from transformer.page import page, tiles
 from transformer.show.surprisal import Surprisal, surprisal_of
-from transformer.show.text import Token, data, name_of, span, tokens_of
+from transformer.show.text import Token, data, name_of, spans, tokens_of
 from transformer.text.tokenizer import Tokenizer
 
 DEEPEST = 12.0  # nats, where the colour is deepest: about one in 160,000
@@ -38,10 +38,7 @@ def tokens_page(model: Transformer, tokenizer: Tokenizer, text: str, name: str) 
         "tokens": [_facts(tokenizer, tokens[0]), *_all_facts(tokenizer, tokens, found)],
         "names": {number: name_of(tokenizer, number) for number in {*found.likeliest.flatten().tolist()}},
     }
-    words = span(tokenizer, 0, tokens[0]) + "".join(
-        span(tokenizer, number, token, f"--s:{100 * min(1, surprise / DEEPEST):.1f}")
-        for number, (token, surprise) in enumerate(zip(tokens[1:], nats, strict=True), 1)
-    )
+    styles = ["", *(f"--s:{100 * min(1, surprise / DEEPEST):.1f}" for surprise in nats)]
     context = model.config.context_length
     read = ""
     if len(tokens) - 1 > context:
@@ -51,14 +48,14 @@ def tokens_page(model: Transformer, tokenizer: Tokenizer, text: str, name: str) 
         )
     body = f"""<dl>{_totals(text, nats, tokenizer.vocab_size)}</dl>
 <p class="lead">Each token is coloured by its surprisal: −ln of the probability that the model gave it, having read what
-is before it. A · is a token within a character.{read}</p>
+is before it. A dot beneath a character is a further token of it.{read}</p>
 <main>
 <div class="bar"><fieldset><legend>Colour by</legend>
 <label><input type="radio" name="colour" value="surprisal" checked="checked"/> surprisal</label>
 <label><input type="radio" name="colour" value="boundaries"/> token boundaries</label></fieldset>
 <div class="scale" role="img" aria-label="Colours from 0 to {DEEPEST:.0f} nats per token">
 <i></i><span>0</span><span>{DEEPEST / 2:.0f}</span><span>{DEEPEST:.0f} nats and more</span></div></div>
-<div class="text" dir="auto" id="text">{words}</div>
+<div class="text" dir="auto" id="text">{spans(tokenizer, tokens, styles)}</div>
 <aside id="told" role="status"><p>Point at a token, or move with the arrow keys.</p></aside>
 <details><summary>All tokens as a table</summary>{_table(tokenizer, tokens, found)}</details>
 </main>"""

@@ -17,7 +17,7 @@ _FREE = {
     *("output", "token_cache", "resume", "restart", "checkpoint_every", "keep_checkpoints"),
     *("max_epochs", "max_steps", "max_tokens", "max_minutes", "max_cost", "price_per_hour", "patience"),
     *("validate_every", "sample_prompt", "trackers", "parallel", "precision", "compile", "device"),
-    *("push_to", "push_public"),
+    *("push_to", "push_public", "preflight"),
 }
 
 
@@ -89,6 +89,8 @@ class TrainConfig:
         compile: Compile the training step with torch.compile; it takes a C++ compiler and about a minute.
         parallel: What several processes do: ddp (each has the whole model) or fsdp (each has a part of every tensor).
         trackers: Also report to these: tensorboard, wandb, trackio. They are installed by the user.
+        preflight: Check text, batches and model before the first step, in under a minute at the default size; what
+            cannot be right stops the run.
         push_to: Publish the trained model on the Hub as user/name, with the token of HF_TOKEN or `hf auth login`.
         push_public: Let everyone see it, if the repository is new.
         device: auto, cpu, cuda or mps.
@@ -151,6 +153,7 @@ class TrainConfig:
     compile: bool = False
     parallel: str = "ddp"
     trackers: tuple[str, ...] = ()
+    preflight: bool = True
     push_to: str | None = None
     push_public: bool = False
     device: str = "auto"

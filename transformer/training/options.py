@@ -17,8 +17,11 @@ from transformer.training.config import TrainConfig
 _PRESETS = Path(__file__).with_name("presets")
 
 
-def parse(arguments: list[str]) -> TrainConfig:
+def parse(arguments: list[str], program: str = "train.py") -> TrainConfig:
     """The run that the command line describes; what it says comes before what `--config` says.
+
+    Args:
+        program: whose command line it is.
 
     Raises:
         ConfigError: if a file or an option in it is wrong. SystemExit: if an argument is, after saying how.
@@ -33,7 +36,7 @@ def parse(arguments: list[str]) -> TrainConfig:
         "Train a decoder-only Transformer.\n\n--config NAME|FILE: begin with the options of a preset "
         f"({', '.join(presets())}) or of a YAML or TOML file; other options override them."
     )
-    return tyro.cli(TrainConfig, prog="train.py", description=description, args=rest, default=default)
+    return tyro.cli(TrainConfig, prog=program, description=description, args=rest, default=default)
 
 
 def presets() -> list[str]:

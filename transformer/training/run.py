@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 
 from transformer.device import describe
-from transformer.errors import ConfigError
+from transformer.errors import ConfigError, PreflightError
 from transformer.evaluation import evaluate
 from transformer.hub import checkpoint
 from transformer.hub.card import TrainingFacts, command_line, write_card
@@ -30,6 +31,7 @@ from transformer.training.budget import Progress
 from transformer.training.config import TrainConfig
 from transformer.training.engine import Engine
 from transformer.training.memory import keep_freed_memory
+from transformer.training.preflight import preflight
 from transformer.training.trainer import CHECKPOINTS, Trainer
 
 logger = logging.getLogger("transformer")
@@ -40,6 +42,33 @@ _STREAMED_VALIDATION = 200  # documents of a validation split that is not kept o
 _SCORED_TOKENS = 50_000  # of the validation text, for the card: about a minute on a CPU at the default size
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of. training: the windows behind `source`; None: a stream has none."""
+
+    tokenizer: Tokenizer
+    model: Transformer
+    source: BatchSource
+    training: Windows | None
+    validation: Windows
+
+
+def build(config: TrainConfig, engine: Engine) -> Parts:
+    """Everything that a run needs before its first step, the same in every process.
+
+    Raises:
+        TransformerError: if the options, the text or the model to start from cannot be used.
+    """
+    with engine.main_first():  # what the first process fetches, trains or tokenises, the others find
+        tokenizer = _tokenizer(config, engine)
+        model = _model(config, tokenizer)
+        context = min(config.context_length, model.config.context_length)
+        source, training, validation = _text(config, tokenizer, context, engine)
+        if config.start_from_bigrams and training:
+            start_from_bigrams(model, training.stream.tokens[training.first : training.stop])
+    return Parts(tokenizer, model, source, training, validation)
+
+
 def train(config: TrainConfig, hub_token: str | None = None) -> Progress:
     """Train a model as `config` says; the best one is left in `config.output`.
 
@@ -48,6 +77,7 @@ def train(config: TrainConfig, hub_token: str | None = None) -> Progress:
 
     Raises:
         Interrupted: if it was asked to stop; its state is saved.
+        PreflightError: if a check before the first step failed.
         TransformerError: if the options, the text or the model to start from cannot be used.
     """
     engine = Engine(config.device, config.parallel, config.trackers, config.output)
@@ -58,23 +88,22 @@ def train(config: TrainConfig, hub_token: str | None = None) -> Progress:
             prepare(config.push_to, config.push_public, hub_token)
         if engine.main and config.restart:  # before anything of the new run is written beside them
             state.remove(Path(config.output) / CHECKPOINTS)
-        with engine.main_first():  # what the first process fetches, trains or tokenises, the others find
-            tokenizer = _tokenizer(config, engine)
-            model = _model(config, tokenizer)
-            context = min(config.context_length, model.config.context_length)
-            source, training, validation = _text(config, tokenizer, context, engine)
-            if config.start_from_bigrams and training:
-                start_from_bigrams(model, training.stream.tokens[training.first : training.stop])
+        parts = build(config, engine)
+        model, tokenizer, validation = parts.model, parts.tokenizer, parts.validation
         logger.info(
             "%s parameters · %s · %s",
             f"{model.parameter_count():,}",
-            f"{len(training):,} windows of {context} tokens to train on" if training else "a stream of text",
+            f"{len(parts.training):,} windows of {parts.training.length} tokens to train on"
+            if parts.training
+            else "a stream of text",
             f"{engine.world} × {engine.device.type}",
         )
+        if config.preflight and not state.exists(Path(config.output) / CHECKPOINTS):  # or it has begun already
+            _preflight(parts, config, engine)
         rows = validation_batches(validation, config.validation_windows, _VALIDATION_ROWS, engine.rank, engine.world)
         if engine.device.type == "cpu":
             keep_freed_memory()  # not before: what tokenising freed is not needed again
-        progress = Trainer(model.train(), tokenizer, source, rows, config, engine).run()
+        progress = Trainer(model.train(), tokenizer, parts.source, rows, config, engine).run()
         if engine.main:
             command = command_line(config.changed())
             processor = f"{engine.world} × {describe(engine.device)}" if engine.world > 1 else describe(engine.device)
@@ -87,6 +116,23 @@ def train(config: TrainConfig, hub_token: str | None = None) -> Progress:
         return progress
     finally:
         engine.close()
+
+
+def _preflight(parts: Parts, config: TrainConfig, engine: Engine) -> None:
+    """Check the run in its first process, while the others wait; all of them stop if it fails.
+
+    Raises:
+        PreflightError: with cause and cure of what failed.
+    """
+    sentences = ""
+    if engine.main:
+        report = preflight(parts.model, parts.tokenizer, parts.source, parts.training, parts.validation, config, engine)
+        logger.info("%s", report.table())
+        for check in report.warned:
+            logger.warning("%s: %s", check.name, check.cause_and_cure)
+        sentences = report.sentences()
+    if engine.sum(float(bool(sentences)))[0]:
+        raise PreflightError(f"{sentences or 'The preflight failed.'} (--no-preflight trains all the same.)")
 
 
 def _tokenizer(config: TrainConfig, engine: Engine) -> Tokenizer:

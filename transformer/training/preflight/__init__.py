@@ -2,14 +2,54 @@
 
 from __future__ import annotations
 
+import logging
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+
 from transformer.model import Transformer
 from transformer.text.batches import BatchSource, Windows
 from transformer.text.tokenizer import Tokenizer
 from transformer.training.config import TrainConfig
 from transformer.training.engine import Engine
+from transformer.training.preflight import alignment, architecture, budget, free_points, learning, overlap, texts
 from transformer.training.preflight.check import Check, Report, ShownRow
+from transformer.training.preflight.subject import Subject, undisturbed
 
 __all__ = ["Check", "Report", "ShownRow", "preflight"]
+
+logger = logging.getLogger("transformer")
+_Checking = Callable[[Subject], Check]
+# What needs nothing but the text and the batches.
+_TEXT: tuple[_Checking, ...] = (
+    alignment.shifted,
+    alignment.in_text,
+    alignment.validation_shifted,
+    alignment.validation_in_text,
+    alignment.same_again,
+    free_points.padding_counted,
+    free_points.special,
+    free_points.repeated,
+    free_points.constant_columns,
+    texts.round_trip,
+    texts.markers,
+    texts.unknown,
+    texts.bytes_per_token,
+    overlap.overlap,
+)
+_MODEL: tuple[_Checking, ...] = (
+    architecture.causality,
+    architecture.documents_apart,
+    architecture.padding_unseen,
+    architecture.counted,
+    architecture.initial_loss,
+    architecture.positions,
+    architecture.residual,
+    architecture.cached,
+    learning.one_batch,
+    learning.rate,
+)
 
 
 def preflight(
@@ -23,9 +63,60 @@ def preflight(
 ) -> Report:
     """Check a run before its first step, and leave it as it is: weights, position in the text, random states.
 
+    A check that cannot be made has failed: whatever raised the error would stop the run too, or is worth a look.
+
     Args:
         model: as it begins. source: what it learns from. training: the windows behind `source`; None: there are none,
             and its rows are looked for in the beginning of `config.data`.
         validation: what it is validated on.
     """
-    return Report(())
+    begin = time.perf_counter()
+    with undisturbed():
+        try:
+            subject = Subject.of(model, tokenizer, source, training, validation, config, engine)
+            ids = alignment.ids(subject)
+        except Exception as error:
+            return Report((_broken("batches", error),), (), time.perf_counter() - begin)
+        checks = [ids]
+        if ids.verdict == "pass":  # or nothing else could be computed
+            checks += _checks(subject)
+        shown = () if ids.verdict == "fail" else alignment.shown(subject)
+    if engine.device.type == "cuda":
+        torch.cuda.empty_cache()  # the copies are not needed any more
+    return Report(tuple(checks), shown, time.perf_counter() - begin)
+
+
+def _checks(subject: Subject) -> Iterator[Check]:
+    for check in _TEXT:
+        yield _made(check, subject)
+    memory = _made(budget.memory, subject)
+    yield memory
+    if memory.verdict == "fail":  # a step would take the whole process with it
+        yield _made(lambda subject: budget.forecast(subject, None), subject)
+        return
+    for check in _MODEL:
+        yield _made(check, subject)
+    try:
+        step = learning.real_step(subject)
+    except Exception as error:
+        yield _broken("gradients", error)
+        return
+    yield learning.gradients(subject, step)
+    yield _made(lambda subject: budget.forecast(subject, step.seconds), subject)
+
+
+def _made(check: _Checking, subject: Subject) -> Check:
+    begin = time.perf_counter()
+    try:
+        return check(subject)
+    except Exception as error:
+        return _broken(getattr(check, "__name__", "forecast"), error)
+    finally:
+        logger.debug("%s took %.2f s", getattr(check, "__name__", "forecast"), time.perf_counter() - begin)
+
+
+def _broken(name: str, error: Exception) -> Check:
+    logger.debug("a check could not be made", exc_info=error)
+    what = f"{type(error).__name__}: {error}"[:200]
+    cause = f"This could not be checked, and the run would meet the same error: {what}"
+    return Check(name.replace("_", " "), "an error", "a result", "fail", cause)

@@ -15,7 +15,7 @@ from transformer.text.tokens import TokenStream
 from transformer.training.preflight.check import Check
 from transformer.training.preflight.subject import Subject
 
-LENGTH = 16
+LENGTH = 16  # tokens: about a dozen words; a power of two
 _CHUNK = 2**22
 _MOST = 2**29  # training tokens looked at
 _MOST_VALIDATION = 2**19

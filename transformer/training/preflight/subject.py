@@ -170,6 +170,20 @@ class Subject:
                     module.p = 0.0
         return model
 
+    @cached_property
+    def headless(self) -> Transformer:
+        """A copy of which only the hidden states are of interest: the vocabulary, which takes most time, is cut off."""
+        model = self.fresh()
+        model.head.weight = nn.Parameter(model.head.weight[:1].detach().clone(), requires_grad=False)
+        if model.head.bias is not None:
+            model.head.bias = nn.Parameter(model.head.bias[:1].detach().clone(), requires_grad=False)
+        return model
+
+    @cached_property
+    def headless_stepper(self) -> Stepper:
+        """What calls it as a step of the run would."""
+        return self.stepper(self.headless, self.batches[0])
+
     def stepper(self, model: Transformer, batch: Batch, **options: Any) -> Stepper:
         """What makes the steps of the run, for a copy of the model that learns from one batch again and again.
 

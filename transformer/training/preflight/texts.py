@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import unicodedata
 from collections import Counter
@@ -49,7 +48,7 @@ def round_trip(subject: Subject) -> Check:
             shorter = min(len(decoded), len(text))
             decoded, text = decoded[:shorter], text[:shorter]
         if exact and decoded != text:
-            place = len(os.path.commonprefix([decoded, text]))
+            place = _agreed(decoded, text)
             cause = (
                 f"Document {number} differs from its tokens at character {place:,}: the corpus has "
                 f"{text[place : place + _SHOWN]!r}, the tokens {decoded[place : place + _SHOWN]!r}; the text was "
@@ -152,6 +151,12 @@ def marker_of(texts: Sequence[str], at_end: bool) -> tuple[str, float, bool]:
 def _is_exact(tokenizer: Tokenizer) -> bool:
     """Whether this tokenizer promises to give every text back as it was."""
     return isinstance(tokenizer.backend.model, BPE) and tokenizer.backend.normalizer is None
+
+
+def _agreed(left: str, right: str) -> int:
+    """How many characters two texts begin with in common."""
+    pairs = enumerate(zip(left, right, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(left), len(right)))
 
 
 def _likeness(left: str, right: str) -> float:

@@ -1,0 +1,450 @@
+"""What the model does before it has learned anything: who looks at whom, how large everything is, what is counted.
+
+Everything goes through the loss, the precision, the mask and the kernel of the run, in training mode.
+
+Dimensions: B batch · T window · D d_model · H heads · V vocabulary
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from transformer.inference import Generator, SamplingOptions
+from transformer.model import KeyValueCache, Transformer
+from transformer.model.attention import MultiHeadAttention
+from transformer.model.layers import DecoderLayer
+from transformer.text.batches import IGNORE, Batch
+from transformer.training.preflight.check import Check
+from transformer.training.preflight.subject import Subject, cut, recorded
+
+_PLACES, _PLACES_IN_SHORT = 5, 16  # of the window, before and behind which everything is changed
+_SHORT = 48  # tokens
+_NOISE = 1e-5  # of the size of the hidden states: the least change that is one
+_LOSS_ROWS = 8
+_LOSS_WARN, _LOSS_FAIL = 1.0, 3.0  # nats from ln(vocabulary)
+_ADDED = 1.5  # times the norm of the stream may be added to it after a norm,
+_GAIN = 1.5  # times the values of one head may be written when all agree
+_ADDED_TO_NARROW = 8.0  # and before one, where the stream begins as small as the embeddings
+
+
+def causality(subject: Subject) -> Check:
+    """Nothing before a token changes when the tokens from it on do; and what comes after does.
+
+    The first is tried at the first, the last, and places between; the second shows a mask that hides the past. A few
+    places in a whole window, more of them in a short one.
+    """
+    name, expected = "causality", "a changed token changes nothing before it, and everything after"
+    whole = _text_row(subject)
+    length, tried = whole.shape[1], 0
+    for tokens, number in ((whole, _PLACES), (whole[:, :_SHORT], _PLACES_IN_SHORT)):
+        look = _Look(subject, tokens, number)
+        tried += len(look.places)
+        for row, place in enumerate(look.places):
+            if look.by_suffix[row, :place].any():
+                first = int(look.by_suffix[row, :place].nonzero()[0])
+                cause = (
+                    f"The tokens from {place} on change what the model computes at {first}, before them: the causal "
+                    "mask or the attention kernel lets a token look ahead, so the loss is too good and no use."
+                )
+                return Check(name, f"{first} of {length} sees {place} or later", expected, "fail", cause)
+            if not look.by_suffix[row, place:].all():
+                blind = place + int((~look.by_suffix[row, place:]).nonzero()[0])
+                cause = f"What the model computes at {blind} does not depend on the token there: it is not connected."
+                return Check(name, f"{blind} of {length} does not see itself", expected, "fail", cause)
+            if place and not look.by_prefix[row, place]:
+                cause = (
+                    f"What the model computes at {place} is the same whatever stands before it: the mask hides the "
+                    "past, or attention adds nothing."
+                )
+                return Check(name, f"{place} of {length} sees nothing before it", expected, "fail", cause)
+        if not look.first_reaches_last:
+            cause = "Changing the beginning of the window changes nothing at its end: the mask hides what is far away."
+            return Check(name, "the last token does not see the first ones", expected, "fail", cause)
+    return Check(name, f"holds at {tried} places, the first and the last of {length} among them", expected)
+
+
+def documents_apart(subject: Subject) -> Check:
+    """With `separate_documents` nothing of a document is seen in the next; without it everything is."""
+    name = "across documents"
+    asked = subject.config.separate_documents
+    expected = "nothing flows" if asked else "attention goes on (no --separate-documents)"
+    tokens = _text_row(subject)
+    length = tokens.shape[1]
+    if length < 4:
+        return Check(name, "the window is too short to say", expected)
+    middle = length // 2
+    document = (torch.arange(length) >= middle).long()[None]
+    changed = _differs(subject, tokens, _other(tokens, 0, middle, subject), document)[0, middle:]
+    measured = f"{int(changed.sum())} of {len(changed)} places of the second document see the first"
+    if asked and changed.any():
+        cause = "The mask of the run lets a document look into the one before it, though --separate-documents is given."
+        return Check(name, measured, expected, "fail", cause)
+    if not asked and not changed.all():
+        cause = "Attention stops at the document, though --separate-documents is not given."
+        return Check(name, measured, expected, "fail", cause)
+    return Check(name, measured, expected)
+
+
+def padding_unseen(subject: Subject) -> Check:
+    """Padding changes nothing at real tokens: in the model's own rule, and in the batches of the run."""
+    name, expected = "padding unseen", "what stands at padding changes nothing at real tokens"
+    if where := _padding_seen_in_batches(subject):
+        cause = (
+            f"{where}, and the run has no mask for it: pad on the right, pack the text (the default), or give the "
+            "model a pad_token_id."
+        )
+        return Check(name, where, expected, "fail", cause)
+    model, tokens = subject.fresh().eval(), _text_row(subject)[:, :32]
+    length, n_padding = tokens.shape[1], max(1, tokens.shape[1] // 4)
+    tokens, fixed = tokens.to(subject.engine.device), subject.model.config.pad_token_id
+    for side in ("left", "right"):
+        real = torch.ones(1, length, dtype=torch.bool, device=tokens.device)
+        real[:, slice(0, n_padding) if side == "left" else slice(length - n_padding, length)] = False
+        outputs = []
+        for fill in (0, 1):
+            padded = tokens.clone()
+            padded[~real] = (fill * 7 + 3) % subject.model.config.vocab_size if fixed is None else fixed
+            with torch.no_grad(), _shaken(model, ~real, fill * float(fixed is not None)):
+                outputs.append(model.hidden_states(padded, real if fixed is None else None))
+        if (_unlike(*outputs) & real).any():
+            cause = (
+                f"What stands at padding on the {side} changes what the model computes at real tokens: its mask for "
+                "padding (real_BT, pad_token_id) is not applied."
+            )
+            return Check(name, f"seen on the {side}", expected, "fail", cause)
+    share = float(subject.rows.padding.mean())
+    return Check(name, f"on the left and on the right; {share:.1%} of the inputs of the run are padding", expected)
+
+
+def counted(subject: Subject) -> Check:
+    """The loss of the run is the sum of -log p over the targets that are not IGNORE, computed here anew from logits."""
+    name, expected = "what the loss counts", "each target once, IGNORE never"
+    batch = cut(subject.batches[0], _LOSS_ROWS, min(128, subject.batches[0].inputs.shape[1]))
+    targets = batch.targets.clone()
+    targets[:, ::3] = IGNORE  # as padding and prompts are
+    if not bool((targets != IGNORE).any()):
+        targets = batch.targets
+    model = subject.fresh(dropout=False)
+    ignoring = replace(batch, targets=targets)
+    stepper = subject.stepper(model, ignoring)
+    device = subject.engine.device
+    document = batch.document.to(device) if subject.config.separate_documents else None
+    with torch.no_grad():
+        summed = float(stepper.nats(ignoring, stepper.module))
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=subject.bf16):
+            logits = model.head(model.hidden_states(batch.inputs.to(device), document_BT=document))
+    flat = logits.float().flatten(0, 1).cpu()
+    by_hand = float(F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORE, reduction="sum"))
+    n_targets = int((targets != IGNORE).sum())
+    measured = (
+        f"{summed / max(1, n_targets):.4f} nats for each of {n_targets:,}, by hand {by_hand / max(1, n_targets):.4f}"
+    )
+    if not abs(summed - by_hand) <= 0.02 * max(1.0, abs(by_hand)):
+        cause = (
+            "The loss of the run counts other targets than those of the batch: padding or prompts are learned, or lost."
+        )
+        return Check(name, measured, expected, "fail", cause)
+    return Check(name, measured, expected)
+
+
+def initial_loss(subject: Subject) -> Check:
+    """A model that knows nothing guesses: ln(vocabulary) nats per token."""
+    name, size = "loss at the beginning", subject.model.config.vocab_size
+    guess = math.log(size)
+    batch = cut(subject.batches[0], _LOSS_ROWS, subject.batches[0].inputs.shape[1])
+    stepper = subject.stepper(subject.fresh(dropout=False), batch)
+    with torch.no_grad():
+        n_targets = max(1, int((batch.targets != IGNORE).sum()))
+        loss = float(stepper.nats(batch, stepper.module)) / n_targets
+    measured = f"{loss:.2f} nats per token"
+    if subject.config.init_from or subject.config.start_from_bigrams:
+        expected = f"below ln({size:,}) = {guess:.2f}: it begins with what it knows"
+        if loss < guess:
+            return Check(name, measured, expected)
+        cause = (
+            "The model begins worse than guessing although it is not new: its tokenizer is not the one of this text's "
+            "tokens, or its weights were not loaded."
+        )
+        return Check(name, measured, expected, "warn", cause)
+    expected = f"ln({size:,}) = {guess:.2f} ± {_LOSS_WARN:.0f}"
+    if abs(loss - guess) <= _LOSS_WARN:
+        return Check(name, measured, expected)
+    if loss < guess:
+        cause = "A new model that is better than guessing sees what it is to predict: look at targets and mask."
+    else:
+        cause = (
+            "The weights are drawn too large, so the model is sure of what it cannot know: look at the initialisation."
+        )
+    return Check(name, measured, expected, "warn" if abs(loss - guess) <= _LOSS_FAIL else "fail", cause)
+
+
+def positions(subject: Subject) -> Check:
+    """Token embeddings and positions that are added have sizes that let both be seen."""
+    name, low, high = "positions : tokens", 1 / 8, 8.0
+    expected = f"norms between 1 : {1 / low:.0f} and {high:.0f} : 1"
+    model = subject.fresh(dropout=False)
+    module = model.position_embedding
+    if module is None:
+        return Check(name, f"none are added ({subject.model.config.positions})", expected)
+    sizes: list[tuple[float, float]] = []
+
+    def measure(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        before = inputs[0].float()
+        added = output.float() - before
+        sizes.append((float(added.norm(dim=-1).mean()), float(before.norm(dim=-1).mean())))
+
+    module.register_forward_hook(measure)
+    with torch.no_grad():
+        model.hidden_states(_text_row(subject).to(subject.engine.device))
+    position, token = sizes[0]
+    ratio = position / max(token, 1e-12)
+    measured = f"{position:.3g} : {token:.3g}"
+    if low <= ratio <= high:
+        return Check(name, measured, expected)
+    drowned, by = ("tokens", "positions") if ratio > high else ("positions", "tokens")
+    cause = (
+        f"The {drowned} drown in the {by}, whose vectors are {max(ratio, 1 / max(ratio, 1e-12)):.0f} times as large: "
+        "scale the embeddings (scale_embeddings, or their initialisation)."
+    )
+    return Check(name, measured, expected, "warn", cause)
+
+
+def residual(subject: Subject) -> Check:
+    """What attention and feed-forward add is not so large that the stream drowns in it.
+
+    Two measures: on the text of the run, the norm of what each sub-layer adds, by the norm of the stream it is added
+    to; and how much larger attention's output is than the values of one head, in root mean squares, if all heads
+    agree, which they may come to do. That is about 1 where heads are concatenated and projected or averaged, and their
+    number where they are summed. (What a trained projection makes of it is its own.)
+    """
+    name = "share of the residual"
+    limit = _ADDED if subject.model.config.norm_placement == "post" else _ADDED_TO_NARROW
+    expected = (
+        f"less than {limit:.3g} of the stream; heads that agree write no more than {_GAIN:.3g} times one's values"
+    )
+    tokens = _text_row(subject)
+    natural, _ = _added(subject.fresh(dropout=False), tokens, subject)
+    agreeing = subject.fresh(dropout=False)
+    for module in agreeing.modules():
+        if isinstance(module, MultiHeadAttention):
+            _agree(module)
+    _, gains = _added(agreeing, tokens[:, :1], subject)  # one token, so that nothing is averaged over the past
+    attention, forward = ([one[kind] for one in natural] for kind in ("attention", "feed_forward"))
+    measured = f"attention {_span(attention)}, feed-forward {_span(forward)}; heads agreeing {_span(gains)}"
+    for kind, shares in (("attention", attention), ("feed-forward", forward)):
+        worst = int(np.argmax(np.nan_to_num(shares, nan=np.inf)))
+        if not shares[worst] < limit:
+            cause = (
+                f"In layer {worst} {kind} adds {shares[worst]:.3g} times the norm of the stream, in which the tokens "
+                "drown: scale down what is written (average or concatenate heads instead of summing them)."
+            )
+            return Check(name, measured, expected, "fail", cause)
+    is_trained = subject.config.init_from and subject.model.config.heads == "concatenate"
+    if max(gains) > _GAIN and not is_trained:
+        heads = subject.model.config.n_heads
+        cause = (
+            f"Attention adds up its {heads} heads without scaling: when they agree it writes {max(gains):.3g} times what "
+            "one says, and the stream drowns in it; average the heads, or concatenate and project them."
+        )
+        return Check(name, measured, expected, "fail", cause)
+    return Check(name, measured, expected)
+
+
+def cached(subject: Subject) -> Check:
+    """Decoding token by token with the cache gives what one pass over all tokens gives; through `Generator` too."""
+    name, expected = "cached decoding", "the same as without a cache, to 1/1000"
+    model, device = subject.fresh().eval(), subject.engine.device
+    tokens = _text_row(subject)[:, : min(48, model.config.context_length)].to(device)
+    length, worst = tokens.shape[1], 0.0
+    with torch.no_grad():
+        whole = model.hidden_states(tokens)
+        for size in sorted({1, 7, max(1, length - 3)}):
+            cache = KeyValueCache(model.config, device=device, dtype=whole.dtype, capacity=length)
+            parts = [model.hidden_states(tokens[:, i : i + size], cache=cache) for i in range(0, length, size)]
+            worst = max(worst, _distance(torch.cat(parts, dim=1), whole))
+    prompt = subject.tokenizer.decode(tokens[0, : max(1, length // 2)].tolist())
+    generation = Generator(model, subject.tokenizer).generate(prompt, SamplingOptions(max_tokens=4, temperature=0))
+    with recorded(model) as outputs:
+        for _ in generation:
+            pass
+    ids = generation._tokens[: sum(output.shape[1] for output in outputs)]
+    if 0 < len(ids) <= model.config.context_length and len(ids) == sum(output.shape[1] for output in outputs):
+        with torch.no_grad():
+            again = model.hidden_states(torch.tensor([ids], device=device))
+        worst = max(worst, _distance(torch.cat(list(outputs), dim=1), again))
+    measured = f"{worst:.1e} apart, in pieces of 1, 7 and {length - 3}"
+    if worst <= 1e-3:
+        return Check(name, measured, expected)
+    cause = (
+        "What is generated with the key-value cache is not what the model was trained to say: look at the positions "
+        "and the mask of cached tokens."
+    )
+    return Check(name, measured, expected, "fail", cause)
+
+
+# ---- what the checks share ----
+
+
+class _Look:
+    """What changes where, when the tokens before or from some places of a window on are changed.
+
+    by_suffix, by_prefix: (places, T) bool.
+    """
+
+    def __init__(self, subject: Subject, tokens: Tensor, number: int) -> None:
+        length = tokens.shape[1]
+        self.places = sorted({0, length - 1, *np.linspace(1, length - 1, number - 1).astype(int).tolist()})
+        base = tokens.expand(len(self.places), -1)
+        suffix = torch.cat([_other(tokens, place, length, subject) for place in self.places])
+        prefix = torch.cat([_other(tokens, 0, place, subject) for place in self.places])
+        self.by_suffix = _differs(subject, base, suffix)
+        self.by_prefix = _differs(subject, base, prefix)
+        beginning = _other(tokens, 0, max(1, length // 8), subject)
+        self.first_reaches_last = bool(_differs(subject, tokens, beginning)[0, -1])
+
+
+def _differs(subject: Subject, base: Tensor, changed: Tensor, document: Tensor | None = None) -> Tensor:
+    """(B, T) bool: where the run computes other hidden states for `changed` than for `base`.
+
+    Both have the same shape, so that every number is summed in the same order.
+    """
+    return _unlike(*(_hidden(subject, tokens, document) for tokens in (base, changed)))
+
+
+def _hidden(subject: Subject, tokens: Tensor, document: Tensor | None = None) -> Tensor:
+    """(B, T, D) hidden states, on the CPU, as a step of the run computes them; dropout draws the same each time.
+
+    document: (1, T); None: the rows are one document.
+    """
+    document = torch.zeros_like(tokens) if document is None else document.expand_as(tokens)
+    stepper, targets = subject.headless_stepper, torch.zeros_like(tokens)
+    torch.manual_seed(0)
+    with torch.no_grad(), recorded(subject.headless) as outputs:
+        stepper.nats(Batch(tokens, targets, document), stepper.module)
+    return outputs[0].float().cpu()
+
+
+def _unlike(left: Tensor, right: Tensor) -> Tensor:
+    """(B, T) bool: where hidden states differ; numbers that are none are unlike all others."""
+    return ~((left - right).abs().amax(dim=-1) <= _NOISE * float(left.std()))
+
+
+def _distance(left: Tensor, right: Tensor) -> float:
+    """The largest difference, by the size of the numbers."""
+    return float((left - right).abs().max() / right.std().clamp(min=1e-12))
+
+
+def _text_row(subject: Subject) -> Tensor:
+    """(1, T) tokens of the run without padding: the row that has most text."""
+    rows = subject.rows
+    row = int(rows.real.sum(axis=1).argmax())
+    text = rows.inputs[row][rows.real[row]]
+    if len(text) < 2:  # nothing but padding
+        text = np.arange(rows.inputs.shape[1]) % subject.model.config.vocab_size
+    fixed = subject.model.config.pad_token_id
+    tokens = torch.from_numpy(np.array(text, np.int64))[None]
+    return tokens if fixed is None else tokens.where(tokens != fixed, (fixed + 1) % subject.model.config.vocab_size)
+
+
+def _other(tokens: Tensor, first: int, stop: int, subject: Subject) -> Tensor:
+    """The tokens with another one from `first` until before `stop`, which is no padding."""
+    size, fixed = subject.model.config.vocab_size, subject.model.config.pad_token_id
+    one, another = [id for id in range(size - 1, -1, -1) if id != fixed][:2]
+    changed = tokens.clone()
+    changed[:, first:stop] = torch.where(tokens[:, first:stop] == one, another, one)
+    return changed
+
+
+def _padding_seen_in_batches(subject: Subject) -> str:
+    """Where padding of the run's own batches is looked at; nowhere: an empty string."""
+    for what, rows, batches in (
+        ("training", subject.rows, subject.batches),
+        ("validation", subject.validation_rows, subject.validation_batches),
+    ):
+        chosen = np.flatnonzero(rows.padding.any(axis=1) & rows.real.any(axis=1))[:4]
+        for row in chosen:
+            batch = batches[rows.batch[row]]
+            place = slice(rows.place[row], rows.place[row] + 1)
+            one = Batch(batch.inputs[place], batch.targets[place], batch.document[place])
+            padding = torch.from_numpy(rows.padding[row : row + 1, : one.inputs.shape[1]].copy())
+            hidden = [_shaken_hidden(subject, one, padding, strength) for strength in (0.0, 1.0)]
+            if (_unlike(*hidden) & ~padding).any():
+                n_left = int(rows.left_padding[row])
+                side = f"{n_left} places of padding on the left" if n_left else "padding"
+                share = float((rows.left_padding > 0).mean()) if n_left else float(rows.padding.any(axis=1).mean())
+                return f"Real tokens look at {side} of a {what} row ({share:.0%} of the rows have it)"
+    return ""
+
+
+def _shaken_hidden(subject: Subject, batch: Batch, padding: Tensor, strength: float) -> Tensor:
+    with _shaken(subject.headless, padding, strength):
+        return _hidden(subject, batch.inputs, batch.document)
+
+
+class _shaken:
+    """Within it the embeddings at some places (B, T) are others: another token is seen there, its id the same."""
+
+    def __init__(self, model: Transformer, places: Tensor, strength: float) -> None:
+        self.model, self.places, self.strength = model, places, strength
+
+    def __enter__(self) -> None:
+        self.hook = self.model.token_embedding.register_forward_hook(self._shake)
+
+    def __exit__(self, *_: object) -> None:
+        self.hook.remove()
+
+    def _shake(self, _: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        places = self.places.to(output.device)[..., None]
+        return output.where(~places, output + self.strength * (output.std() - output))
+
+
+def _added(model: Transformer, tokens: Tensor, subject: Subject) -> tuple[list[dict[str, float]], list[float]]:
+    """For each layer the norm of what its sub-layers add by that of the stream before, a mean over places; and the root
+    mean square of attention's output by that of its values."""
+    layers = [module for module in model.modules() if isinstance(module, DecoderLayer)]
+    shares: list[dict[str, float]] = [{} for _ in layers]
+    gains, values, streams = [0.0] * len(layers), {}, {}
+    is_post = model.config.norm_placement == "post"
+
+    def before(number: int, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        streams[number] = inputs[0].float()
+
+    def value(number: int, _: nn.Module, inputs: Any, output: Tensor) -> None:
+        values[number] = float(output.float().square().mean())
+
+    def after(number: int, kind: str, _: nn.Module, inputs: Any, output: Tensor) -> None:
+        # A layer that normalises after the sum gives its sub-layer the stream itself.
+        stream, added = inputs[0].float() if is_post else streams[number], output.float()
+        shares[number][kind] = float((added.norm(dim=-1) / stream.norm(dim=-1).clamp(min=1e-12)).mean())
+        streams[number] = stream + added
+        if kind == "attention":
+            gains[number] = math.sqrt(float(added.square().mean()) / max(values[number], 1e-24))
+
+    for number, layer in enumerate(layers):
+        layer.register_forward_pre_hook(partial(before, number))
+        layer.attention.value.register_forward_hook(partial(value, number))
+        layer.attention.register_forward_hook(partial(after, number, "attention"))
+        layer.feed_forward.register_forward_hook(partial(after, number, "feed_forward"))
+    with torch.no_grad():
+        model.eval().hidden_states(tokens.to(subject.engine.device))
+    return shares, gains
+
+
+@torch.no_grad()
+def _agree(attention: MultiHeadAttention) -> None:
+    """Give every head the values of the first: what they write is then as large as it can become."""
+    for parameter in attention.value.parameters():
+        heads = parameter.unflatten(0, (attention.n_kv_heads, -1))
+        heads.copy_(heads[:1].expand_as(heads).clone())
+
+
+def _span(values: list[float]) -> str:
+    return f"{min(values):.2g} to {max(values):.2g}"
