@@ -37,11 +37,18 @@ VARIANTS = {
     "counted": Variant("padding counted in the loss", "lines with padding counted"),
     "drowned": Variant("embeddings a tenth of the size of the positions", embedding_scale=0.1),
     "wide": Variant("embeddings learned, 256 wide", options={"d_model": 256}),
+    # Pretrained embeddings, and those of a pre-norm model, are smaller than the sinusoids: they are brought to their size.
     "frozen": Variant(
-        "embeddings pretrained and frozen, 256 wide", options={"d_model": 256, "freeze_embeddings": True}
+        "embeddings pretrained and frozen, 256 wide",
+        options={"d_model": 256, "freeze_embeddings": True},
+        embedding_scale=12.0,
     ),
-    "started": Variant("embeddings pretrained and trained on, 256 wide", options={"d_model": 256}),
-    "pre-norm": Variant("normalised before each sub-layer", architecture={"norm_placement": "pre"}),
+    "started": Variant(
+        "embeddings pretrained and trained on, 256 wide", options={"d_model": 256}, embedding_scale=12.0
+    ),
+    "pre-norm": Variant(
+        "normalised before each sub-layer", architecture={"norm_placement": "pre"}, embedding_scale=50.0
+    ),
     "few": Variant("60,000 tokens of text, again and again", few=True),
     "dropout": Variant("the same, with dropout 0.2", options={"dropout": 0.2}, few=True),
     "overlap": Variant("the same, in windows that overlap by half", options={"window_stride": 64}, few=True),
