@@ -9,15 +9,17 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # A room may import from itself, from those named, and from the common floor.
-FLOOR = {"errors", "files", "device"}
+FLOOR = {"errors", "files", "device", "page"}
 ROOMS = {
     "errors": set(),
     "files": set(),
+    "page": set(),
     "device": {"errors"},
     "model": set(),
     "text": set(),
     "inference": {"model", "text"},
     "evaluation": {"model", "text"},
+    "show": {"model", "text", "evaluation"},
     "hub": {"model", "text", "inference", "evaluation"},
     "training": {"model", "text", "inference", "evaluation", "hub"},
 }

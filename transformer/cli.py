@@ -114,6 +114,21 @@ def card(options: argparse.Namespace) -> None:
     write_card(options.model, evaluations, options.data, options.license)
 
 
+def show(options: argparse.Namespace) -> None:
+    """Write a page that shows what the model does with a text."""
+    from transformer.files import whole_file
+    from transformer.hub.checkpoint import load
+    from transformer.hub.source import fetch
+    from transformer.show import attention_page, tokens_page
+
+    make = {"attention": attention_page, "tokens": tokens_page}[options.what]
+    name = "the default model" if options.model == DEFAULT_MODEL else Path(options.model).name
+    output = options.output or f"{options.what}.html"
+    with whole_file(output) as partial:
+        partial.write_text(make(*load(fetch(options.model)), options.text, name), encoding="utf-8")
+    print(output)
+
+
 def preflight(options: argparse.Namespace) -> int:
     """Check a training without starting it; nothing is left behind but the tokens of its text in the cache."""
     import logging
@@ -208,6 +223,14 @@ def _parser() -> argparse.ArgumentParser:
         "--stride equal to the context these are the numbers of lm-evaluation-harness",
     )
     evaluating.add_argument("--json", action="store_true", help="print everything measured as one JSON object")
+
+    showing = command("show", show, "write a page on which you look inside the model")
+    showing.add_argument(
+        "what", choices=("attention", "tokens"), help="what each head looks at, or how much each token surprises"
+    )
+    showing.add_argument("text", help="the text that it reads")
+    showing.add_argument("--model", default=DEFAULT_MODEL, help="folder, tar, URL, or Hub id (user/name@revision)")
+    showing.add_argument("--output", help="the page; default: attention.html or tokens.html")
 
     describing = command("card", card, "measure a trained model and write its model card")
     describing.add_argument("model", help="folder of a model that train.py made")

@@ -33,10 +33,14 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor
     Returns:
         (B, H, T, V). A query that may look at nothing gets zeros.
     """
+    return attention_weights(query, key, mask).type_as(value) @ value  # (B, H, T, V)
+
+
+def attention_weights(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
+    """How much of each value goes into each query's result: the softmax of the formula above, (B, H, T, S)."""
     scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])  # (B, H, T, S)
     scores = scores.float().masked_fill(~mask, -math.inf)
-    weights = scores.softmax(dim=-1).masked_fill(~mask, 0.0)  # the second fill: a row of -inf alone is NaN
-    return weights.type_as(value) @ value  # (B, H, T, V)
+    return scores.softmax(dim=-1).masked_fill(~mask, 0.0)  # the second fill: a row of -inf alone is NaN
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -112,16 +116,7 @@ class MultiHeadAttention(nn.Module):
         Returns:
             (B, T, D).
         """
-        batch, new, _ = x_BTD.shape
-        query = self.query(x_BTD).view(batch, new, self.n_heads, -1).transpose(1, 2)  # (B, H, T, E)
-        key = self.key(x_BTD).view(batch, new, self.n_kv_heads, -1).transpose(1, 2)  # (B, K, T, E)
-        value = self.value(x_BTD).view(batch, new, self.n_kv_heads, -1).transpose(1, 2)  # (B, K, T, V)
-        if self.qk_norm:
-            # In fp32 also where the projections came out in bf16.
-            query = self.query_norm(query.float()).type_as(value)
-            key = self.key_norm(key.float()).type_as(value)
-        if self.rotary is not None:
-            query, key = self.rotary(query, positions), self.rotary(key, positions)
+        query, key, value = self.project(x_BTD, positions)
         if cache is not None:
             key, value = cache.append(key, value)  # (B, K, S, E), (B, K, S, V)
 
@@ -133,7 +128,7 @@ class MultiHeadAttention(nn.Module):
                 key,
                 value,
                 attn_mask=mask,
-                is_causal=mask is None and new > 1,
+                is_causal=mask is None and x_BTD.shape[1] > 1,
                 enable_gqa=self.n_kv_heads != self.n_heads,
             )  # (B, H, T, V)
 
@@ -142,6 +137,20 @@ class MultiHeadAttention(nn.Module):
         if self.heads == "sum":
             return heads.sum(dim=1)
         return self.output(heads.transpose(1, 2).flatten(2))  # (B, T, H·V) -> (B, T, D)
+
+    def project(self, x_BTD: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, T, E), keys (B, K, T, E) and values (B, K, T, V) of the new tokens, as they are compared."""
+        batch, new, _ = x_BTD.shape
+        query = self.query(x_BTD).view(batch, new, self.n_heads, -1).transpose(1, 2)  # (B, H, T, E)
+        key = self.key(x_BTD).view(batch, new, self.n_kv_heads, -1).transpose(1, 2)  # (B, K, T, E)
+        value = self.value(x_BTD).view(batch, new, self.n_kv_heads, -1).transpose(1, 2)  # (B, K, T, V)
+        if self.qk_norm:
+            # In fp32 also where the projections came out in bf16.
+            query = self.query_norm(query.float()).type_as(value)
+            key = self.key_norm(key.float()).type_as(value)
+        if self.rotary is not None:
+            query, key = self.rotary(query, positions), self.rotary(key, positions)
+        return query, key, value
 
 
 def _trains_in_bf16_on_cpu(query: Tensor) -> bool:

@@ -150,6 +150,24 @@ class Tokenizer:
             self.backend.encode_special_tokens = False
         return [encoding.ids for encoding in encodings]
 
+    def pieces(self, text: str) -> list[tuple[int, str]]:
+        """The token ids of a text alone, as `encode_documents` gives them, each with its piece of the text.
+
+        The pieces together are the text. Of the tokens that share a character, the first has it and the others "".
+        """
+        text, pieces, reached = _replace_surrogates(text), [], 0
+        self.backend.encode_special_tokens = True
+        try:
+            encoding = self.backend.encode(text, add_special_tokens=False)
+        finally:
+            self.backend.encode_special_tokens = False
+        for token, (_, stop) in zip(encoding.ids, encoding.offsets, strict=True):
+            pieces.append((token, text[reached:stop]))  # from where the last one ended: some leave out white space
+            reached = max(reached, stop)
+        if pieces and reached < len(text):
+            pieces[-1] = (pieces[-1][0], pieces[-1][1] + text[reached:])
+        return pieces
+
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """The text of `ids`."""
         return self.backend.decode(list(ids), skip_special_tokens=skip_special)

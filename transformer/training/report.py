@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from transformer.files import whole_file
+from transformer.page import page, tiles
 from transformer.training.display import clock, perplexity
 
 _MOST_LINES = 10_000  # of the file that are parsed, for speed; of a longer one, every k-th
@@ -316,11 +317,7 @@ def _tiles(rows: list[Row]) -> str:
         ("Speed", rate, f"{rate:,.0f}", f"tokens/s{of_peak}"),
         ("Cost", cost, f"{cost:,.2f}", "unit of price_per_hour"),
     )
-    return "".join(
-        f"<div><dt>{name}</dt><dd><b>{text}</b><small>{unit}</small></dd></div>"
-        for name, number, text, unit in numbers
-        if math.isfinite(number)
-    )
+    return tiles([(name, text, unit) for name, number, text, unit in numbers if math.isfinite(number)])
 
 
 def _samples(rows: list[Row]) -> str:
@@ -349,31 +346,11 @@ def _page(title: str, rows: list[Row], every: int) -> str:
         + _small_chart("Gradient norm", "before clipping", x, training, "gradient_norm")
     )
     written = datetime.now().strftime("%-d %B %Y, %H:%M")
-    return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"/><meta name="viewport" content="width=device-width, initial-scale=1"/>
-<title>{escape(title)}</title><style>{_STYLE}</style></head>
-<body><header><h1>{escape(title)}</h1><p>{written}</p></header>
-<dl>{_tiles(rows)}</dl>
-<div class="charts">{charts}</div>
-{_samples(rows)}
-</body></html>
-"""
+    body = f'<dl>{_tiles(rows)}</dl>\n<div class="charts">{charts}</div>\n{_samples(rows)}'
+    return page(title, written, body, _STYLE)
 
 
-# Blue and vermilion of Okabe and Ito (2008), told apart by colour-blind readers too; lighter ones on a dark page.
 _STYLE = """
-:root { color-scheme: light dark; --page: #f7f7f5; --card: #fff; --ink: #20242a; --soft: #636b7a; --grid: #e8e9ec;
-  --train: #0072b2; --validation: #d55e00; }
-@media (prefers-color-scheme: dark) { :root { --page: #14161a; --card: #1c1f25; --ink: #e4e6ea; --soft: #969eac;
-  --grid: #2c3038; --train: #56b4e9; --validation: #f09a4a; } }
-body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 66rem; background: var(--page); color: var(--ink);
-  font: 15px/1.55 system-ui, sans-serif; font-variant-numeric: tabular-nums; }
-header { display: flex; flex-wrap: wrap; justify-content: space-between; align-items: baseline; gap: 0 2rem; }
-h1 { margin: 0; font-size: 1.6rem; font-weight: 650; line-height: 1.3; overflow-wrap: anywhere; }
-h2 { margin: 2.5rem 0 1rem; font-size: 1.1rem; }
-header p, small, dt, figcaption { margin: 0; color: var(--soft); font-size: .8125rem; font-weight: 400; }
-dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(6.9rem, 1fr)); gap: 1rem; margin: 1.5rem 0; }
-dd { margin: 0; line-height: 1.35; } dd b { display: block; font-size: 1.4rem; font-weight: 600; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1rem; }
 figure, article { margin: 0; background: var(--card); border: 1px solid var(--grid); border-radius: 10px; }
 figure { padding: 1rem 1.6rem 2.2rem 4rem; min-width: 0; }
@@ -381,19 +358,18 @@ figure.wide { grid-column: 1 / -1; padding-bottom: 3.2rem; } .wide > svg { heigh
 figcaption { display: flex; flex-wrap: wrap; align-items: baseline; gap: 0 1.2rem; margin: 0 0 1rem -2.8rem; }
 figcaption b { color: var(--ink); font-size: .9375rem; font-weight: 600; margin-right: .3em; }
 .key::before { display: inline-block; width: 1.1em; margin-right: .45em; vertical-align: .25em; border-top: 2px solid; }
-.key.raw::before { content: ""; border-color: var(--train); border-top-width: 6px; vertical-align: .1em; opacity: .3; }
-.key.train::before, .key.validation::before { content: ""; border-color: var(--train); }
-.key.validation::before { border-color: var(--validation); }
+.key.raw::before { content: ""; border-color: var(--blue); border-top-width: 6px; vertical-align: .1em; opacity: .3; }
+.key.train::before, .key.validation::before { content: ""; border-color: var(--blue); }
+.key.validation::before { border-color: var(--vermilion); }
 figure > svg { display: block; width: 100%; height: 10.5rem; overflow: visible; } .small svg svg { overflow: visible; }
-polyline { fill: none; stroke: var(--train); stroke-width: 1.8; vector-effect: non-scaling-stroke; }
-polyline.raw { stroke-width: 1; opacity: .3; } polyline.validation { stroke: var(--validation); }
+polyline { fill: none; stroke: var(--blue); stroke-width: 1.8; vector-effect: non-scaling-stroke; }
+polyline.raw { stroke-width: 1; opacity: .3; } polyline.validation { stroke: var(--vermilion); }
 .grid line { stroke: var(--grid); } svg text { fill: var(--soft); font-size: 12px; text-anchor: middle; }
-svg .y { text-anchor: end; } svg .name { font-style: italic; } svg .cross { fill: var(--validation); font-size: 18px; }
-.mark { fill: var(--card); stroke: var(--validation); stroke-width: 2; }
-.mark.dot { fill: var(--validation); stroke: var(--card); stroke-width: 1.5; }
+svg .y { text-anchor: end; } svg .name { font-style: italic; } svg .cross { fill: var(--vermilion); font-size: 18px; }
+.mark { fill: var(--card); stroke: var(--vermilion); stroke-width: 2; }
+.mark.dot { fill: var(--vermilion); stroke: var(--card); stroke-width: 1.5; }
 article { padding: .9rem 1.25rem; margin-bottom: .75rem; }
 article h3 { margin: 0; font-size: .875rem; font-weight: 600; } article h3 small { margin-left: .5em; }
 article p { margin: .3rem 0 0; max-width: 46rem; white-space: pre-wrap; overflow-wrap: anywhere; }
-@media (max-width: 40rem) { body { padding: 1.25rem .75rem 3rem; } .wide > svg { height: 16rem; }
-  dl { grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); } figure { padding: 1rem 1.2rem 2.2rem 3.6rem; } }
+@media (max-width: 40rem) { .wide > svg { height: 16rem; } figure { padding: 1rem 1.2rem 2.2rem 3.6rem; } }
 """

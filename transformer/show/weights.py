@@ -1,0 +1,47 @@
+"""The attention weights that a model really computes, which its kernel never writes down.
+
+Dimensions: T tokens · L layers · H heads
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from transformer.model import Transformer
+from transformer.model.attention import MultiHeadAttention, attention_weights, causal_mask
+
+
+@torch.inference_mode()
+def weights_of(model: Transformer, tokens_T: Tensor) -> Tensor:
+    """How much each token takes from each, in every head of every layer, (L, H, T, T); a row sums to 1.
+
+    The layers run as ever; what each of them is given is projected to queries and keys once more, by itself.
+
+    Raises:
+        ContextLengthError: if there are more tokens than the model has positions for.
+    """
+    found: list[Tensor] = []
+
+    def look(module: MultiHeadAttention, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        given = inspect.signature(module.forward).bind(*arguments, **named).arguments
+        query, key, _ = module.project(given["x_BTD"], given["positions"])
+        key = key.repeat_interleave(module.n_heads // module.n_kv_heads, dim=1)  # (1, K, T, E) -> (1, H, T, E)
+        mask = given.get("mask")
+        if mask is None:
+            mask = causal_mask(query.shape[2], device=query.device)
+        found.append(attention_weights(query, key, mask)[0])
+
+    layers = [module for module in model.modules() if isinstance(module, MultiHeadAttention)]
+    hooks = [layer.register_forward_pre_hook(look, with_kwargs=True) for layer in layers]
+    training = model.training
+    try:
+        model.eval().hidden_states(tokens_T[None])
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return torch.stack(found)
