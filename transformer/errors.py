@@ -23,3 +23,7 @@ class CorpusError(TransformerError):
 
 class PublishError(TransformerError):
     """A model could not be published; it is still where it was."""
+
+
+class ChatError(TransformerError):
+    """A conversation cannot be written as the model's chat template has it."""

@@ -25,6 +25,7 @@ MODEL_FILES = (
     "model-*-of-*.safetensors",
     "tokenizer.json",
     "tokenizer_config.json",
+    "chat_template.jinja",
     "generation_config.json",
     "README.md",
 )

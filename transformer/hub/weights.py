@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from transformer.errors import CheckpointError
+from transformer.files import read_json
 from transformer.model import ModelConfig
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-_MAX_JSON_BYTES = 16 * 2**20  # the index of a model of a thousand layers is a tenth of it
 _MAX_TABLE = 2**28  # numbers in a table of positions, which no file bounds
 _SLACK = 4  # a config that asks for so many times what the files hold is not theirs
 
@@ -39,25 +37,6 @@ def open_weights(directory: Path, config: ModelConfig, device: torch.device | st
     if table > _MAX_TABLE:
         raise CheckpointError(f"{directory}: a context of {config.context_length:,} tokens is more than fits here.")
     return {name: file.get_tensor(name) for name, file in places.items()}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a small JSON file.
-
-    Raises:
-        CheckpointError: if there is none.
-    """
-    try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes, which is too much for what it is.")
-        fields = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path.parent} is not a model directory: it has no {path.name}.") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
-    if not isinstance(fields, dict):
-        raise CheckpointError(f"{path} holds {type(fields).__name__}, expected an object.")
-    return fields
 
 
 def _open(path: Path, device: torch.device | str) -> safe_open:

@@ -19,7 +19,8 @@ from transformer.hub.publish import prepare, push
 from transformer.hub.source import fetch
 from transformer.model import Transformer
 from transformer.text.batches import BatchSource, EpochBatches, Windows, validation_batches
-from transformer.text.corpus import documents, has_split, pieces
+from transformer.text.conversation import CHAT_TEMPLATE
+from transformer.text.corpus import documents, has_conversations, has_split, pieces
 from transformer.text.shards import tokenized
 from transformer.text.streaming import StreamBatches
 from transformer.text.tokenizer import Tokenizer
@@ -103,6 +104,8 @@ def _tokenizer(config: TrainConfig, engine: Engine) -> Tokenizer:
         found = pieces(config.data, config.data_config)
         texts = (piece.text for piece in (islice(found, _STREAMED_PIECES) if config.stream else found))
         tokenizer = Tokenizer.train(texts, config.vocab_size, whole=config.whole_tokens)
+    if has_conversations(config.data, config.data_config):
+        tokenizer.chat_template = CHAT_TEMPLATE  # what it will have learned, whatever was its template before
     tokenizer.save(kept)
     return tokenizer
 
