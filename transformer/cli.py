@@ -114,8 +114,10 @@ def card(options: argparse.Namespace) -> None:
     from transformer.hub.card import write_card
     from transformer.hub.checkpoint import load
     from transformer.text.corpus import documents
+    from transformer.training.curve import draw_curve
 
     model, tokenizer = load(options.model)
+    draw_curve(Path(options.model))
     evaluations = []
     for named in options.evaluate:
         name, _, source = named.partition("=")
@@ -187,8 +189,8 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluating = command("evaluate", evaluate, "perplexity per token, per word, and bits per byte")
     evaluating.add_argument("--model", default=DEFAULT_MODEL, help="folder, tar, URL, or Hub id (user/name@revision)")
-    evaluating.add_argument("--data", required=True, help="file, folder, or Hub data set")
-    evaluating.add_argument("--data-config", help="configuration of a Hub data set")
+    evaluating.add_argument("--data", "--dataset", required=True, help="file, folder, or Hub data set")
+    evaluating.add_argument("--data-config", "--dataset-config", help="configuration of a Hub data set")
     evaluating.add_argument("--split", default="validation", help="split; a single file has 'train' alone")
     evaluating.add_argument("--context", type=int, help="tokens in a window; default: the model's context")
     evaluating.add_argument("--stride", type=int, help="tokens by which it moves on; default: half the context")

@@ -16,7 +16,7 @@ from transformer.errors import CheckpointError
 from transformer.files import read_json, whole_file
 from transformer.hub.formats import hub_config, model_config
 from transformer.hub.tensors import hub_state, model_state
-from transformer.hub.weights import WEIGHTS, open_weights
+from transformer.hub.weights import WEIGHTS, as_float, open_weights
 from transformer.model import Transformer
 from transformer.text.tokenizer import Tokenizer
 
@@ -74,7 +74,7 @@ def load_model(directory: str | Path, device: torch.device | str = "cpu") -> Tra
         if name not in expected or tensor.shape != expected[name].shape:
             shape = tuple(expected[name].shape) if name in expected else "no such tensor"
             raise CheckpointError(f"{directory}: {name!r} has shape {tuple(tensor.shape)}, expected {shape}.")
-    model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+    model.load_state_dict({name: as_float(name, tensor) for name, tensor in state.items()}, assign=True)
     if config.tie_embeddings:
         model.head.weight = model.token_embedding.weight  # assigning gave each a parameter of its own
     return model.eval()

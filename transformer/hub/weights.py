@@ -15,7 +15,9 @@ from transformer.model import ModelConfig
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-_MAX_TABLE = 2**28  # numbers in a table of positions, which no file bounds
+_MAX_TABLE = 2**25  # numbers in a table of positions, which no file bounds: 262,144 tokens with heads of 128
+_MAX_HEADER = 2**24  # bytes; a tensor takes about a hundred
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _SLACK = 4  # a config that asks for so many times what the files hold is not theirs
 
 
@@ -39,10 +41,25 @@ def open_weights(directory: Path, config: ModelConfig, device: torch.device | st
     return {name: file.get_tensor(name) for name, file in places.items()}
 
 
+def as_float(name: str, tensor: Tensor) -> Tensor:
+    """A tensor in fp32.
+
+    Raises:
+        CheckpointError: if it holds no floating-point numbers: quantised weights mean nothing without their scales.
+    """
+    if tensor.dtype not in _DTYPES:
+        raise CheckpointError(f"{name!r} is of {tensor.dtype}, expected floating-point numbers.")
+    return tensor.float()
+
+
 def _open(path: Path, device: torch.device | str) -> safe_open:
     try:
+        with open(path, "rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        if header > _MAX_HEADER:
+            raise CheckpointError(f"{path} is damaged: its header would have {header:,} bytes.")
         return safe_open(path, framework="pt", device=str(device))
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged: {error}.") from error
 
 

@@ -29,6 +29,7 @@ from transformer.training import state
 from transformer.training.bigrams import start_from_bigrams
 from transformer.training.budget import Progress
 from transformer.training.config import TrainConfig
+from transformer.training.curve import draw_curve
 from transformer.training.engine import Engine
 from transformer.training.memory import keep_freed_memory
 from transformer.training.trainer import CHECKPOINTS, Trainer
@@ -81,6 +82,7 @@ def train(config: TrainConfig, hub_token: str | None = None) -> Progress:
             processor = f"{engine.world} × {describe(engine.device)}" if engine.world > 1 else describe(engine.device)
             facts = TrainingFacts(command, progress.step, progress.tokens, progress.seconds, processor)
             facts.write(config.output)
+            draw_curve(Path(config.output))
             _write_card(config, tokenizer, validation)
             logger.info("the best model, of step %s, is in %s", f"{progress.best_step:,}", config.output)
             if config.push_to:
