@@ -83,8 +83,11 @@ class Tokenizer:
     def special_tokens(self) -> dict[str, str]:
         """The named tokens by the names that a chat template knows them by."""
         named = {name: _token(value) for name, value in self._settings.items() if name.endswith("_token")}
-        own = {"bos_token": self.bos, "eos_token": self.end_of_text, "pad_token": self.pad}
-        return {name: token for name, token in (named | own).items() if token}
+        unknown = (
+            getattr(self.backend.model, "unk_token", None) or self.end_of_text
+        )  # as GPT-2 has it: it is never used
+        own = {"unk_token": unknown, "bos_token": self.bos, "eos_token": self.end_of_text, "pad_token": self.pad}
+        return {name: token for name, token in (own | named).items() if token}
 
     @property
     def vocab_size(self) -> int:
