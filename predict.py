@@ -35,7 +35,9 @@ class Predictor(BasePredictor):
     @streaming
     def predict(
         self,
-        prompt: str = Input(description="Text to continue. Empty: a text begins from nothing."),
+        prompt: str = Input(
+            description="Text to continue, or what the user says in a chat. Empty: a text begins from nothing."
+        ),
         max_tokens: int = Input(description="The most tokens to write.", default=256, ge=1, le=4096),
         temperature: float = Input(
             description="Randomness. 0: always the likeliest token; 1: as the model has learned; higher: wilder.",
@@ -70,9 +72,17 @@ class Predictor(BasePredictor):
         seed: Optional[int] = Input(
             description="The same seed gives the same text. Blank: a random one.", default=None, ge=0, le=4294967295
         ),
+        system_prompt: str = Input(
+            description="What a chat begins with: how the model is to answer. For models with a chat template.",
+            default="",
+        ),
+        chat: bool = Input(
+            description="Answer the prompt by the model's chat template, with or without a system prompt.",
+            default=False,
+        ),
     ) -> ConcatenateIterator[str]:
-        """Continue the prompt; the pieces are the text without the prompt."""
-        from transformer.inference import SamplingOptions
+        """Continue the prompt, or answer it; the pieces are the text without the prompt."""
+        from transformer.inference import SamplingOptions, answer, messages_of
 
         options = SamplingOptions(
             max_tokens=_whole("max_tokens", max_tokens),
@@ -86,6 +96,8 @@ class Predictor(BasePredictor):
             seed=None if seed is None else _whole("seed", seed),
         )
         # Not a generator itself: what is wrong with the options is said at once, not at the first piece.
+        if chat or system_prompt:
+            return self._pieces(answer(self.generator, messages_of(prompt, system_prompt), options))
         return self._pieces(self.generator.generate(prompt, options))
 
     def _pieces(self, generation: "Generation") -> Iterator[str]:

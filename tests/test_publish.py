@@ -1,15 +1,20 @@
 """Publishing and fetching through the real client, against the small Hub of the tests and its moods."""
 
+import io
 import json
 import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import huggingface_hub
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
+import transformers
 from hub_server import Account, Hub
 from models import SENTENCES, tiny_model_directory
 
@@ -177,6 +182,54 @@ def test_a_download_that_stays_damaged_is_refused_and_not_kept(hub: Hub, model: 
     assert (fetch("user/lm") / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
 
 
+def test_a_large_download_goes_on_where_it_broke_off(hub: Hub, model: Path) -> None:
+    """The client writes what it has in pieces of 10 MB, so that the file must be larger for something to be kept."""
+    weights = (model / "model.safetensors").read_bytes()
+    hub.add("models", "user/lm", {"config.json": b"{}", "model.safetensors": weights + bytes(12 * 2**20)})
+    hub.fault("^GET /cdn/.*model.safetensors", "cut", after=11_000_000)
+    assert (fetch("user/lm") / "model.safetensors").read_bytes() == weights + bytes(12 * 2**20)
+    asked = [request for request in hub.requests if request.method == "GET" and "/cdn/" in request.path]
+    assert [request.headers.get("range") for request in asked] == [None, f"bytes={10 * 2**20}-"]
+
+
+def test_a_hub_that_stalls_is_asked_again(hub: Hub, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    push(model, "user/lm")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_ETAG_TIMEOUT", 1)
+    stall = hub.fault("GET .*resolve/.*model.safetensors", "stall", seconds=60)
+    assert load(fetch("user/lm")) and stall.hits == 1
+
+
+@pytest.mark.parametrize(("status", "word"), [(401, "hf auth login"), (403, "hf auth login"), (404, "404")])
+def test_a_hub_that_says_no_is_one_sentence(hub: Hub, model: Path, status: int, word: str) -> None:
+    push(model, "user/lm")
+    hub.fault("(GET|HEAD) .*", status, times=None)
+    with pytest.raises(CheckpointError, match=word) as refusal:
+        fetch("user/lm")
+    assert "\n" not in str(refusal.value) and "hf_test" not in str(refusal.value)
+    assert not list(Path(huggingface_hub.constants.HF_HUB_CACHE).rglob("*.safetensors"))
+
+
+def test_weights_in_several_files_are_published_and_come_back(hub: Hub, tmp_path: Path) -> None:
+    directory = tiny_model_directory(tmp_path / "model")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(directory)
+    (directory / "model.safetensors").unlink()
+    theirs.save_pretrained(directory, max_shard_size="40KB")
+    (directory / "README.md").write_text("A model\n")
+    shards = {path.name for path in directory.glob("model-*.safetensors")}
+    push(directory, "user/lm")
+    published = hub.repos["user/lm"].files().keys()
+    assert len(shards) > 1 and shards | {"model.safetensors.index.json"} <= published
+    theirs, ours = (load(path)[0].state_dict() for path in (directory, fetch("user/lm")))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_chat_template_is_published_and_comes_back(hub: Hub, model: Path) -> None:
+    (model / "chat_template.jinja").write_text("{{ messages[0].content }}!")
+    push(model, "user/lm")
+    assert load(fetch("user/lm"))[1].chat_template == "{{ messages[0].content }}!"
+
+
 @pytest.mark.parametrize(
     ("source", "sentence"), [("user/none", "user/none cannot"), ("user/lm@v9", "user/lm@v9 cannot")]
 )
@@ -228,6 +281,48 @@ print(model.generate(ids, do_sample=False, repetition_penalty=1.0, max_new_token
     assert json.loads(theirs.stdout.splitlines()[-1]) == ids[n:]
 
 
+def test_the_embedded_model_opens_in_transformers_by_name(hub: Hub, tmp_path: Path) -> None:
+    push(ROOT / "weights", "user/lm")
+    code = """
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model, tokenizer = AutoModelForCausalLM.from_pretrained("user/lm"), AutoTokenizer.from_pretrained("user/lm")
+ids = tokenizer("The history of the city", return_tensors="pt").input_ids
+with torch.no_grad():
+    print(model(ids).logits[0, -1, :50].tolist())
+"""
+    theirs = in_a_shell(hub, tmp_path / "home", "-c", code)
+    assert theirs.returncode == 0, theirs.stderr
+    ours, tokenizer = load(ROOT / "weights")
+    with torch.no_grad():
+        logits = ours(torch.tensor([tokenizer.encode_prompt("The history of the city")]))[0, -1, :50]
+    torch.testing.assert_close(torch.tensor(json.loads(theirs.stdout.splitlines()[-1])), logits, atol=1e-4, rtol=0)
+
+
+def test_a_training_reads_a_data_set_of_the_hub(hub: Hub, tmp_path: Path) -> None:
+    def parquet(lines: list[str]) -> bytes:
+        pyarrow.parquet.write_table(pyarrow.table({"text": lines}), buffer := io.BytesIO())
+        return buffer.getvalue()
+
+    name, lines = "wikitext-2-raw-v1", ["", " = Title = \n", *(f" {sentence} \n" for sentence in SENTENCES * 20)]
+    splits = ("train", "validation", "test")
+    card = f"- config_name: {name}\n  data_files:\n"
+    card += "".join(f"  - split: {split}\n    path: {name}/{split}-*\n" for split in splits)
+    files = {f"{name}/{split}-00000-of-00001.parquet": parquet(lines) for split in splits}
+    files["README.md"] = f"---\nconfigs:\n{card}---\n".encode()
+    hub.add("datasets", "Salesforce/wikitext", files)
+    sizes = "--vocab-size 300 --context-length 16 --d-model 16 --n-layers 1 --n-heads 2 --batch-size 2 --max-steps 2"
+    data = f"--dataset Salesforce/wikitext --dataset-config {name}"
+    command = f"{ROOT / 'train.py'} {data} --output {tmp_path / 'run'} {sizes}".split()
+    done = in_a_shell(hub, tmp_path / "home", *command)
+    assert done.returncode == 0, done.stderr
+    assert f"--data Salesforce/wikitext --data-config {name}" in (tmp_path / "run" / "README.md").read_text()
+    scored = f"-m transformer evaluate --model {tmp_path / 'run'} {data} --json".split()
+    evaluated = in_a_shell(hub, tmp_path / "home", *scored)
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert json.loads(evaluated.stdout)["documents"] == 1
+
+
 def test_a_training_publishes_its_model_and_writes_the_token_nowhere(hub: Hub, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("\n".join(SENTENCES * 40))
@@ -241,7 +336,10 @@ def test_a_training_publishes_its_model_and_writes_the_token_nowhere(hub: Hub, t
     done = in_a_shell(hub, home, *command)
     assert done.returncode == 0, done.stderr
     published = hub.repos["user/lm"].files()
-    assert published.keys() - {".gitattributes"} == PUBLISHED
+    assert published.keys() - {".gitattributes"} == PUBLISHED | {"loss.svg"}
+    assert b"![Loss in nats per token, by step](loss.svg)" in published["README.md"]
+    lines = [line for line in ElementTree.fromstring(published["loss.svg"]).iter() if line.tag.endswith("polyline")]
+    assert len(lines) == 2 and all(line.get("points") for line in lines), "of training and of validation"
     results = huggingface_hub.ModelCard(published["README.md"].decode()).data.eval_results
     assert {result.metric_type for result in results} == {"perplexity", "word_perplexity", "bits_per_byte"}
     assert all(result.metric_value > 1 and result.dataset_args["context"] == 16 for result in results)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 FLOOR = {"errors", "files", "device", "page"}
 ROOMS = {
     "errors": set(),
-    "files": set(),
+    "files": {"errors"},
     "page": set(),
     "device": {"errors"},
     "model": set(),
@@ -23,7 +23,17 @@ ROOMS = {
     "hub": {"model", "text", "inference", "evaluation"},
     "training": {"model", "text", "inference", "evaluation", "hub"},
 }
-HEAVY = {"transformers", "datasets", "accelerate", "matplotlib", "pandas", "huggingface_hub", "cog", "jsonargparse"}
+HEAVY = {
+    "transformers",
+    "datasets",
+    "accelerate",
+    "matplotlib",
+    "pandas",
+    "huggingface_hub",
+    "jinja2",
+    "cog",
+    "jsonargparse",
+}
 
 
 def imports(path: Path) -> set[str]:

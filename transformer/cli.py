@@ -39,9 +39,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def predict(options: argparse.Namespace) -> None:
-    """Print the prompt and its continuation, as it is generated."""
-    generation = _generator(options).generate(options.prompt, _sampling(options))
-    sys.stdout.write(options.prompt)
+    """Print the prompt and its continuation, or in a chat the answer, as it is generated."""
+    generator = _generator(options)
+    if options.chat or options.system:
+        from transformer.inference import answer, messages_of
+
+        generation = answer(generator, messages_of(options.prompt, options.system), _sampling(options))
+    else:
+        generation = generator.generate(options.prompt, _sampling(options))
+        sys.stdout.write(options.prompt)
     for piece in generation:
         sys.stdout.write(piece)
         sys.stdout.flush()
@@ -55,9 +61,13 @@ def predict(options: argparse.Namespace) -> None:
 
 
 def chat(options: argparse.Namespace) -> None:
-    """The original project's conversation: each line is continued by itself."""
+    """A conversation, if the model has a chat template; otherwise the original project's: each line is continued."""
+    from transformer.inference import answer
+
     generator, sampling = _generator(options), _sampling(options)
-    print("Type the beginning of a text. An empty line or Ctrl-D ends.")
+    talks = generator.tokenizer.chat_template is not None
+    messages = [{"role": "system", "content": options.system}] if options.system else []
+    print(f"Type {'what you say' if talks else 'the beginning of a text'}. An empty line or Ctrl-D ends.")
     while True:
         try:
             prompt = input("\nYou: ")
@@ -67,9 +77,13 @@ def chat(options: argparse.Namespace) -> None:
         if not prompt:
             return
         sys.stdout.write("Model: ")
-        for piece in generator.generate(prompt, sampling):
+        messages.append({"role": "user", "content": prompt})
+        said = ""
+        for piece in answer(generator, messages, sampling) if talks else generator.generate(prompt, sampling):
             sys.stdout.write(piece)
             sys.stdout.flush()
+            said += piece
+        messages.append({"role": "assistant", "content": said})
         print()
 
 
@@ -104,8 +118,10 @@ def card(options: argparse.Namespace) -> None:
     from transformer.hub.card import write_card
     from transformer.hub.checkpoint import load
     from transformer.text.corpus import documents
+    from transformer.training.curve import draw_curve
 
     model, tokenizer = load(options.model)
+    draw_curve(Path(options.model))
     evaluations = []
     for named in options.evaluate:
         name, _, source = named.partition("=")
@@ -196,7 +212,8 @@ def _parser() -> argparse.ArgumentParser:
 
     predicting = command("predict", predict, "continue a prompt")
     predicting.add_argument("prompt", nargs="?", default=DEFAULT_PROMPT, help="the beginning of a text")
-    chatting = command("chat", chat, "continue what you type, line by line")
+    predicting.add_argument("--chat", action="store_true", help="answer the prompt by the model's chat template")
+    chatting = command("chat", chat, "answer what you type, or continue it line by line")
     for sub in (predicting, chatting):
         sub.add_argument("--model", default=DEFAULT_MODEL, help="folder, tar, URL, or Hub id (user/name@revision)")
         sub.add_argument("--max-tokens", type=int, default=200, help="at most this many new tokens")
@@ -208,11 +225,12 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--min-tokens", type=int, default=0, help="the text does not end before")
         sub.add_argument("--stop", action="append", default=[], help="end before this string; may be given again")
         sub.add_argument("--seed", type=int, help="the same seed gives the same text")
+        sub.add_argument("--system", default="", help="what a chat begins with: how the model is to answer")
 
     evaluating = command("evaluate", evaluate, "perplexity per token, per word, and bits per byte")
     evaluating.add_argument("--model", default=DEFAULT_MODEL, help="folder, tar, URL, or Hub id (user/name@revision)")
-    evaluating.add_argument("--data", required=True, help="file, folder, or Hub data set")
-    evaluating.add_argument("--data-config", help="configuration of a Hub data set")
+    evaluating.add_argument("--data", "--dataset", required=True, help="file, folder, or Hub data set")
+    evaluating.add_argument("--data-config", "--dataset-config", help="configuration of a Hub data set")
     evaluating.add_argument("--split", default="validation", help="split; a single file has 'train' alone")
     evaluating.add_argument("--context", type=int, help="tokens in a window; default: the model's context")
     evaluating.add_argument("--stride", type=int, help="tokens by which it moves on; default: half the context")

@@ -27,3 +27,7 @@ class PublishError(TransformerError):
 
 class PreflightError(TransformerError):
     """A check before the first step found what would make the run worthless."""
+
+
+class ChatError(TransformerError):
+    """A conversation cannot be written as the model's chat template has it."""

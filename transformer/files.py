@@ -1,9 +1,15 @@
-"""Writing a file whole or not at all."""
+"""Files written whole or not at all, and small ones of strangers read with care."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from transformer.errors import CheckpointError
+
+_MAX_JSON_BYTES = 16 * 2**20  # the index of a model of a thousand layers is a tenth of it
 
 
 @contextmanager
@@ -34,6 +40,25 @@ def remove_partial(directory: Path) -> None:
     """Delete what writers left half written that were killed."""
     for partial in directory.glob(".*.partial"):
         partial.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a small JSON file.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes, which is too much for what it is.")
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent} is not a model directory: it has no {path.name}.") from None
+    except (ValueError, RecursionError, OSError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(fields, dict):
+        raise CheckpointError(f"{path} holds {type(fields).__name__}, expected an object.")
+    return fields
 
 
 def _sync(path: Path) -> None:

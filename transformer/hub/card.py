@@ -19,6 +19,7 @@ from transformer.hub.formats import hub_config
 from transformer.inference import Generator, SamplingOptions
 
 TRAINING_FILE = "training.json"  # what the training run says of itself, beside the weights
+CURVE_FILE = "loss.svg"  # how the loss fell, if that was recorded
 _SAMPLING = SamplingOptions(max_tokens=100, temperature=0.8, top_k=50, top_p=0.95, repetition_penalty=1.1, seed=0)
 PROMPTS = ("The history of the city", "The species is found in", "In the summer of 1944,", "")
 
@@ -81,6 +82,7 @@ def write_card(
     model, tokenizer = checkpoint.load(directory)
     facts, config = TrainingFacts.read(directory), model.config
     architecture = hub_config(config)["architectures"][0]
+    weights = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
     generator = Generator(model, tokenizer)
     samples = [(prompt, "".join(generator.generate(prompt, _SAMPLING))) for prompt in PROMPTS]
 
@@ -95,14 +97,16 @@ def write_card(
         "# A small decoder-only Transformer",
         f"It continues English text. {model.parameter_count():,} parameters: {config.n_layers} layers of width "
         f"{config.d_model}, {config.n_heads} attention heads ({config.kv_heads} for keys and values), feed-forward "
-        f"width {config.feed_forward_dim}, a context of {config.context_length} tokens, and a byte-level BPE of "
-        f"{tokenizer.vocab_size:,} tokens. In `transformers` it is a `{architecture}`.",
+        f"width {config.feed_forward_dim}, a context of {config.context_length} tokens, and a vocabulary of "
+        f"{tokenizer.vocab_size:,} tokens; {weights / 1e6:.1f} MB of weights. In `transformers` it is a "
+        f"`{architecture}`.",
         "## Data",
         f"{data} Licence of the data: {data_license or 'not known'}.",
         "## Training",
         f"```\n{facts.command}\n```",
         f"{facts.steps:,} steps over {facts.tokens:,} tokens in {facts.seconds / 60:.0f} minutes on {facts.processor}. "
         "The weights are those with the lowest loss on validation text.",
+        *(["![Loss in nats per token, by step](" + CURVE_FILE + ")"] if (directory / CURVE_FILE).exists() else []),
         "## Evaluation",
         "Each document is scored alone, after the end-of-text token, through a window of *context* tokens that moves "
         "on by *stride*; every token is scored once, with at least context − stride tokens before it where there are "

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import save_file
 
 from transformer.errors import CheckpointError
-from transformer.files import whole_file
+from transformer.files import read_json, whole_file
 from transformer.hub.formats import hub_config, model_config
 from transformer.hub.tensors import hub_state, model_state
-from transformer.hub.weights import WEIGHTS, open_weights, read_json
+from transformer.hub.weights import WEIGHTS, as_float, open_weights
 from transformer.model import Transformer
 from transformer.text.tokenizer import Tokenizer
 
@@ -29,14 +29,17 @@ def save(model: Transformer, tokenizer: Tokenizer | None, directory: str | Path)
     Without a tokenizer the directory has weights and config alone.
     """
     directory = Path(directory)
-    ids: dict[str, int] = {}
+    ids: dict[str, Any] = {}
+    ends: dict[str, Any] = {}
     if tokenizer is not None:
         tokenizer.save(directory)
-        ids = {"bos_token_id": tokenizer.end_of_text_id, "eos_token_id": tokenizer.end_of_text_id}
+        ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.end_of_text_id}
         if tokenizer.pad_id is not None:
             ids["pad_token_id"] = tokenizer.pad_id
+        others = sorted(tokenizer.end_ids - {tokenizer.end_of_text_id})
+        ends = {"eos_token_id": [tokenizer.end_of_text_id, *others]} if others else {}
     _write_json(directory / "config.json", {**hub_config(model.config), **ids})
-    _write_json(directory / "generation_config.json", {**ids, **_GENERATION})
+    _write_json(directory / "generation_config.json", {**ids, **ends, **_GENERATION})
     tensors = {name: tensor.contiguous() for name, tensor in hub_state(model.state_dict(), model.config).items()}
     with whole_file(directory / WEIGHTS) as path:
         save_file(tensors, path, metadata={"format": "pt"})
@@ -71,7 +74,7 @@ def load_model(directory: str | Path, device: torch.device | str = "cpu") -> Tra
         if name not in expected or tensor.shape != expected[name].shape:
             shape = tuple(expected[name].shape) if name in expected else "no such tensor"
             raise CheckpointError(f"{directory}: {name!r} has shape {tuple(tensor.shape)}, expected {shape}.")
-    model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+    model.load_state_dict({name: as_float(name, tensor) for name, tensor in state.items()}, assign=True)
     if config.tie_embeddings:
         model.head.weight = model.token_embedding.weight  # assigning gave each a parameter of its own
     return model.eval()

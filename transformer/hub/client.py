@@ -72,6 +72,8 @@ def _cause(error: Exception) -> str:
     if isinstance(error, LocalTokenNotFoundError):
         return "nobody is logged in; set HF_TOKEN or run `hf auth login`."
     if isinstance(error, LocalEntryNotFoundError):
+        if isinstance(error.__cause__, HfHubHTTPError):  # the Hub was there, and said no
+            return _cause(error.__cause__)
         return "it is not in the Hub's cache here, and the Hub cannot be reached."
     status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
     hint = " Set HF_TOKEN or run `hf auth login`, with a token that may do this." if status in (401, 403) else ""

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import tarfile
-import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from transformer.errors import CheckpointError
-from transformer.files import whole_file
+from transformer.hub import archive as archives
 
 # What a model directory is made of, as patterns of names. Unless asked for by name, nothing else is fetched or
 # unpacked: no pickles, no code.
@@ -25,12 +20,11 @@ MODEL_FILES = (
     "model-*-of-*.safetensors",
     "tokenizer.json",
     "tokenizer_config.json",
+    "chat_template.jinja",
     "generation_config.json",
     "README.md",
+    "loss.svg",
 )
-_MAX_BYTES = 32 * 2**30  # unpacked
-_MAX_MEMBERS = 10_000  # of a tar, the ones that are left out included
-_TIMEOUT = 60  # seconds without a byte
 
 
 def fetch(source: str | Path, files: Sequence[str] = MODEL_FILES) -> Path:
@@ -47,12 +41,12 @@ def fetch(source: str | Path, files: Sequence[str] = MODEL_FILES) -> Path:
     """
     text = str(source)
     if text.startswith(("http://", "https://")):
-        return _unpack(_download(text), files)
+        return archives.unpack(_download(text), lambda name: _wanted(name, files))
     path = Path(text)
     if path.is_dir():
         return path
     if path.is_file():
-        return _unpack(path, files)
+        return archives.unpack(path, lambda name: _wanted(name, files))
     if text.count("/") == 1 and not text.startswith((".", "/")):
         return _from_hub(text, files)
     raise CheckpointError(f"there is no model at {text}: expected a folder, a tar, a URL, or a Hub id like user/name.")
@@ -60,12 +54,8 @@ def fetch(source: str | Path, files: Sequence[str] = MODEL_FILES) -> Path:
 
 def pack(directory: str | Path, archive: str | Path) -> Path:
     """Write the files of a model directory into the tar `archive`, which `fetch` takes back."""
-    directory, archive = Path(directory), Path(archive)
-    with whole_file(archive) as partial, tarfile.open(partial, "w") as tar:
-        for file in sorted(directory.iterdir()):
-            if _wanted(file.name, MODEL_FILES):
-                tar.add(file, arcname=file.name)
-    return archive
+    archives.pack(Path(directory), Path(archive), lambda name: _wanted(name, MODEL_FILES))
+    return Path(archive)
 
 
 def _wanted(name: str, files: Sequence[str]) -> bool:
@@ -120,45 +110,9 @@ def _cache() -> Path:
 
 def _download(url: str) -> Path:
     """The file at `url`, kept under its name in the cache."""
+    from transformer.hub.download import download  # imported late: a model that is here needs no network client
+
     target = _cache() / "downloads" / hashlib.sha256(url.encode()).hexdigest()[:16]
-    if target.exists():
-        return target
-    try:
-        with whole_file(target) as partial, urllib.request.urlopen(url, timeout=_TIMEOUT) as reply:
-            with open(partial, "wb") as file:
-                shutil.copyfileobj(reply, file)
-            expected = reply.headers.get("Content-Length")
-            if expected and partial.stat().st_size != int(expected):
-                raise CheckpointError(f"the download of {url} broke off; try again.")
-    except (urllib.error.URLError, OSError) as error:
-        raise CheckpointError(f"{url} cannot be downloaded: {error}") from error
+    if not target.exists():
+        download(url, target)
     return target
-
-
-def _unpack(archive: Path, files: Sequence[str]) -> Path:
-    """The model directory within a tar, unpacked into a folder of its own.
-
-    The tar may come from a stranger: only regular files with the expected names are taken, wherever in the tar they
-    stand, and no more than a bounded number of bytes.
-    """
-    directory = Path(tempfile.mkdtemp(prefix="model-"))
-    left, members = _MAX_BYTES, 0
-    try:
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                name = Path(member.name).name
-                members += 1
-                if members > _MAX_MEMBERS:
-                    raise CheckpointError(f"{archive} holds more than {_MAX_MEMBERS:,} files.")
-                if not _wanted(name, files) or not member.isfile():
-                    continue
-                left -= member.size
-                if left < 0:
-                    raise CheckpointError(f"{archive} holds more than {_MAX_BYTES:,} bytes of model.")
-                member.name = name
-                tar.extract(member, directory, filter="data")
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise CheckpointError(f"{archive} is not a tar that can be read: {str(error).splitlines()[0]}") from error
-    if not (directory / "config.json").exists():
-        raise CheckpointError(f"{archive} holds no model: there is no config.json in it.")
-    return directory

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from transformer.errors import CheckpointError
+from transformer.files import read_json
 from transformer.model import ModelConfig
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-_MAX_JSON_BYTES = 16 * 2**20  # the index of a model of a thousand layers is a tenth of it
-_MAX_TABLE = 2**28  # numbers in a table of positions, which no file bounds
+_MAX_TABLE = 2**25  # numbers in a table of positions, which no file bounds: 262,144 tokens with heads of 128
+_MAX_HEADER = 2**24  # bytes; a tensor takes about a hundred
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _SLACK = 4  # a config that asks for so many times what the files hold is not theirs
 
 
@@ -41,29 +41,25 @@ def open_weights(directory: Path, config: ModelConfig, device: torch.device | st
     return {name: file.get_tensor(name) for name, file in places.items()}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a small JSON file.
+def as_float(name: str, tensor: Tensor) -> Tensor:
+    """A tensor in fp32.
 
     Raises:
-        CheckpointError: if there is none.
+        CheckpointError: if it holds no floating-point numbers: quantised weights mean nothing without their scales.
     """
-    try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes, which is too much for what it is.")
-        fields = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path.parent} is not a model directory: it has no {path.name}.") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
-    if not isinstance(fields, dict):
-        raise CheckpointError(f"{path} holds {type(fields).__name__}, expected an object.")
-    return fields
+    if tensor.dtype not in _DTYPES:
+        raise CheckpointError(f"{name!r} is of {tensor.dtype}, expected floating-point numbers.")
+    return tensor.float()
 
 
 def _open(path: Path, device: torch.device | str) -> safe_open:
     try:
+        with open(path, "rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        if header > _MAX_HEADER:
+            raise CheckpointError(f"{path} is damaged: its header would have {header:,} bytes.")
         return safe_open(path, framework="pt", device=str(device))
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged: {error}.") from error
 
 

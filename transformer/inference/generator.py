@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
 
+from transformer.errors import CheckpointError
 from transformer.inference.sampling import SamplingOptions, choose
 from transformer.inference.stopping import StopBuffer
 from transformer.model import KeyValueCache, Transformer
@@ -36,8 +37,8 @@ class Generator:
     def __init__(self, model: Transformer, tokenizer: Tokenizer) -> None:
         self.model, self.tokenizer = model, tokenizer
 
-    def generate(self, prompt: str, options: SamplingOptions | None = None) -> Generation:
-        """Continue `prompt`. Iterate over the result for the pieces of text; the prompt is not among them.
+    def generate(self, prompt: str | Sequence[int], options: SamplingOptions | None = None) -> Generation:
+        """Continue `prompt`, a text or its tokens. Iterate over the result for the pieces of text that follow it.
 
         A prompt beyond the context, and a text that grows beyond it, are seen through the window of `window_start`.
         """
@@ -53,11 +54,17 @@ class Generation:
         seconds_to_first_token: since `generate` was called, reading the prompt included; None before.
     """
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, prompt: str, options: SamplingOptions) -> None:
+    def __init__(
+        self, model: Transformer, tokenizer: Tokenizer, prompt: str | Sequence[int], options: SamplingOptions
+    ) -> None:
         self._begin = time.perf_counter()
         self._model, self._tokenizer, self._options = model, tokenizer, options
         self._device = next(model.parameters()).device
-        self._tokens = tokenizer.encode_prompt(prompt)
+        self._tokens = tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else list(prompt)
+        known = model.config.vocab_size
+        if max(self._tokens) >= known:
+            raise CheckpointError(f"the prompt has token {max(self._tokens):,}, and the model knows {known:,} tokens.")
+        self._ends = [id for id in sorted(tokenizer.end_ids) if id < known]
         self.prompt_tokens = len(self._tokens)
         self.completion_tokens = 0
         self.stop_reason: StopReason | None = None
@@ -71,7 +78,7 @@ class Generation:
         return (self.completion_tokens - 1) / decoding if self.completion_tokens > 1 and decoding > 0 else 0.0
 
     def __iter__(self) -> Iterator[str]:
-        decoder, stops = self._tokenizer.stream(), StopBuffer(self._options.stop)
+        decoder, stops = self._tokenizer.stream(self._tokens), StopBuffer(self._options.stop)
         for token in self._new_tokens():
             piece = stops.add(decoder.add(token))
             if piece:
@@ -84,7 +91,7 @@ class Generation:
 
     def _new_tokens(self) -> Iterator[int]:
         """The ids of the new tokens, until the text ends."""
-        options, end = self._options, self._tokenizer.end_of_text_id
+        options = self._options
         random = torch.Generator(self._device)
         if options.seed is None:
             random.seed()
@@ -102,7 +109,7 @@ class Generation:
                 start = shifted
             token = self._next_token(self._tokens[start:], cache, random)
             self._seconds = time.perf_counter() - self._begin
-            if token == end:
+            if token in self._ends:
                 self.stop_reason = "end_of_text"
                 return
             self._tokens.append(token)
@@ -119,5 +126,5 @@ class Generation:
         hidden = self._model.hidden_states(tokens[:, cache.length :], cache=cache)
         logits = self._model.head(hidden[0, -1])  # (V,)
         if self.completion_tokens < self._options.min_tokens:
-            logits[self._tokenizer.end_of_text_id] = -math.inf
+            logits[self._ends] = -math.inf
         return choose(logits, self._options, tokens[0], random)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -68,7 +69,7 @@ class ModelConfig:
         sizes = ("vocab_size", "context_length", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim")
         for name in (*sizes, "d_feed_forward"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if type(value) is not int or value < 1:  # a bool is an int too
                 raise ConfigError(f"{name} must be a positive whole number, not {value!r}.")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
@@ -79,6 +80,15 @@ class ModelConfig:
             raise ConfigError(f"rotary positions need an even head_dim, not {self.head_dim}.")
         if self.positions == "sinusoidal" and self.d_model % 2:
             raise ConfigError(f"sinusoidal positions need an even d_model, not {self.d_model}.")
+        for name in ("norm_eps", "rope_theta"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise ConfigError(f"{name} must be a number above 0, not {value!r}.")
+        for name in ("qk_norm", "bias", "feed_forward_bias", "head_bias", "scale_embeddings", "tie_embeddings"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be true or false, not {getattr(self, name)!r}.")
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
+            raise ConfigError(f"pad_token_id must be one of {self.vocab_size} tokens, not {self.pad_token_id!r}.")
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"dropout must be in [0, 1), not {self.dropout}.")
         if self.heads != "concatenate" and self.kv_heads != self.n_heads:

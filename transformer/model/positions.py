@@ -53,7 +53,7 @@ class Rotary(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         half = torch.arange(0, config.key_dim, 2, dtype=torch.float32) / config.key_dim
-        frequencies = config.rope_theta**-half  # (E/2)
+        frequencies = 1.0 / config.rope_theta**half  # (E/2); rounded as where the weights of others were trained
         angles = torch.outer(torch.arange(config.context_length, dtype=torch.float32), frequencies)  # (C, E/2)
         self.register_buffer("cosine_CE", torch.cat([angles.cos(), angles.cos()], dim=-1), persistent=False)
         self.register_buffer("sine_CE", torch.cat([-angles.sin(), angles.sin()], dim=-1), persistent=False)

@@ -9,6 +9,13 @@ from transformer.errors import CorpusError
 
 Parts = tuple[tuple[str, bool], ...]  # texts that follow one another, each with whether it is learned
 _ROLES = ("system", "user", "assistant")
+# What `conversation_prompt` writes, as a chat template: a model that learned from conversations carries it.
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{% if not loop.first %}{{ '\n' }}{% endif %}"
+    "{{ message['role'] | capitalize }}: {{ message['content'] | trim }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\nAssistant:' }}{% endif %}"
+)
+NEXT_TURN = "\nUser:"  # what follows an answer
 
 
 def conversation(messages: Sequence[Any]) -> Parts:

@@ -143,6 +143,15 @@ class Corpus:
         return "lines" if all(isinstance(text, str) for text in texts) and are_wikitext_lines(texts) else "text"
 
 
+def has_conversations(source: str, config: str | None) -> bool:
+    """Whether the rows of the corpus are messages.
+
+    Raises:
+        CorpusError: as `documents`.
+    """
+    return Corpus(source, config)._layout == "messages"
+
+
 def has_split(source: str, config: str | None, split: str) -> bool:
     """Whether the corpus has a split of this name."""
     if Path(source).is_file():

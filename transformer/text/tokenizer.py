@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer as Backend
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
@@ -17,13 +18,18 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 
 from transformer.errors import CheckpointError, ConfigError
-from transformer.files import whole_file
-from transformer.text import wordpiece
+from transformer.files import read_json, whole_file
+from transformer.text import suspicion, wordpiece
 
 END_OF_TEXT = "<|endoftext|>"
 # What the end-of-text token is called in tokenizers that do not say so themselves.
 _KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
-_MAX_BYTES = 64 * 2**20  # of a file: the largest known, of 256,000 tokens, has half of it
+_MAX_BYTES = 33 * 2**20  # of a file: the largest known, of 262,144 tokens, has 32
+_MAX_HOLES = 100_000  # ids below the largest one that no token has; every one costs a row of the embedding
+_TEMPLATE_FILE = "chat_template.jinja"
+_MAX_TEMPLATE_BYTES = 2**20
+_CONTEXT = 64  # ids before a streamed text by which its first pieces are decoded
+_NOT_KEPT = ("auto_map", "tokenizer_file", "name_or_path")  # of somebody's settings: code, and places of his
 _TRAINING_CHARACTERS = 2**24  # more text takes more memory and time, and hardly gives another vocabulary
 
 
@@ -34,9 +40,20 @@ class Tokenizer:
         backend: the trained tokenizer of the `tokenizers` library.
         end_of_text: the token that separates documents, and with which a generated text ends.
         pad: the token that fills up rows; None if there is none.
+        settings: what else its `tokenizer_config.json` says; `save` writes it again.
+        chat_template: how a conversation is written for the model, in Jinja; None if it says nothing of that.
+        end_ids: ids with which a text ends too, such as the end of a turn in a conversation.
     """
 
-    def __init__(self, backend: Backend, end_of_text: str | None = None, pad: str | None = None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        end_of_text: str | None = None,
+        pad: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+        chat_template: str | None = None,
+        end_ids: Iterable[int] = (),
+    ) -> None:
         self.backend = backend
         if end_of_text is None:
             end_of_text = next((name for name in _KNOWN_ENDS if backend.token_to_id(name) is not None), None)
@@ -46,13 +63,45 @@ class Tokenizer:
                 f"the tokenizer has no end-of-text token (looked for {end_of_text or ', '.join(_KNOWN_ENDS)})."
             )
         self.end_of_text, self.end_of_text_id = end_of_text, end_of_text_id
+        self.end_ids = frozenset({end_of_text_id, *end_ids})
         self.pad = pad
         self.pad_id: int | None = backend.token_to_id(pad) if pad else None
+        self.chat_template = chat_template
+        self._settings = dict(settings or {})
+        with _reported("the tokenizer fails on an empty text"):
+            self._front: list[int] = backend.encode("").ids  # what it puts in front of a text
+        front = backend.id_to_token(self._front[0]) if self._front else None
+        self.bos = _token(self._settings.get("bos_token")) or front or end_of_text
+
+    @property
+    def bos_id(self) -> int:
+        """The token with which a text begins; the end-of-text token where there is none for that."""
+        id = self.backend.token_to_id(self.bos)
+        return self.end_of_text_id if id is None else id
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """The named tokens by the names that a chat template knows them by."""
+        named = {name: _token(value) for name, value in self._settings.items() if name.endswith("_token")}
+        unknown = (
+            getattr(self.backend.model, "unk_token", None) or self.end_of_text
+        )  # as GPT-2 has it: it is never used
+        own = {"unk_token": unknown, "bos_token": self.bos, "eos_token": self.end_of_text, "pad_token": self.pad}
+        return {name: token for name, token in (own | named).items() if token}
 
     @property
     def vocab_size(self) -> int:
-        """One more than the largest token id."""
-        return max(self.backend.get_vocab().values()) + 1
+        """One more than the largest token id.
+
+        Raises:
+            CheckpointError: if most ids below it have no token, so that a model of that size would be absurd.
+        """
+        size = max(self.backend.get_vocab().values()) + 1
+        if size > 2 * self.backend.get_vocab_size() + _MAX_HOLES:
+            raise CheckpointError(
+                f"the tokenizer has {self.backend.get_vocab_size():,} tokens, but ids up to {size:,}."
+            )
+        return size
 
     @classmethod
     def load(cls, source: str | Path) -> Tokenizer:
@@ -70,14 +119,21 @@ class Tokenizer:
             path = _download(str(source))
         if path.is_file() and path.stat().st_size > _MAX_BYTES:
             raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes, more than any tokenizer needs.")
-        try:
+        with _reported(f"{path} is not a tokenizer that can be read"):
             backend = wordpiece.open_vocabulary(path) if path.suffix == ".txt" else Backend.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise CheckpointError(f"{path} is not a tokenizer that can be read: {error}.") from error
+            fault = suspicion.fault(backend)
+        if fault:
+            raise CheckpointError(f"{path} is refused: {fault}.")
+        backend.no_truncation()  # what a file says of these is how somebody else used it once
+        backend.no_padding()
         wordpiece.leave_texts_bare(backend)
-        names = _special_names(path.with_name("tokenizer_config.json"))
-        pad = names.get("pad_token") or (wordpiece.PAD if backend.token_to_id(wordpiece.PAD) is not None else None)
-        return cls(backend, end_of_text=names.get("eos_token"), pad=pad)
+        settings = _optional_json(path.with_name("tokenizer_config.json"))
+        ends = _end_ids(path.parent)
+        pad = _token(settings.get("pad_token"))
+        if pad is None and backend.token_to_id(wordpiece.PAD) is not None:
+            pad = wordpiece.PAD
+        end = _token(settings.get("eos_token")) or next(filter(None, map(backend.id_to_token, ends)), None)
+        return cls(backend, end, pad, settings, _chat_template(path.parent, settings), ends)
 
     @classmethod
     def train(
@@ -127,25 +183,43 @@ class Tokenizer:
         directory = Path(directory)
         with whole_file(directory / "tokenizer.json") as path:
             self.backend.save(str(path))
-        names = {"tokenizer_class": "PreTrainedTokenizerFast"}
-        names["bos_token"] = names["eos_token"] = self.end_of_text
-        if self.pad:
-            names["pad_token"] = self.pad
+        kept = {name: value for name, value in self._settings.items() if name not in _NOT_KEPT}
+        names = kept | self.special_tokens | {"tokenizer_class": "PreTrainedTokenizerFast"}
+        if self.chat_template is not None:
+            names["chat_template"] = self.chat_template
         with whole_file(directory / "tokenizer_config.json") as path:
-            path.write_text(json.dumps(names, indent=2) + "\n")
+            path.write_text(json.dumps(names, indent=2) + "\n", encoding="utf-8")
+        (directory / _TEMPLATE_FILE).unlink(missing_ok=True)  # it would come before what is written here
 
     def encode_prompt(self, text: str) -> list[int]:
         """Token ids of a prompt, with what the tokenizer puts in front; never empty: a text can start from nothing.
 
-        Names of special tokens in the text mean those tokens, as chat templates need.
+        Names of special tokens in the text mean those tokens, as chat templates need. A text that begins with the
+        token that is put in front has it once.
+
+        Raises:
+            CheckpointError: if the rules of the tokenizer fail on this text.
         """
-        return self.backend.encode(_replace_surrogates(text)).ids or [self.end_of_text_id]
+        with _reported("this text cannot be tokenised"):
+            ids: list[int] = self.backend.encode(_replace_surrogates(text)).ids or [self.bos_id]
+        return ids[1:] if self._front and ids[:2] == self._front[:1] * 2 else ids
+
+    def encode_chat(self, text: str) -> list[int]:
+        """Token ids of a conversation that the chat template has written, which has its special tokens already.
+
+        Raises:
+            CheckpointError: as `encode_prompt`.
+        """
+        with _reported("this conversation cannot be tokenised"):
+            ids: list[int] = self.backend.encode(_replace_surrogates(text), add_special_tokens=False).ids
+        return ids or [self.bos_id]
 
     def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text alone, in parallel; names of special tokens in a text are plain text."""
         self.backend.encode_special_tokens = True
         try:
-            encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+            with _reported("the text cannot be tokenised"):
+                encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         finally:
             self.backend.encode_special_tokens = False
         return [encoding.ids for encoding in encodings]
@@ -172,9 +246,9 @@ class Tokenizer:
         """The text of `ids`."""
         return self.backend.decode(list(ids), skip_special_tokens=skip_special)
 
-    def stream(self) -> StreamDecoder:
-        """A decoder for ids that arrive one at a time."""
-        return StreamDecoder(self)
+    def stream(self, before: Sequence[int] = ()) -> StreamDecoder:
+        """A decoder for ids that arrive one at a time, after the ids `before`."""
+        return StreamDecoder(self, before)
 
 
 class StreamDecoder:
@@ -182,11 +256,17 @@ class StreamDecoder:
 
     Bytes that are no character become U+FFFD, as in `Tokenizer.decode`. A character that is not complete when the
     ids end is not shown.
+
+    Args:
+        before: ids that stand before them: of a text's first token some tokenizers leave out the space in front.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
         self._backend = tokenizer.backend
-        self._stream = DecodeStream(skip_special_tokens=True)
+        before = list(before)[-_CONTEXT:]
+        if tokenizer.decode(before).endswith("\ufffd"):  # the library would wait for the rest of a character
+            before = []
+        self._stream = DecodeStream(ids=before, skip_special_tokens=True)
 
     def add(self, token_id: int) -> str:
         """The text that `token_id` completes; often empty within a character of several tokens."""
@@ -207,17 +287,53 @@ def _download(hub_id: str) -> Path:
         raise CheckpointError(f"{hub_id} is no file, no folder, and no tokenizer on the Hub: {error}") from error
 
 
-def _special_names(config: Path) -> dict[str, str]:
-    """The special tokens that a `tokenizer_config.json` names; none if there is no such file."""
-    if not config.exists():
-        return {}
+@contextmanager
+def _reported(failure: str) -> Iterator[None]:
+    """What the library raises, as our error that begins with `failure`: bare Exception, or a panic, which is none."""
     try:
-        fields = json.loads(config.read_text())
-    except ValueError as error:
-        raise CheckpointError(f"{config} is not valid JSON: {error}.") from error
-    # A token is a string, or an object whose "content" is one.
-    names = {key: fields.get(key) for key in ("eos_token", "pad_token")}
-    return {key: name["content"] if isinstance(name, dict) else name for key, name in names.items() if name}
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise CheckpointError(
+                f"{failure}: {str(error).splitlines()[0] if str(error) else 'no reason given'}."
+            ) from error
+        raise
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
+
+
+def _token(value: Any) -> str | None:
+    """A token of a `tokenizer_config.json`: a string, or an object whose "content" is one."""
+    value = value.get("content") if isinstance(value, dict) else value
+    return value if isinstance(value, str) and value else None
+
+
+def _end_ids(directory: Path) -> list[int]:
+    """The ids with which a generated text ends, as `generate()` of transformers has them; none if nothing is said."""
+    for name in ("generation_config.json", "config.json"):
+        said = _optional_json(directory / name).get("eos_token_id")
+        ids = [id for id in (said if isinstance(said, list) else [said]) if type(id) is int and 0 <= id < 2**32]
+        if ids:
+            return ids
+    return []
+
+
+def _chat_template(directory: Path, settings: Mapping[str, Any]) -> str | None:
+    """The template in a file of its own or in `tokenizer_config.json`; of several, the one called "default"."""
+    path = directory / _TEMPLATE_FILE
+    if path.exists():
+        if path.stat().st_size > _MAX_TEMPLATE_BYTES:
+            raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes, more than any chat template needs.")
+        try:
+            return path.read_text(encoding="utf-8")
+        except ValueError as error:
+            raise CheckpointError(f"{path} is no text: {error}.") from error
+    said = settings.get("chat_template")
+    if isinstance(said, list):
+        said = {one.get("name"): one.get("template") for one in said if isinstance(one, dict)}.get("default")
+    return said if isinstance(said, str) else None
 
 
 def _evenly(lines: Iterable[str], characters: int) -> list[str]:

@@ -27,9 +27,9 @@ class TrainConfig:
 
     Args:
         data: Text to train on: a .txt, .jsonl, .json or .parquet file (also .gz), a folder of them, or the id of a
-            data set on the Hub. Rows have a text, a prompt and a completion, or messages.
+            data set on the Hub. Rows have a text, a prompt and a completion, or messages. Also --dataset.
         output: Folder for the trained model. A run that stopped there goes on.
-        data_config: Configuration of a Hub data set, such as wikitext-2-raw-v1.
+        data_config: Configuration of a Hub data set, such as wikitext-2-raw-v1. Also --dataset-config.
         validation_data: Text to validate on, as data. Without it: the validation split of data, or else its last part.
         stream: Read the text as it is needed instead of tokenising it once to disk; takes a budget and validation text.
         token_cache: Folder of tokenised texts; without it one in the user's cache.

@@ -15,6 +15,7 @@ from transformer.errors import ConfigError
 from transformer.training.config import TrainConfig
 
 _PRESETS = Path(__file__).with_name("presets")
+_OTHER_NAMES = {"--dataset": "--data", "--dataset-config": "--data-config"}  # as other programs call them
 
 
 def parse(arguments: list[str], program: str = "train.py") -> TrainConfig:
@@ -28,7 +29,7 @@ def parse(arguments: list[str], program: str = "train.py") -> TrainConfig:
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
-    known, rest = first.parse_known_args(arguments)
+    known, rest = first.parse_known_args([_own_name(argument) for argument in arguments])
     options = read(known.config) if known.config else {}
     # `data` is the one option without a default: on the command line it is asked for unless the file has it.
     default = TrainConfig(**{"data": tyro.MISSING, **options})
@@ -37,6 +38,12 @@ def parse(arguments: list[str], program: str = "train.py") -> TrainConfig:
         f"({', '.join(presets())}) or of a YAML or TOML file; other options override them."
     )
     return tyro.cli(TrainConfig, prog=program, description=description, args=rest, default=default)
+
+
+def _own_name(argument: str) -> str:
+    """--dataset-config=x as --data-config=x."""
+    name, equals, value = argument.partition("=")
+    return _OTHER_NAMES.get(name.replace("_", "-"), name) + equals + value
 
 
 def presets() -> list[str]:

@@ -20,7 +20,8 @@ from transformer.hub.publish import prepare, push
 from transformer.hub.source import fetch
 from transformer.model import Transformer
 from transformer.text.batches import BatchSource, EpochBatches, Windows, validation_batches
-from transformer.text.corpus import documents, has_split, pieces
+from transformer.text.conversation import CHAT_TEMPLATE
+from transformer.text.corpus import documents, has_conversations, has_split, pieces
 from transformer.text.shards import tokenized
 from transformer.text.streaming import StreamBatches
 from transformer.text.tokenizer import Tokenizer
@@ -29,6 +30,7 @@ from transformer.training import state
 from transformer.training.bigrams import start_from_bigrams
 from transformer.training.budget import Progress
 from transformer.training.config import TrainConfig
+from transformer.training.curve import draw_curve
 from transformer.training.engine import Engine
 from transformer.training.memory import keep_freed_memory
 from transformer.training.preflight import preflight
@@ -109,6 +111,7 @@ def train(config: TrainConfig, hub_token: str | None = None) -> Progress:
             processor = f"{engine.world} × {describe(engine.device)}" if engine.world > 1 else describe(engine.device)
             facts = TrainingFacts(command, progress.step, progress.tokens, progress.seconds, processor)
             facts.write(config.output)
+            draw_curve(Path(config.output))
             _write_card(config, tokenizer, validation)
             logger.info("the best model, of step %s, is in %s", f"{progress.best_step:,}", config.output)
             if config.push_to:
@@ -149,6 +152,8 @@ def _tokenizer(config: TrainConfig, engine: Engine) -> Tokenizer:
         found = pieces(config.data, config.data_config)
         texts = (piece.text for piece in (islice(found, _STREAMED_PIECES) if config.stream else found))
         tokenizer = Tokenizer.train(texts, config.vocab_size, whole=config.whole_tokens)
+    if has_conversations(config.data, config.data_config):
+        tokenizer.chat_template = CHAT_TEMPLATE  # what it will have learned, whatever was its template before
     tokenizer.save(kept)
     return tokenizer
 

@@ -1,0 +1,31 @@
+"""Answers in a conversation, for models that have a chat template."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from transformer.inference.generator import Generation, Generator
+from transformer.inference.sampling import SamplingOptions
+from transformer.text.chat import chat_tokens
+from transformer.text.conversation import CHAT_TEMPLATE, NEXT_TURN
+
+
+def messages_of(prompt: str, system_prompt: str = "") -> list[dict[str, str]]:
+    """A conversation that begins with what the user says."""
+    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    return [*system, {"role": "user", "content": prompt}]
+
+
+def answer(
+    generator: Generator, messages: Sequence[Mapping[str, str]], options: SamplingOptions | None = None
+) -> Generation:
+    """The assistant's next answer, as `Generator.generate` gives a text.
+
+    Raises:
+        ChatError: if the model has no chat template, or that does not take these messages.
+    """
+    options = options or SamplingOptions()
+    if generator.tokenizer.chat_template == CHAT_TEMPLATE:  # its turns end in plain text, not with a token
+        options = dataclasses.replace(options, stop=(*options.stop, NEXT_TURN))
+    return generator.generate(chat_tokens(generator.tokenizer, messages), options)
