@@ -1,6 +1,8 @@
 """Tokens to more tokens."""
 
-from transformer.inference.generator import Generation, Generator, window_start
+from transformer.inference.decoder import window_start
+from transformer.inference.generator import Completion, Generation, Generator
+from transformer.inference.packed import PackedTransformer
 from transformer.inference.sampling import SamplingOptions
 
-__all__ = ["Generation", "Generator", "SamplingOptions", "window_start"]
+__all__ = ["Completion", "Generation", "Generator", "PackedTransformer", "SamplingOptions", "window_start"]
