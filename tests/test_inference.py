@@ -127,7 +127,7 @@ def test_cached_generation_equals_recomputation_past_the_context_limit(preset: s
     model = generator(preset)
     generation = model.generate(prompt, SamplingOptions(max_tokens=80, temperature=0, min_tokens=80))
     "".join(generation)
-    assert generation._tokens == reference(model, prompt, 80)
+    assert generation._decoder.tokens[0] == reference(model, prompt, 80)
     assert generation.stop_reason == "length" and generation.completion_tokens == 80
 
 
@@ -198,7 +198,7 @@ def test_a_repetition_penalty_makes_the_text_less_repetitive() -> None:
         options = SamplingOptions(max_tokens=60, temperature=0, repetition_penalty=penalty)
         generation = generator().generate("The", options)
         "".join(generation)
-        return len(set(generation._tokens))
+        return len(set(generation._decoder.tokens[0]))
 
     assert distinct(1.5) > distinct(1.0)
 

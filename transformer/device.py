@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -38,6 +39,25 @@ def computes_in_bf16(device: torch.device, precision: str = "auto") -> bool:
     if precision not in ("auto", "bf16", "fp32"):
         raise ConfigError(f"precision must be auto, bf16 or fp32, not {precision!r}.")
     return precision == "bf16" or (precision == "auto" and _has_fast_bf16(device))
+
+
+def serving_precision(device: torch.device, precision: str = "auto") -> Literal["fp32", "bf16", "int8"]:
+    """What the matrix products of a served model are computed in.
+
+    Args:
+        precision: "fp32", "bf16", "int8", or "auto": int8 on a CPU that multiplies 8 bits at once without loss (VNNI),
+            bf16 on a GPU that has it, else fp32.
+
+    Raises:
+        ConfigError: if `precision` is none of these.
+    """
+    if precision == "auto":
+        if device.type == "cpu":
+            return "int8" if torch.cpu._is_vnni_supported() else "fp32"
+        return "bf16" if _has_fast_bf16(device) else "fp32"
+    if precision not in ("fp32", "bf16", "int8"):
+        raise ConfigError(f"dtype must be auto, fp32, bf16 or int8, not {precision!r}.")
+    return precision  # type: ignore[return-value]
 
 
 def _has_fast_bf16(device: torch.device) -> bool:

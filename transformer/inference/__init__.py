@@ -1,7 +1,18 @@
 """Tokens to more tokens."""
 
 from transformer.inference.chat import answer, messages_of
-from transformer.inference.generator import Generation, Generator, window_start
+from transformer.inference.decoder import window_start
+from transformer.inference.generator import Completion, Generation, Generator
+from transformer.inference.packed import PackedTransformer
 from transformer.inference.sampling import SamplingOptions
 
-__all__ = ["Generation", "Generator", "SamplingOptions", "answer", "messages_of", "window_start"]
+__all__ = [
+    "Completion",
+    "Generation",
+    "Generator",
+    "PackedTransformer",
+    "SamplingOptions",
+    "answer",
+    "messages_of",
+    "window_start",
+]

@@ -1,40 +1,38 @@
-"""The decode loop: a prompt in, pieces of text out, one pass of the model for each new token."""
+"""A prompt in, pieces of text out; or several texts at once."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
+from transformer.device import serving_precision
 from transformer.errors import CheckpointError
-from transformer.inference.sampling import SamplingOptions, choose
+from transformer.inference.decoder import Decoder
+from transformer.inference.packed import PackedTransformer
+from transformer.inference.sampling import SamplingOptions
 from transformer.inference.stopping import StopBuffer
-from transformer.model import KeyValueCache, Transformer
+from transformer.model import Transformer
 from transformer.text.tokenizer import Tokenizer
 
 StopReason = Literal["length", "end_of_text", "stop_sequence"]
 
 
-def window_start(length: int, context_length: int) -> int:
-    """Where the window begins through which the model sees a text of `length` tokens.
-
-    Within the context it sees all. Past it the window jumps ahead by half a context whenever it is full: the tokens
-    that stay are read anew, at positions from 0, once for every half context of new tokens, so that a token costs
-    the same on average however long the text is. The model sees between a half and a whole context.
-    """
-    if length <= context_length:
-        return 0
-    jump = max(1, context_length // 2)
-    return math.ceil((length - context_length) / jump) * jump
-
-
 class Generator:
-    """Continues texts with a model. It holds no state between texts."""
+    """Continues texts with a model. It holds no state between texts.
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer) -> None:
+    Args:
+        model: packed here unless it is already; later changes of its weights are not seen.
+        precision: of the matrix products, "fp32", "bf16" or "int8"; "auto": by what the machine has.
+
+    Raises:
+        ConfigError: if this machine cannot compute in that precision.
+    """
+
+    def __init__(self, model: Transformer | PackedTransformer, tokenizer: Tokenizer, precision: str = "auto") -> None:
+        if isinstance(model, Transformer):
+            model = PackedTransformer(model, serving_precision(model.token_embedding.weight.device, precision))
         self.model, self.tokenizer = model, tokenizer
 
     def generate(self, prompt: str | Sequence[int], options: SamplingOptions | None = None) -> Generation:
@@ -43,6 +41,38 @@ class Generator:
         A prompt beyond the context, and a text that grows beyond it, are seen through the window of `window_start`.
         """
         return Generation(self.model, self.tokenizer, prompt, options or SamplingOptions())
+
+    def generate_batch(self, prompts: Sequence[str], options: SamplingOptions | None = None) -> list[Completion]:
+        """Continue several prompts together, or one prompt several times, which is faster than one after the other.
+
+        Greedily, each text is the one that `generate` makes alone. Otherwise all draw from the one seed in turns.
+        """
+        options = options or SamplingOptions()
+        texts = [_Text(self.model, self.tokenizer, prompt, options) for prompt in prompts]
+        decoder = Decoder(self.model, [text.prompt for text in texts], options, texts[0].ends)
+        growing, pieces = list(enumerate(texts)), [""] * len(texts)
+        while growing:
+            for (number, text), token in zip(growing, decoder.next(), strict=True):
+                pieces[number] += text.add(token)
+            for place in reversed(range(len(growing))):
+                if growing[place][1].stop_reason is not None:
+                    decoder.drop(place)
+                    growing[place] = growing[-1]
+                    growing.pop()
+        return [
+            Completion(piece, len(text.prompt), text.completion_tokens, text.stop_reason)
+            for piece, text in zip(pieces, texts, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A finished text, without its prompt. The end-of-text token is not counted."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    stop_reason: StopReason
 
 
 class Generation:
@@ -55,21 +85,25 @@ class Generation:
     """
 
     def __init__(
-        self, model: Transformer, tokenizer: Tokenizer, prompt: str | Sequence[int], options: SamplingOptions
+        self, model: PackedTransformer, tokenizer: Tokenizer, prompt: str | Sequence[int], options: SamplingOptions
     ) -> None:
         self._begin = time.perf_counter()
-        self._model, self._tokenizer, self._options = model, tokenizer, options
-        self._device = next(model.parameters()).device
-        self._tokens = tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else list(prompt)
-        known = model.config.vocab_size
-        if max(self._tokens) >= known:
-            raise CheckpointError(f"the prompt has token {max(self._tokens):,}, and the model knows {known:,} tokens.")
-        self._ends = [id for id in sorted(tokenizer.end_ids) if id < known]
-        self.prompt_tokens = len(self._tokens)
-        self.completion_tokens = 0
-        self.stop_reason: StopReason | None = None
+        self._text = _Text(model, tokenizer, prompt, options)
+        self._decoder = Decoder(model, [self._text.prompt], options, self._text.ends)
         self.seconds_to_first_token: float | None = None
         self._seconds = 0.0
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self._text.prompt)
+
+    @property
+    def completion_tokens(self) -> int:
+        return self._text.completion_tokens
+
+    @property
+    def stop_reason(self) -> StopReason | None:
+        return self._text.stop_reason
 
     @property
     def tokens_per_second(self) -> float:
@@ -78,53 +112,46 @@ class Generation:
         return (self.completion_tokens - 1) / decoding if self.completion_tokens > 1 and decoding > 0 else 0.0
 
     def __iter__(self) -> Iterator[str]:
-        decoder, stops = self._tokenizer.stream(self._tokens), StopBuffer(self._options.stop)
-        for token in self._new_tokens():
-            piece = stops.add(decoder.add(token))
+        while self.stop_reason is None:
+            (token,) = self._decoder.next()
+            piece = self._text.add(token)
+            self._seconds = time.perf_counter() - self._begin
+            if self.completion_tokens and self.seconds_to_first_token is None:
+                self.seconds_to_first_token = self._seconds
             if piece:
                 yield piece
-            if stops.found:
-                self.stop_reason = "stop_sequence"
-                return
-        if rest := stops.finish():
-            yield rest
 
-    def _new_tokens(self) -> Iterator[int]:
-        """The ids of the new tokens, until the text ends."""
-        options = self._options
-        random = torch.Generator(self._device)
-        if options.seed is None:
-            random.seed()
-        else:
-            random.manual_seed(options.seed)
-        context_length = self._model.config.context_length
-        capacity = min(context_length, self.prompt_tokens + options.max_tokens)
-        dtype = next(self._model.parameters()).dtype
-        cache = KeyValueCache(self._model.config, capacity=capacity, device=self._device, dtype=dtype)
-        start = 0
-        for _ in range(options.max_tokens):
-            shifted = window_start(len(self._tokens), context_length)
-            if shifted != start:
-                cache.clear()
-                start = shifted
-            token = self._next_token(self._tokens[start:], cache, random)
-            self._seconds = time.perf_counter() - self._begin
-            if token in self._ends:
-                self.stop_reason = "end_of_text"
-                return
-            self._tokens.append(token)
-            self.completion_tokens += 1
-            if self.seconds_to_first_token is None:
-                self.seconds_to_first_token = self._seconds
-            yield token
-        self.stop_reason = "length"
 
-    @torch.inference_mode()
-    def _next_token(self, window: list[int], cache: KeyValueCache, random: torch.Generator) -> int:
-        """Choose what follows `window`, of which the first `cache.length` tokens have been read."""
-        tokens = torch.tensor([window], device=self._device)
-        hidden = self._model.hidden_states(tokens[:, cache.length :], cache=cache)
-        logits = self._model.head(hidden[0, -1])  # (V,)
-        if self.completion_tokens < self._options.min_tokens:
-            logits[self._ends] = -math.inf
-        return choose(logits, self._options, tokens[0], random)
+class _Text:
+    """One text: its tokens as they come, made into pieces of text, until it ends.
+
+    Raises:
+        CheckpointError: if the tokenizer makes tokens of the prompt that the model does not have.
+    """
+
+    def __init__(
+        self, model: PackedTransformer, tokenizer: Tokenizer, prompt: str | Sequence[int], options: SamplingOptions
+    ) -> None:
+        self.prompt = tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else list(prompt)
+        known = model.config.vocab_size
+        if max(self.prompt) >= known:
+            raise CheckpointError(f"the prompt has token {max(self.prompt):,}, and the model knows {known:,} tokens.")
+        self.ends = [id for id in sorted(tokenizer.end_ids) if id < known]
+        self._most = options.max_tokens
+        self._decoder, self._stops = tokenizer.stream(self.prompt), StopBuffer(options.stop)
+        self.completion_tokens = 0
+        self.stop_reason: StopReason | None = None
+
+    def add(self, token: int) -> str:
+        """The text that is certain with this token; often empty."""
+        if token in self.ends:
+            self.stop_reason = "end_of_text"
+            return self._stops.finish()
+        self.completion_tokens += 1
+        piece = self._stops.add(self._decoder.add(token))
+        if self._stops.found:
+            self.stop_reason = "stop_sequence"
+        elif self.completion_tokens == self._most:
+            self.stop_reason = "length"
+            piece += self._stops.finish()
+        return piece

@@ -1,6 +1,6 @@
 """Choosing the next token: pure functions on logits.
 
-Dimensions: V vocabulary; every function takes and gives logits of shape (V,).
+Dimensions: V vocabulary; "..." stands for as many dimensions as there are, the texts of a batch or none.
 """
 
 from __future__ import annotations
@@ -56,51 +56,53 @@ _RANGES = [
 
 
 def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Divide the positive logits of `seen` token ids by `penalty` and multiply the negative ones (CTRL, Keskar et al.,
-    2019, 4.1)."""
-    scores = logits[seen]
-    return logits.index_put((seen,), torch.where(scores > 0, scores / penalty, scores * penalty))
+    """Divide the positive logits of `seen` token ids (..., n) by `penalty` and multiply the negative ones (CTRL, Keskar
+    et al., 2019, 4.1)."""
+    scores = logits.gather(-1, seen)
+    return logits.scatter(-1, seen, torch.where(scores > 0, scores / penalty, scores * penalty))
 
 
-def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """All but the `k` largest logits become -inf (Fan et al., 2018)."""
-    if k <= 0 or k >= logits.shape[-1]:
-        return logits
-    return logits.masked_fill(logits < logits.topk(k).values[-1], -math.inf)
+def keep_top_p(ordered: Tensor, p: float) -> Tensor:
+    """Nucleus sampling (Holtzman et al., 2020): the fewest tokens whose probabilities sum to `p`, never none.
 
-
-def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Nucleus sampling (Holtzman et al., 2020): the fewest tokens whose probabilities sum to `p`, never none."""
+    ordered: logits from the largest to the smallest. The others become -inf.
+    """
     if p >= 1.0:
-        return logits
-    ordered, order = logits.sort(descending=True)
+        return ordered
     probabilities = ordered.softmax(dim=-1)
     before = probabilities.cumsum(dim=-1) - probabilities  # of the tokens that are likelier
     drop = before >= p
-    drop[0] = False
-    return logits.masked_fill(drop.scatter(0, order, drop), -math.inf)
+    drop[..., 0] = False
+    return ordered.masked_fill(drop, -math.inf)
 
 
 def keep_min_p(logits: Tensor, p: float) -> Tensor:
     """Tokens less than `p` times as likely as the likeliest become -inf (Nguyen et al., 2024)."""
     if p <= 0.0:
         return logits
-    return logits.masked_fill(logits < logits.max() + math.log(p), -math.inf)
+    return logits.masked_fill(logits < logits.amax(dim=-1, keepdim=True) + math.log(p), -math.inf)
 
 
-def choose(logits: Tensor, options: SamplingOptions, seen: Tensor, generator: torch.Generator | None) -> int:
-    """The id of the next token.
+def choose(logits: Tensor, options: SamplingOptions, seen: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    """The id of the next token of each text, (...).
+
+    All the vocabulary is looked at once, for the likeliest tokens; what follows is about those alone.
 
     Args:
-        logits: (V,), any floating type; -inf where a token may not come.
-        seen: ids that stand in the text already, for the repetition penalty.
+        logits: (..., V), any floating type; -inf where a token may not come.
+        seen: ids that stand in the text already, (..., n), for the repetition penalty.
         generator: the source of randomness.
     """
-    logits = logits.float()
-    if options.repetition_penalty != 1.0:
+    if options.repetition_penalty != 1.0 and seen is not None:
         logits = penalize_repetition(logits, seen, options.repetition_penalty)
     if options.temperature == 0:
-        return int(logits.argmax())
-    logits = keep_top_k(logits / options.temperature, options.top_k)
-    logits = keep_min_p(keep_top_p(logits, options.top_p), options.min_p)
-    return int(torch.multinomial(logits.softmax(dim=-1), 1, generator=generator))
+        return logits.argmax(dim=-1)
+    vocabulary = logits.shape[-1]
+    count = min(options.top_k or vocabulary, vocabulary)
+    if count == vocabulary and options.top_p >= 1.0:
+        scores = keep_min_p(logits.float() / options.temperature, options.min_p)
+        return torch.multinomial(scores.softmax(dim=-1), 1, generator=generator).squeeze(-1)
+    ordered, ids = logits.topk(count)
+    ordered = keep_top_p(ordered.float() / options.temperature, options.top_p)
+    probabilities = keep_min_p(ordered, options.min_p).softmax(dim=-1)
+    return ids.gather(-1, torch.multinomial(probabilities, 1, generator=generator)).squeeze(-1)

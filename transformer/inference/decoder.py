@@ -1,0 +1,105 @@
+"""Texts as token ids, continued together: one pass of the model gives each of them its next token."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from transformer.inference.packed import PackedTransformer
+from transformer.inference.sampling import SamplingOptions, choose
+
+
+def window_start(length: int, context_length: int) -> int:
+    """Where the window begins through which the model sees a text of `length` tokens.
+
+    Within the context it sees all. Past it the window jumps ahead by half a context whenever it is full: the tokens
+    that stay are read anew, at positions from 0, once for every half context of new tokens, so that a token costs
+    the same on average however long the text is. The model sees between a half and a whole context.
+    """
+    if length <= context_length:
+        return 0
+    jump = max(1, context_length // 2)
+    return math.ceil((length - context_length) / jump) * jump
+
+
+class Decoder:
+    """Texts that grow by a token each, every time they are asked to.
+
+    Args:
+        prompts: token ids, at least one for each text.
+        ends: token ids with which a text ends, held back until `options.min_tokens`.
+
+    Attributes:
+        tokens: of each text so far, the prompt included.
+    """
+
+    def __init__(
+        self,
+        model: PackedTransformer,
+        prompts: Sequence[Sequence[int]],
+        options: SamplingOptions,
+        ends: Sequence[int],
+    ) -> None:
+        self._model, self._options, self._ends = model, options, list(ends)
+        self._random = torch.Generator(model.device)
+        if options.seed is None:
+            self._random.seed()
+        else:
+            self._random.manual_seed(options.seed)
+        self.tokens = [list(prompt) for prompt in prompts]
+        self._new = 0
+        self._context = model.config.context_length
+        capacity = min(self._context, max(map(len, prompts)) + options.max_tokens)
+        self._memory = model.remember(len(prompts), capacity)
+        self._starts = [-1] * len(prompts)  # of the windows that were read; -1: none yet
+        self._last: torch.Tensor | None = None  # (B,), where the tokens chosen last still are
+        # The ids in each window, for the repetition penalty; behind them stand some of them again.
+        self._seen = torch.zeros(len(prompts), capacity, dtype=torch.long, device=model.device)
+
+    @torch.inference_mode()
+    def next(self) -> list[int]:
+        """Choose the next token of each text, and append it."""
+        for text, tokens in enumerate(self.tokens):
+            if window_start(len(tokens), self._context) != self._starts[text]:
+                self._read(text)
+        last = torch.tensor([tokens[-1] for tokens in self.tokens]) if self._last is None else self._last
+        last = last.to(self._model.device)
+        logits = self._model.step(last, self._memory)
+        if self._new < self._options.min_tokens:
+            logits[:, self._ends] = -math.inf
+        seen = self._note(last) if self._options.repetition_penalty != 1.0 else None
+        self._last = choose(logits, self._options, seen, self._random)
+        self._new += 1
+        chosen = self._last.tolist()
+        for tokens, token in zip(self.tokens, chosen, strict=True):
+            tokens.append(token)
+        return chosen
+
+    def drop(self, text: int) -> None:
+        """Continue without this text; the last one takes its number."""
+        self._memory.drop(text)
+        for values in (self.tokens, self._starts):
+            values[text] = values[-1]  # type: ignore[call-overload]
+            values.pop()
+        self._seen[text] = self._seen[len(self.tokens)]
+        self._last = None
+
+    def _read(self, text: int) -> None:
+        """Read the window of a text anew, all but its last token, which the next step reads."""
+        tokens = self.tokens[text]
+        start = self._starts[text] = window_start(len(tokens), self._context)
+        window = tokens[start:-1]
+        if text and tokens == self.tokens[0]:
+            self._memory.copy(0, text)  # several texts begin with one prompt, which is read once
+        else:
+            self._model.read(window, self._memory, text)
+        self._seen[text] = tokens[-1]
+        self._seen[text, : len(window)] = torch.tensor(window, dtype=torch.long)
+
+    def _note(self, last: torch.Tensor) -> torch.Tensor:
+        """(B, n): the ids in the windows, with those that were just read."""
+        columns = torch.tensor([length - 1 for length in self._memory.lengths], device=last.device)
+        seen = self._seen[: len(last)].scatter_(1, columns[:, None], last[:, None])
+        return seen[:, : max(self._memory.lengths)]

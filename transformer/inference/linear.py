@@ -1,0 +1,102 @@
+"""Matrix products with weights that are packed once, for the few rows at a time that decoding multiplies.
+
+Whatever the weights are kept in, rows go in as fp32 and come out as fp32: the rest of a model need not know. The
+kernels are those of PyTorch's own libraries, and were chosen by measuring (see experiments/LOG.md): a product with one
+row is limited by the memory that the weights are read from, and `nn.Linear` reads it at less than half the speed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from transformer.errors import ConfigError
+
+Precision = Literal["fp32", "bf16", "int8"]
+_TINY = torch.finfo(torch.float32).tiny  # in place of the scale of a row of zeros
+_EXPECTED_ROWS = 8  # what oneDNN arranges a weight for; measured: it serves one row, and many, as well as its own would
+Product = Callable[[Tensor], Tensor]  # (..., in) fp32 -> (..., out) fp32
+
+
+def pack_linear(weight: Tensor, bias: Tensor | None, precision: Precision) -> Product:
+    """The product x W^T + b, with a copy of the weight arranged for it.
+
+    Args:
+        weight: (out, in). bias: (out,) or None.
+        precision: what the weight is kept in. int8: a scale for each output, and rows quantised as they come.
+
+    Raises:
+        ConfigError: if int8 is asked for and the library for it is not part of this PyTorch, or the weight is not on
+            a CPU.
+    """
+    weight, bias = weight.detach(), None if bias is None else bias.detach().float()
+    if precision == "int8":
+        return _Int8(weight, bias)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        return _OneDnn(weight.to(dtype), bias)
+    return _Plain(weight.to(dtype), bias)
+
+
+class _Plain:
+    """`F.linear`, for devices whose library finds the best arrangement itself."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias = weight, None if bias is None else bias.to(weight.dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x.to(self.weight.dtype), self.weight, self.bias).float()
+
+
+class _OneDnn:
+    """fp32 or bf16, in the blocks that oneDNN would otherwise rearrange the weight into for every product."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.dtype, self.bias = weight.dtype, None if bias is None else bias.to(weight.dtype)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _EXPECTED_ROWS)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.weight, self.bias, "none", [], "").float()
+
+
+class _Int8:
+    """int8 weights with a scale for each output; rows become 8 bits too, by the range of the values in them.
+
+    FBGEMM chooses one range for all rows of a product. They are divided by their largest values before, so that each
+    keeps its own precision, whatever else stands in the batch.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        if weight.device.type != "cpu" or "fbgemm" not in torch.backends.quantized.supported_engines:
+            raise ConfigError("int8 is computed by FBGEMM on x86 CPUs, which is not what there is here.")
+        self.packed, self.bias = _fbgemm_pack(weight.float()), bias
+        # Without VNNI two products of 8 bits are summed in 16 and could overflow: rows then get 7 bits.
+        self.seven_bits = not torch.cpu._is_vnni_supported()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.numel() == x.shape[-1]:  # one row
+            out = torch.ops.quantized.linear_dynamic(x, self.packed, self.seven_bits)
+        else:
+            largest = x.abs().amax(dim=-1, keepdim=True).clamp_(min=_TINY)
+            out = torch.ops.quantized.linear_dynamic(x / largest, self.packed, self.seven_bits).mul_(largest)
+        return out if self.bias is None else out.add_(self.bias)
+
+
+def _fbgemm_pack(weight: Tensor) -> torch.ScriptObject:
+    """FBGEMM's arrangement of a weight (out, in), rounded to 8 bits with a scale for each output."""
+    scales = (weight.abs().amax(dim=1) / 127).clamp(min=_TINY)  # (out,)
+    engine = torch.backends.quantized.engine
+    torch.backends.quantized.engine = "fbgemm"  # decides who packs; what was packed remembers it
+    try:
+        with warnings.catch_warnings():  # quantised tensors will leave PyTorch some day; its version is pinned
+            warnings.simplefilter("ignore", UserWarning)
+            zeros = torch.zeros(len(scales), dtype=torch.long)
+            rounded = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+        return torch.ops.quantized.linear_prepack(rounded, None)
+    finally:
+        torch.backends.quantized.engine = engine
