@@ -25,8 +25,8 @@ from transformer.text.batches import IGNORE, Batch
 from transformer.training.preflight.check import Check
 from transformer.training.preflight.subject import Subject, cut, recorded
 
-_PLACES, _PLACES_IN_SHORT = 5, 16  # of the window, before and behind which everything is changed
-_SHORT = 48  # tokens
+_PLACES = 5  # of the window, before and behind which everything is changed,
+_SHORT = 32  # and all places of a window of so many tokens
 _NOISE = 1e-5  # of the size of the hidden states: the least change that is one
 _LOSS_ROWS = 8
 _LOSS_WARN, _LOSS_FAIL = 1.0, 3.0  # nats from ln(vocabulary)
@@ -39,12 +39,12 @@ def causality(subject: Subject) -> Check:
     """Nothing before a token changes when the tokens from it on do; and what comes after does.
 
     The first is tried at the first, the last, and places between; the second shows a mask that hides the past. A few
-    places in a whole window, more of them in a short one.
+    places in a whole window, all of them in a short one.
     """
     name, expected = "causality", "a changed token changes nothing before it, and everything after"
     whole = _text_row(subject)
     length, tried = whole.shape[1], 0
-    for tokens, number in ((whole, _PLACES), (whole[:, :_SHORT], _PLACES_IN_SHORT)):
+    for tokens, number in ((whole, _PLACES), (whole[:, :_SHORT], _SHORT)):
         look = _Look(subject, tokens, number)
         tried += len(look.places)
         for row, place in enumerate(look.places):
@@ -251,8 +251,8 @@ def residual(subject: Subject) -> Check:
     if max(gains) > _GAIN and not is_trained:
         heads = subject.model.config.n_heads
         cause = (
-            f"Attention adds up its {heads} heads without scaling: when they agree it writes {max(gains):.3g} times what "
-            "one says, and the stream drowns in it; average the heads, or concatenate and project them."
+            f"Attention adds up its {heads} heads without scaling: when they agree it writes {max(gains):.3g} times "
+            "what one says, and the stream drowns in it; average the heads, or concatenate and project them."
         )
         return Check(name, measured, expected, "fail", cause)
     return Check(name, measured, expected)
