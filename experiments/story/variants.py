@@ -37,7 +37,7 @@ VARIANTS = {
     "counted": Variant("padding counted in the loss", "lines with padding counted"),
     "drowned": Variant("embeddings a tenth of the size of the positions", embedding_scale=0.1),
     "wide": Variant("embeddings learned, 256 wide", options={"d_model": 256}),
-    # Pretrained embeddings, and those of a pre-norm model, are smaller than the sinusoids: they are brought to their size.
+    # Pretrained embeddings, and those of a pre-norm model, are smaller than sinusoids: they are brought to their size.
     "frozen": Variant(
         "embeddings pretrained and frozen, 256 wide",
         options={"d_model": 256, "freeze_embeddings": True},

@@ -42,7 +42,7 @@ def attention_page(model: Transformer, tokenizer: Tokenizer, text: str, name: st
     }
     cut = f" The first {length:,} of its {len(tokens):,} tokens are shown." if len(shown) < len(tokens) else ""
     body = f"""<p class="lead">Each small square is a head: a row for every token that looks, a column for every token
-that is looked at, darker the more of its attention goes there. Choose a head, then a token.
+that is looked at, the stronger in colour the more of its attention goes there. Choose a head, then a token.
 A dot beneath a character is a further token of it.{cut}</p>
 <main>
 <section id="heads" aria-label="Heads" style="--heads: {heads}">{_heads(layers, heads)}</section>
