@@ -9,7 +9,8 @@ from models import tiny_config, tiny_model
 
 from transformer.errors import ConfigError, ContextLengthError
 from transformer.model import PRESETS, KeyValueCache, ModelConfig, Transformer
-from transformer.model.attention import attention, causal_mask
+from transformer.model.attention import attention, causal_attention, causal_mask
+from transformer.model.layers import Dropout
 from transformer.model.positions import Rotary, sinusoids
 
 EVERY_PRESET = [*PRESETS, "blog-sum"]
@@ -196,6 +197,45 @@ def test_a_new_model_knows_nothing(preset: str) -> None:
     model = Transformer(tiny_config(preset, d_model=128, vocab_size=1000))
     loss = F.cross_entropy(model(tokens(8, 32)).flatten(0, 1), tokens(8, 32, seed=2).flatten())
     assert loss.item() == pytest.approx(math.log(1000), abs=0.75)
+
+
+@pytest.mark.parametrize("length", [1, 127, 128, 129, 300])
+def test_attention_in_blocks_equals_the_fused_kernel_forward_and_backward(length: int) -> None:
+    random = torch.Generator().manual_seed(length)
+    parts = [torch.randn(2, heads, length, 16, generator=random).requires_grad_() for heads in (4, 2, 2)]
+    upstream = torch.randn(2, 4, length, 16, generator=random)
+    fused = F.scaled_dot_product_attention(*parts, is_causal=True, enable_gqa=True)
+    blocks = causal_attention(*parts)
+    torch.testing.assert_close(blocks, fused, atol=1e-5, rtol=1e-4)
+    for ours, theirs in zip(
+        torch.autograd.grad(blocks, parts, upstream), torch.autograd.grad(fused, parts, upstream), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
+def test_training_in_bf16_computes_the_same_attention_as_inference() -> None:
+    model, ids = tiny_model("modern", dropout=0.0), tokens(2, 32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        trained = model(ids)
+        with torch.no_grad():
+            inferred = model(ids)
+    torch.testing.assert_close(trained.float(), inferred.float(), atol=0.06, rtol=0.03)
+
+
+def test_dropout_zeroes_each_number_by_itself_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    out = Dropout(0.25)(torch.ones(64, 1001))
+    kept = out != 0
+    assert torch.equal(out[kept], torch.full_like(out[kept], 4 / 3))
+    assert abs(kept.double().mean() - 0.75) < 0.01
+    for step in (1, 2, 7, 8, 1001):  # neighbours, bytes of one word, the same place in the next row
+        both = (kept.flatten()[:-step] & kept.flatten()[step:]).double().mean()
+        assert abs(both - 0.75**2) < 0.01, step
+    assert not torch.equal(out, Dropout(0.25)(torch.ones(64, 1001))), "the same mask twice"
+    gradient = torch.ones(8, 8, requires_grad=True)
+    dropped = Dropout(0.5)(gradient)
+    dropped.sum().backward()
+    assert torch.equal(gradient.grad, dropped.detach())
 
 
 def test_dropout_acts_in_training_alone() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -21,6 +22,22 @@ def make_norm(config: ModelConfig) -> nn.Module:
     if config.norm == "rms":
         return nn.RMSNorm(config.d_model, eps=config.norm_eps)
     return nn.LayerNorm(config.d_model, eps=config.norm_eps)
+
+
+class Dropout(nn.Dropout):
+    """While training, each number becomes 0 with probability p, and the others grow by 1 / (1 - p) (5.4).
+
+    On a CPU one random byte decides on each number, so that there p is a multiple of 1/256: PyTorch's own dropout draws
+    a float for each, which took a sixth of a training step.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or self.p == 0 or input.device.type != "cpu":
+            return super().forward(input)
+        zeros = max(1, round(256 * self.p))  # of 256 bytes
+        words = torch.randint(-(2**63), 2**63 - 1, (-(-input.numel() // 8),))  # of eight bytes
+        kept = words.view(torch.uint8)[: input.numel()].view(input.shape) >= zeros
+        return input * kept * (256 / (256 - zeros))
 
 
 class FeedForward(nn.Module):
@@ -62,7 +79,7 @@ class DecoderLayer(nn.Module):
         self.attention_norm = make_norm(config)
         self.feed_forward = FeedForward(config)
         self.feed_forward_norm = make_norm(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.norm_first = config.norm_placement == "pre"
 
     def forward(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformer.errors import ContextLengthError
 from transformer.model.attention import KeyValueCache, causal_mask
 from transformer.model.config import ModelConfig
-from transformer.model.layers import DecoderLayer, make_norm
+from transformer.model.layers import DecoderLayer, Dropout, make_norm
 from transformer.model.linear import Linear
 from transformer.model.positions import Learned, Rotary, Sinusoidal
 
@@ -35,7 +35,7 @@ class Transformer(nn.Module):
             config
         )
         rotary = Rotary(config) if config.positions == "rotary" else None  # one table, shared by all layers
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(DecoderLayer(config, rotary) for _ in range(config.n_layers))
         # After post-norm layers the stream is normalised already.
         self.final_norm = make_norm(config) if config.norm_placement == "pre" else nn.Identity()
