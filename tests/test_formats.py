@@ -239,7 +239,7 @@ KNOWN = {  # and how many parameters each has
     "tinyllama": (LLAMA, 1_100_048_384),
     "smollm2": (SMOLLM2, 134_515_008),
     "qwen3": (QWEN3, 596_049_920),
-    "opt": (OPT, 125_239_296),
+    "opt": (OPT, 125_239_296 - 2 * 768),  # without its two rows of positions that are never used
 }
 
 
