@@ -3,6 +3,7 @@
 import json
 import resource
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,9 @@ from transformer.inference import Generator, SamplingOptions, answer, messages_o
 from transformer.text.chat import chat_tokens, render
 from transformer.text.conversation import CHAT_TEMPLATE, conversation_prompt
 from transformer.text.tokenizer import Tokenizer
+from transformer.training.config import TrainConfig
+from transformer.training.run import _tokenizer as training_tokenizer
+from transformer.training.trainer import CHECKPOINTS
 
 # Short ones of the shapes that are in use: what each does differently stands in it.
 CHATML = """{%- if tools %}
@@ -234,3 +238,13 @@ def test_a_hostile_template_is_one_sentence_and_soon(name: str) -> None:
     with pytest.raises(ChatError, match=sentence) as refusal:
         render(template, TALK, {})
     assert "\n" not in str(refusal.value) and resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 4
+
+
+def test_a_training_on_conversations_gives_their_template_to_the_model(tmp_path: Path) -> None:
+    (tmp_path / "talks.jsonl").write_text(json.dumps({"messages": TALK}) + "\n")
+    (tmp_path / "text.txt").write_text("The river rises in the hills.\n")
+    for name, template in (("talks.jsonl", CHAT_TEMPLATE), ("text.txt", None)):
+        config = TrainConfig(data=str(tmp_path / name), output=str(tmp_path / f"{name}-run"), vocab_size=300)
+        tokenizer = training_tokenizer(config, SimpleNamespace(main=True))
+        assert tokenizer.chat_template == template
+        assert Tokenizer.load(tmp_path / f"{name}-run" / CHECKPOINTS).chat_template == template

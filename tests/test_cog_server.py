@@ -16,7 +16,8 @@ from models import SENTENCES, tiny_model_directory
 
 from tools import cog_schema
 from transformer.hub.checkpoint import load
-from transformer.inference import Generator, SamplingOptions
+from transformer.inference import Generator, SamplingOptions, answer, messages_of
+from transformer.text.conversation import CHAT_TEMPLATE
 
 # A prediction that goes on until it is canceled: thousands of passes of the model, of which a test waits for a few.
 ENDLESS = dict(prompt="The river", max_tokens=4096, min_tokens=4096)
@@ -24,7 +25,9 @@ ENDLESS = dict(prompt="The river", max_tokens=4096, min_tokens=4096)
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model_directory(tmp_path_factory.mktemp("model"))
+    directory = tiny_model_directory(tmp_path_factory.mktemp("model"))
+    (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    return directory
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +108,14 @@ def test_stop_sequence(server: CogServer) -> None:
     answer = server.predict(**inputs, stop_sequences=f"does not occur,,{stop}")
     assert "".join(answer["output"]) == whole[: whole.index(stop)]
     assert answer["metrics"]["stop_reason"] == "stop_sequence"
+
+
+def test_a_chat(server: CogServer, model: Path) -> None:
+    generator, options = Generator(*load(model)), SamplingOptions(max_tokens=40, temperature=0, repetition_penalty=1)
+    inputs = dict(prompt="The river", max_tokens=40, temperature=0, repetition_penalty=1)
+    for chat in ({"chat": True}, {"system_prompt": "Be brief."}):
+        expected = "".join(answer(generator, messages_of("The river", chat.get("system_prompt", "")), options))
+        assert server.text(**inputs, **chat) == expected
 
 
 # ---- what a prompt may be ----

@@ -69,6 +69,21 @@ def test_transformers_generates_the_same_greedy_text(name: str, tmp_path: Path) 
     assert text and expected.startswith(text)  # a character cut off by the last token is not shown
 
 
+@pytest.mark.parametrize("name", ["paper", "gpt2-untied", "modern", "modern-with-biases"])
+def test_transformers_writes_the_same_64_greedy_tokens(name: str, tmp_path: Path) -> None:
+    preset, overrides, _ = WITH_A_HUB_FORMAT[name]
+    ours = tiny_model(preset, context_length=96, **overrides)
+    checkpoint.save(ours, None, tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    text = IDS[:1, :8]
+    options = {"do_sample": False, "repetition_penalty": 1.0, "eos_token_id": None, "pad_token_id": 0}
+    expected = theirs.generate(text, max_new_tokens=64, **options)
+    with torch.no_grad():
+        for _ in range(64):
+            text = torch.cat([text, ours(text)[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(text, expected)
+
+
 @pytest.mark.parametrize("name", WITH_A_HUB_FORMAT)
 def test_our_directory_comes_back_exactly(name: str, tmp_path: Path) -> None:
     ours = save_tiny(tmp_path, name)
@@ -149,8 +164,113 @@ def test_we_open_what_transformers_saved_with_the_same_logits_and_text(name: str
     assert torch.equal(text, expected)
 
 
+@pytest.mark.parametrize("theta", [1e4, 1e6])
+def test_a_long_text_has_the_same_logits_up_to_the_end_of_the_context(theta: float, tmp_path: Path) -> None:
+    sizes = dict(vocab_size=200, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2)
+    rope = {"rope_type": "default", "rope_theta": theta}
+    config = transformers.LlamaConfig(**sizes, max_position_embeddings=2048, rope_parameters=rope)
+    torch.manual_seed(0)
+    theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
+    theirs.save_pretrained(tmp_path)
+    ids = torch.randint(0, 200, (1, 2048), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        torch.testing.assert_close(checkpoint.load_model(tmp_path)(ids), theirs(ids).logits, atol=1e-4, rtol=0)
+
+
+def test_a_config_of_transformers_4_means_the_same(tmp_path: Path) -> None:
+    theirs = save_theirs(tmp_path, "llama", 0, dtype=torch.bfloat16)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    fields["rope_theta"] = fields.pop("rope_parameters")["rope_theta"]
+    fields |= {"rope_scaling": None, "torch_dtype": fields.pop("dtype"), "transformers_version": "4.40.1"}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    ids = IDS % theirs.config.vocab_size
+    with torch.no_grad():
+        torch.testing.assert_close(checkpoint.load_model(tmp_path)(ids), theirs(ids).logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("place", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize("key", ["type", "rope_type"])
+def test_every_scaling_of_rotary_positions_is_refused_by_name(place: str, key: str) -> None:
+    for kind in ("linear", "dynamic", "yarn", "longrope", "su", "llama3", "mrope"):
+        with pytest.raises(CheckpointError, match=kind):
+            model_config(LLAMA | {place: {key: kind, "factor": 2.0}})
+
+
+# What known models say of themselves, with the fields that make each of them different.
+GPT2 = {
+    **dict(activation_function="gelu_new", architectures=["GPT2LMHeadModel"], attn_pdrop=0.1, bos_token_id=50256),
+    **dict(embd_pdrop=0.1, eos_token_id=50256, initializer_range=0.02, layer_norm_epsilon=1e-05, model_type="gpt2"),
+    **dict(n_ctx=1024, n_embd=768, n_head=12, n_layer=12, n_positions=1024, resid_pdrop=0.1, vocab_size=50257),
+    **dict(summary_activation=None, summary_first_dropout=0.1, summary_proj_to_labels=True, summary_type="cls_index"),
+    **dict(summary_use_proj=True, task_specific_params={"text-generation": {"do_sample": True, "max_length": 50}}),
+}
+LLAMA = {  # TinyLlama
+    **dict(architectures=["LlamaForCausalLM"], attention_bias=False, bos_token_id=1, eos_token_id=2, hidden_act="silu"),
+    **dict(hidden_size=2048, initializer_range=0.02, intermediate_size=5632, max_position_embeddings=2048),
+    **dict(model_type="llama", num_attention_heads=32, num_hidden_layers=22, num_key_value_heads=4, pretraining_tp=1),
+    **dict(rms_norm_eps=1e-05, rope_scaling=None, rope_theta=10000.0, tie_word_embeddings=False, vocab_size=32000),
+    **dict(torch_dtype="bfloat16", transformers_version="4.35.0", use_cache=True),
+}
+SMOLLM2 = LLAMA | {
+    **dict(bos_token_id=0, eos_token_id=0, hidden_size=576, intermediate_size=1536, is_llama_config=True),
+    **dict(max_position_embeddings=8192, num_attention_heads=9, num_hidden_layers=30, num_key_value_heads=3),
+    **dict(rope_interleaved=False, rope_theta=100000, tie_word_embeddings=True, vocab_size=49152),
+    "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
+}
+QWEN3 = {
+    **dict(architectures=["Qwen3ForCausalLM"], attention_bias=False, attention_dropout=0.0, bos_token_id=151643),
+    **dict(eos_token_id=151645, head_dim=128, hidden_act="silu", hidden_size=1024, initializer_range=0.02),
+    **dict(intermediate_size=3072, max_position_embeddings=40960, max_window_layers=28, model_type="qwen3"),
+    **dict(num_attention_heads=16, num_hidden_layers=28, num_key_value_heads=8, rms_norm_eps=1e-06, rope_scaling=None),
+    **dict(rope_theta=1000000, sliding_window=None, tie_word_embeddings=True, torch_dtype="bfloat16", use_cache=True),
+    **dict(transformers_version="4.51.0", use_sliding_window=False, vocab_size=151936),
+}
+OPT = {  # the one of 125 million
+    **dict(_name_or_path="facebook/opt-125m", activation_dropout=0.0, activation_function="relu", bos_token_id=2),
+    **dict(architectures=["OPTForCausalLM"], attention_dropout=0.0, do_layer_norm_before=True, dropout=0.1),
+    **dict(eos_token_id=2, ffn_dim=3072, hidden_size=768, init_std=0.02, layerdrop=0.0, max_position_embeddings=2048),
+    **dict(model_type="opt", num_attention_heads=12, num_hidden_layers=12, pad_token_id=1, prefix="</s>"),
+    **dict(torch_dtype="float16", transformers_version="4.21.0.dev0", vocab_size=50272, word_embed_proj_dim=768),
+    "_remove_final_layer_norm": False,
+}
+KNOWN = {  # and how many parameters each has
+    "gpt2": (GPT2, 124_439_808),
+    "distilgpt2": (GPT2 | {"_num_labels": 1, "n_layer": 6, "id2label": {"0": "LABEL_0"}}, 81_912_576),
+    "tinyllama": (LLAMA, 1_100_048_384),
+    "smollm2": (SMOLLM2, 134_515_008),
+    "qwen3": (QWEN3, 596_049_920),
+    "opt": (OPT, 125_239_296 - 2 * 768),  # without its two rows of positions that are never used
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_known_models_are_understood(name: str) -> None:
+    fields, parameters = KNOWN[name]
+    with torch.device("meta"):
+        assert Transformer(model_config(fields), initialise=False).parameter_count() == parameters
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        (GPT2 | {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+        (GPT2 | {"scale_attn_weights": False}, "scale_attn_weights"),
+        (GPT2 | {"add_cross_attention": True}, "add_cross_attention"),
+        (OPT | {"word_embed_proj_dim": 512}, "word_embed_proj_dim 512"),
+        (OPT | {"_remove_final_layer_norm": True}, "_remove_final_layer_norm"),
+        (OPT | {"enable_bias": False}, "enable_bias"),
+        (OPT | {"activation_function": "gelu"}, "activation_function"),
+        (SMOLLM2 | {"rope_interleaved": True}, "rope_interleaved"),
+        (QWEN3 | {"use_sliding_window": True}, "use_sliding_window"),
+    ],
+)
+def test_what_known_models_might_say_and_we_do_not_compute_is_refused(fields: dict, word: str) -> None:
+    with pytest.raises(CheckpointError, match=word):
+        model_config(fields)
+
+
 def test_weights_in_several_files_are_opened_and_a_lost_one_is_named(tmp_path: Path) -> None:
-    theirs = save_theirs(tmp_path, "llama", 1, max_shard_size="20KB")
+    theirs = save_theirs(tmp_path, "llama", 1, max_shard_size="20KB", dtype=torch.bfloat16)
     shards = sorted(tmp_path.glob("model-*.safetensors"))
     assert len(shards) > 2
     assert not (tmp_path / "model.safetensors").exists()

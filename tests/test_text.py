@@ -5,9 +5,16 @@ import json
 from pathlib import Path
 
 import pytest
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import SENTENCES, tiny_tokenizer
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, normalizers
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import Metaspace
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import BpeTrainer
 
 from transformer.errors import CheckpointError, ConfigError, CorpusError
 from transformer.text.conversation import conversation, conversation_prompt
@@ -321,3 +328,64 @@ def test_wikitext_2_is_its_articles(shared: Path) -> None:
     found = [d.text for d in documents(str(shared / "data" / "wikitext-2"), split="validation")]
     assert len(found) == 60  # the articles that the data set's makers count
     assert "".join(found).strip("\n ") == (shared / "data/wikitext-2/validation.txt").read_text().strip("\n ")
+
+
+# ---- tokenizers of others ----
+
+
+def llama2(path: Path, metaspace: bool = False) -> Path:
+    """A tokenizer of the shape that Llama 2 has: SentencePiece's BPE with bytes to fall back on, <s> in front."""
+    backend = Backend(BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = BpeTrainer(vocab_size=600, special_tokens=special, show_progress=False, limit_alphabet=60)
+    backend.train_from_iterator([word for sentence in SENTENCES * 5 for word in sentence.split(" ")], trainer)
+    if metaspace:  # as newer files say it
+        backend.normalizer = None
+        backend.pre_tokenizer = Metaspace(replacement="▁", prepend_scheme="first", split=False)
+    rules = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    backend.decoder = decoders.Sequence(rules)
+    backend.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    fields = json.loads(backend.to_str())
+    fields["added_tokens"] = [token for token in fields["added_tokens"] if not token["content"].startswith("<0x")]
+    (path / "tokenizer.json").write_text(json.dumps(fields))
+    settings = {"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": True, "legacy": False}
+    settings |= {"bos_token": "<s>", "eos_token": {"content": "</s>", "__type": "AddedToken"}, "unk_token": "<unk>"}
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
+    return path
+
+
+@pytest.mark.parametrize("metaspace", [False, True])
+@pytest.mark.parametrize("prompt", ["", "The river", "café 東京 🦞"])
+def test_streamed_pieces_after_a_prompt_are_what_transformers_decodes(
+    metaspace: bool, prompt: str, tmp_path: Path
+) -> None:
+    theirs = transformers.AutoTokenizer.from_pretrained(llama2(tmp_path, metaspace))
+    tokenizer = Tokenizer.load(tmp_path)
+    ids = tokenizer.encode_prompt(prompt)
+    assert ids == theirs(prompt)["input_ids"] and ids.count(1) == 1
+    new = tokenizer.encode_prompt("rises — near the 東京 hills 🦞 , in €6.")[1:]
+    stream = tokenizer.stream(ids)
+    pieces = [stream.add(token) for token in new]
+    whole = theirs.decode(ids + new, skip_special_tokens=True)
+    assert theirs.decode(ids, skip_special_tokens=True) + "".join(pieces) == whole
+    assert "".join(pieces).startswith(" " if prompt else "rises") and "\ufffd" not in "".join(pieces)
+
+
+def test_the_token_in_front_is_there_once_and_what_is_said_of_tokens_survives(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(llama2(tmp_path))
+    assert tokenizer.encode_prompt("<s>The river").count(1) == 1
+    assert (tokenizer.bos, tokenizer.bos_id, tokenizer.end_of_text_id) == ("<s>", 1, 2)
+    (tmp_path / "again").mkdir()
+    tokenizer.save(tmp_path / "again")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
+    assert (theirs.bos_token, theirs.eos_token, theirs.unk_token) == ("<s>", "</s>", "<unk>")
+    assert theirs("The river")["input_ids"] == tokenizer.encode_prompt("The river")
+
+
+def test_a_file_that_cuts_or_fills_texts_does_not_do_so_here(tmp_path: Path) -> None:
+    backend = Backend.from_str(TOKENIZER.backend.to_str())
+    backend.enable_truncation(3)
+    backend.enable_padding(length=50)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    assert Tokenizer.load(tmp_path).encode_prompt(SENTENCES[0]) == TOKENIZER.encode_prompt(SENTENCES[0])
