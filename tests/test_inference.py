@@ -161,7 +161,9 @@ def test_cached_generation_equals_recomputation_past_the_context_limit(preset: s
     assert generation.stop_reason == "length" and generation.completion_tokens == 80
 
 
-@pytest.mark.parametrize(("preset", "overrides"), [*((preset, {}) for preset in PRESETS), ("blog", {"pad_token_id": 5})])
+@pytest.mark.parametrize(
+    ("preset", "overrides"), [*((preset, {}) for preset in PRESETS), ("blog", {"pad_token_id": 5})]
+)
 def test_texts_continued_together_are_those_continued_alone(preset: str, overrides: dict) -> None:
     """Prompts of different lengths, one of them twice; their windows move at different times."""
     one = generator(preset, **overrides)

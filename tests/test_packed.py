@@ -1,10 +1,13 @@
 """The model as it is served: packed weights, in every precision, beside the model that is read and trained."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
+from transformer.cli import DEFAULT_MODEL, DEFAULT_PROMPT
 from transformer.device import serving_precision
 from transformer.errors import ConfigError
 from transformer.hub import checkpoint
@@ -12,6 +15,7 @@ from transformer.inference import Generator, PackedTransformer, SamplingOptions
 from transformer.inference.compiled import CompiledTransformer, serve
 from transformer.inference.linear import PlainProduct, pack_linear
 from transformer.model import ModelConfig, Transformer
+from transformer.text.tokenizer import Tokenizer
 
 ARCHITECTURES = [
     ("paper", {}),
@@ -53,7 +57,7 @@ def test_the_packed_model_is_the_model(preset: str, overrides: dict, precision: 
 
 
 @pytest.mark.parametrize("rows", [1, 2, 40])
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-6), ("bf16", 5e-3), ("int8", 1.2e-2)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-6), ("bf16", 5e-3), ("int8", 2e-2)])
 def test_products(rows: int, precision: str, tolerance: float) -> None:
     random = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(70, 96, generator=random), torch.randn(70, generator=random)
@@ -70,7 +74,8 @@ def test_int8_weights_are_rounded_by_output() -> None:
     weight = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 1e-3, 0.0])[:, None]
     x = torch.randn(1, 64, generator=torch.Generator().manual_seed(1))
     expected, out = x @ weight.T, pack_linear(weight, None, "int8")(x)
-    torch.testing.assert_close(out[0, :2], expected[0, :2], rtol=0.05, atol=0)
+    sizes = x.norm() * weight.norm(dim=1)
+    assert ((out - expected)[0] <= 0.01 * sizes).all() and ((expected - out)[0] <= 0.01 * sizes).all()
     assert out[0, 2] == 0
 
 
@@ -129,7 +134,7 @@ def test_a_cpu_serves_without_compiling() -> None:
 
 @pytest.mark.parametrize("preset", ["gpt2", "modern"])
 def test_greedy_text_in_fp32_is_that_of_transformers(preset: str, tmp_path) -> None:
-    """200 tokens after a prompt, at a size with a large vocabulary; the weights are wide, so that no two tokens tie."""
+    """200 tokens after a prompt. Two logits are 1e-4 apart at least, and the two computations 3e-6 at most."""
     sizes = dict(vocab_size=50_257, context_length=256, d_model=128, n_layers=3, n_heads=4, dropout=0.0)
     torch.manual_seed(0)
     model = Transformer(ModelConfig.preset(preset, **sizes)).eval()
@@ -139,7 +144,8 @@ def test_greedy_text_in_fp32_is_that_of_transformers(preset: str, tmp_path) -> N
     checkpoint.save(model, None, tmp_path)
     prompt = torch.randint(50_257, (1, 20), generator=torch.Generator().manual_seed(0))
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
-    expected = theirs.generate(prompt, max_new_tokens=200, min_new_tokens=200, do_sample=False, pad_token_id=0)
+    greedy = dict(do_sample=False, repetition_penalty=1.0, pad_token_id=0)
+    expected = theirs.generate(prompt, max_new_tokens=200, min_new_tokens=200, **greedy)
     packed = PackedTransformer(checkpoint.load_model(tmp_path), "fp32")
     memory = packed.remember(1, 256)
     packed.read(prompt[0, :-1].tolist(), memory, 0)
@@ -148,3 +154,19 @@ def test_greedy_text_in_fp32_is_that_of_transformers(preset: str, tmp_path) -> N
         tokens.append(int(packed.step(torch.tensor(tokens[-1:]), memory).argmax()))
     assert tokens == expected[0].tolist()
     assert len(set(tokens[20:])) > 20
+
+
+def test_the_embedded_model_continues_as_in_transformers() -> None:
+    """Greedily, 200 tokens, through the generator."""
+    weights = Path(DEFAULT_MODEL)
+    tokenizer = Tokenizer.load(weights)
+    prompt = tokenizer.encode_prompt(DEFAULT_PROMPT)
+    greedy = dict(do_sample=False, repetition_penalty=1.0, eos_token_id=None)
+    theirs = AutoModelForCausalLM.from_pretrained(weights)
+    expected = theirs.generate(torch.tensor([prompt]), max_new_tokens=200, **greedy)[0, len(prompt) :].tolist()
+    if tokenizer.end_of_text_id in expected:
+        expected = expected[: expected.index(tokenizer.end_of_text_id)]
+    generation = Generator(checkpoint.load_model(weights), tokenizer, "fp32").generate(
+        DEFAULT_PROMPT, SamplingOptions(max_tokens=200, temperature=0)
+    )
+    assert "".join(generation) == tokenizer.decode(expected)

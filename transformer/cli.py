@@ -16,6 +16,7 @@ from transformer.errors import TransformerError
 
 DEFAULT_MODEL = str(Path(__file__).resolve().parent.parent / "weights")
 DEFAULT_PROMPT = "The history of the city"
+_DTYPES = ("auto", "fp32", "bf16", "int8")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,6 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def predict(options: argparse.Namespace) -> None:
     """Print the prompt and its continuation, as it is generated."""
+    if options.num_outputs > 1:
+        completions = _generator(options).generate_batch([options.prompt] * options.num_outputs, _sampling(options))
+        for number, completion in enumerate(completions, 1):
+            print(f"--- {number} ---\n{options.prompt}{completion.text}")
+        return
     generation = _generator(options).generate(options.prompt, _sampling(options))
     sys.stdout.write(options.prompt)
     for piece in generation:
@@ -75,9 +81,11 @@ def evaluate(options: argparse.Namespace) -> None:
     from transformer.evaluation import evaluate as score
     from transformer.hub.checkpoint import load
     from transformer.hub.source import fetch
+    from transformer.inference import Generator
     from transformer.text.corpus import documents
 
-    model, tokenizer = load(fetch(options.model))
+    generator = Generator(*load(fetch(options.model)), options.dtype)
+    model, tokenizer = generator.model, generator.tokenizer
     texts = (document.text for document in documents(options.data, options.data_config, options.split))
     detokenize = DETOKENIZERS[options.detokenize] if options.detokenize else None
     e = score(model, tokenizer, texts, options.context, options.stride, detokenize=detokenize)
@@ -135,7 +143,7 @@ def _generator(options: argparse.Namespace):  # type: ignore[no-untyped-def]  # 
     from transformer.hub.source import fetch
     from transformer.inference import Generator
 
-    return Generator(*load(fetch(options.model)))
+    return Generator(*load(fetch(options.model)), options.dtype)
 
 
 def _sampling(options: argparse.Namespace):  # type: ignore[no-untyped-def]
@@ -143,6 +151,12 @@ def _sampling(options: argparse.Namespace):  # type: ignore[no-untyped-def]
 
     names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "min_tokens", "seed")
     return SamplingOptions(stop=tuple(options.stop), **{name: getattr(options, name) for name in names})
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 on, not {text}")
+    return number
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -156,9 +170,13 @@ def _parser() -> argparse.ArgumentParser:
 
     predicting = command("predict", predict, "continue a prompt")
     predicting.add_argument("prompt", nargs="?", default=DEFAULT_PROMPT, help="the beginning of a text")
+    predicting.add_argument("--num-outputs", type=_positive, default=1, help="so many texts, read and written together")
     chatting = command("chat", chat, "continue what you type, line by line")
     for sub in (predicting, chatting):
         sub.add_argument("--model", default=DEFAULT_MODEL, help="folder, tar, URL, or Hub id (user/name@revision)")
+        sub.add_argument(
+            "--dtype", choices=_DTYPES, default="auto", help="of the matrix products; auto: the fastest here"
+        )
         sub.add_argument("--max-tokens", type=int, default=200, help="at most this many new tokens")
         sub.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token")
         sub.add_argument("--top-k", type=int, default=50, help="only the k likeliest tokens; 0: off")
@@ -171,6 +189,7 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluating = command("evaluate", evaluate, "perplexity per token, per word, and bits per byte")
     evaluating.add_argument("--model", default=DEFAULT_MODEL, help="folder, tar, URL, or Hub id (user/name@revision)")
+    evaluating.add_argument("--dtype", choices=_DTYPES, default="fp32", help="of the matrix products")
     evaluating.add_argument("--data", required=True, help="file, folder, or Hub data set")
     evaluating.add_argument("--data-config", help="configuration of a Hub data set")
     evaluating.add_argument("--split", default="validation", help="split; a single file has 'train' alone")

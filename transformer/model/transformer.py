@@ -144,6 +144,11 @@ class Transformer(nn.Module):
         # After the loop: with a tied head this is also the vocabulary projection.
         self.token_embedding.weight.normal_(std=0.02 if pre else self.config.d_model**-0.5)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.token_embedding.weight.device
+
     def parameter_count(self) -> int:
         """Trained numbers in the model; a tied matrix counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
