@@ -26,11 +26,10 @@ class Predictor(BasePredictor):
         from transformer.device import pick_device
         from transformer.hub.checkpoint import load
         from transformer.hub.source import fetch
-        from transformer.inference import Generator
+        from transformer.inference.compiled import serve
 
         source = weights or os.environ.get("HF_MODEL_ID") or EMBEDDED_WEIGHTS
-        model, tokenizer = load(fetch(source), pick_device())
-        self.generator = Generator(model, tokenizer)
+        self.generator = serve(*load(fetch(source), pick_device()))
 
     @streaming
     def predict(

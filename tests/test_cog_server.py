@@ -68,7 +68,7 @@ def test_every_input_reaches_the_library(server: CogServer, model: Path) -> None
     inputs = dict(
         max_tokens=60, temperature=1.5, top_p=0.9, top_k=40, min_p=0.01, repetition_penalty=1.3, min_tokens=50
     )
-    library = Generator(*load(model))
+    library = Generator(*load(model), "auto")
 
     def text(stop: tuple[str, ...] = (), **changed: Any) -> str:
         return "".join(library.generate("The river", SamplingOptions(**{**inputs, "seed": 5, **changed}, stop=stop)))
@@ -88,7 +88,9 @@ def test_every_input_reaches_the_library(server: CogServer, model: Path) -> None
 
 def test_defaults(server: CogServer, model: Path) -> None:
     options = SamplingOptions(repetition_penalty=1.1, seed=3)
-    assert server.text(prompt="The river", seed=3) == "".join(Generator(*load(model)).generate("The river", options))
+    assert server.text(prompt="The river", seed=3) == "".join(
+        Generator(*load(model), "auto").generate("The river", options)
+    )
 
 
 def test_seed(server: CogServer) -> None:

@@ -11,16 +11,17 @@ from models import tiny_model, tiny_tokenizer
 
 from transformer.errors import ConfigError
 from transformer.inference import Generator, SamplingOptions, window_start
-from transformer.inference.sampling import choose, keep_min_p, keep_top_k, keep_top_p, penalize_repetition
+from transformer.inference.sampling import choose, keep_min_p, keep_top_p, penalize_repetition
 from transformer.inference.stopping import StopBuffer
-from transformer.model import PRESETS
+from transformer.model import PRESETS, Transformer
 from transformer.text.tokenizer import Tokenizer
 
 TOKENIZER = tiny_tokenizer()
+ENDLESS = SamplingOptions(max_tokens=80, temperature=0, min_tokens=80)
 
 
 def generator(preset: str = "modern", **overrides: object) -> Generator:
-    return Generator(tiny_model(preset, vocab_size=TOKENIZER.vocab_size, **overrides), TOKENIZER)
+    return Generator(tiny_model(preset, vocab_size=TOKENIZER.vocab_size, **overrides), TOKENIZER, "fp32")
 
 
 def text(prompt: str = "The river", preset: str = "modern", **options: object) -> str:
@@ -34,20 +35,49 @@ def text(prompt: str = "The river", preset: str = "modern", **options: object) -
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
-        (lambda x, seen: keep_top_k(x, 7), transformers.TopKLogitsWarper(7)),
-        (lambda x, seen: keep_top_p(x, 0.6), transformers.TopPLogitsWarper(0.6)),
-        (lambda x, seen: keep_top_p(x, 0.0), transformers.TopKLogitsWarper(1)),
+        (lambda x, seen: in_order(keep_top_p, x, 0.6), transformers.TopPLogitsWarper(0.6)),
+        (lambda x, seen: in_order(keep_top_p, x, 0.0), transformers.TopKLogitsWarper(1)),
         (lambda x, seen: keep_min_p(x, 0.2), transformers.MinPLogitsWarper(0.2)),
         (lambda x, seen: penalize_repetition(x, seen, 1.7), transformers.RepetitionPenaltyLogitsProcessor(1.7)),
     ],
 )
 def test_filters_are_those_of_transformers(ours, theirs, seed: int) -> None:
-    logits = 3 * torch.randn(50, generator=torch.Generator().manual_seed(seed))
-    seen = torch.tensor([3, 7, 7, 49])
-    torch.testing.assert_close(ours(logits, seen), theirs(seen[None], logits[None].clone())[0])
+    logits = 3 * torch.randn(2, 50, generator=torch.Generator().manual_seed(seed))
+    seen = torch.tensor([[3, 7, 7, 49], [1, 2, 3, 3]])
+    expected = theirs(seen, logits.clone())
+    torch.testing.assert_close(ours(logits, seen), expected)
+    torch.testing.assert_close(ours(logits[1], seen[1]), expected[1])
 
 
-@pytest.mark.parametrize(("keep", "off"), [(keep_top_k, 0), (keep_top_p, 1.0), (keep_min_p, 0.0)])
+def in_order(keep, logits: torch.Tensor, p: float) -> torch.Tensor:
+    """A filter of logits in descending order, on logits in any order."""
+    ordered, order = logits.sort(descending=True)
+    return torch.empty_like(logits).scatter(-1, order, keep(ordered, p))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(top_k=5, top_p=1.0),
+        dict(top_k=0, top_p=0.7),
+        dict(top_k=20, top_p=0.7, min_p=0.1),
+        dict(top_k=0, top_p=1.0, min_p=0.2),
+        dict(top_k=0, top_p=1.0, repetition_penalty=1.5),
+    ],
+)
+def test_choices_are_drawn_from_what_the_filters_of_transformers_leave(options: dict) -> None:
+    logits, seen = 2 * torch.randn(50, generator=torch.Generator().manual_seed(3)), torch.arange(0, 50, 2)
+    o = SamplingOptions(temperature=0.7, **options)
+    left = transformers.RepetitionPenaltyLogitsProcessor(o.repetition_penalty)(seen[None], logits[None].clone()) / 0.7
+    left = transformers.TopKLogitsWarper(o.top_k)(seen, left) if o.top_k else left
+    left = transformers.MinPLogitsWarper(o.min_p)(seen, transformers.TopPLogitsWarper(o.top_p)(seen, left))
+    draws = choose(logits.expand(20_000, -1), o, seen.expand(20_000, -1), torch.Generator().manual_seed(0))
+    frequency = torch.bincount(draws, minlength=50) / 20_000
+    assert not frequency[left[0] == -math.inf].any()
+    torch.testing.assert_close(frequency, left[0].softmax(dim=0), atol=0.012, rtol=0)
+
+
+@pytest.mark.parametrize(("keep", "off"), [(keep_top_p, 1.0), (keep_min_p, 0.0)])
 def test_a_filter_that_is_off_changes_nothing(keep, off: float) -> None:
     logits = torch.randn(50)
     assert torch.equal(keep(logits, off), logits)
@@ -110,12 +140,12 @@ def test_text_ends_before_the_first_stop_however_it_is_cut(whole: str, stops: li
 
 
 @torch.no_grad()
-def reference(model: Generator, prompt: str, n: int) -> list[int]:
+def reference(model: Transformer, prompt: str, n: int) -> list[int]:
     """Greedy decoding without a cache and without an end: the whole window through the model for every token."""
-    tokens, context = TOKENIZER.encode_prompt(prompt), model.model.config.context_length
+    tokens, context = TOKENIZER.encode_prompt(prompt), model.config.context_length
     for _ in range(n):
         window = tokens[window_start(len(tokens), context) :]
-        logits = model.model(torch.tensor([window]))[0, -1]
+        logits = model(torch.tensor([window]))[0, -1]
         logits[TOKENIZER.end_of_text_id] = -math.inf
         tokens.append(int(logits.argmax()))
     return tokens
@@ -124,11 +154,44 @@ def reference(model: Generator, prompt: str, n: int) -> list[int]:
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("prompt", ["The river", "The river rises in the hills, " * 20, ""])
 def test_cached_generation_equals_recomputation_past_the_context_limit(preset: str, prompt: str) -> None:
-    model = generator(preset)
-    generation = model.generate(prompt, SamplingOptions(max_tokens=80, temperature=0, min_tokens=80))
+    model = tiny_model(preset, vocab_size=TOKENIZER.vocab_size)
+    generation = Generator(model, TOKENIZER, "fp32").generate(prompt, ENDLESS)
     "".join(generation)
     assert generation._decoder.tokens[0] == reference(model, prompt, 80)
     assert generation.stop_reason == "length" and generation.completion_tokens == 80
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides"), [*((preset, {}) for preset in PRESETS), ("blog", {"pad_token_id": 5})]
+)
+def test_texts_continued_together_are_those_continued_alone(preset: str, overrides: dict) -> None:
+    """Prompts of different lengths, one of them twice; their windows move at different times."""
+    one = generator(preset, **overrides)
+    prompts = ["The river", "", "The river rises in the hills, " * 20, "The river", "In 1889 the tower was the tallest"]
+    together = [completion.text for completion in one.generate_batch(prompts, ENDLESS)]
+    assert together == ["".join(one.generate(prompt, ENDLESS)) for prompt in prompts]
+
+
+def test_texts_continued_together_end_each_for_itself() -> None:
+    one = generator()
+    prompts = ["The river", "In 1889", "Naïve", "The lobster is blue"]
+    whole = ["".join(one.generate(prompt, ENDLESS)) for prompt in prompts]
+    stop = (whole[0][10:13], whole[2][25:29])
+    options = SamplingOptions(max_tokens=80, temperature=0, min_tokens=80, stop=stop)
+    together = one.generate_batch(prompts, options)
+    for prompt, completion in zip(prompts, together, strict=True):
+        alone = one.generate(prompt, options)
+        assert completion.text == "".join(alone)
+        assert (completion.stop_reason, completion.completion_tokens) == (alone.stop_reason, alone.completion_tokens)
+    assert [completion.stop_reason for completion in together].count("stop_sequence") >= 2
+    assert one.generate_batch([], ENDLESS) == []
+
+
+def test_samples_of_one_prompt_differ_and_follow_from_the_seed() -> None:
+    one, options = generator(), SamplingOptions(max_tokens=30, seed=7, repetition_penalty=1.2)
+    texts = [completion.text for completion in one.generate_batch(["The river"] * 6, options)]
+    assert len(set(texts)) == 6
+    assert texts == [completion.text for completion in one.generate_batch(["The river"] * 6, options)]
 
 
 @settings(max_examples=200, deadline=None)
@@ -163,10 +226,10 @@ def test_max_tokens_and_stop_reason() -> None:
 
 def certain_end() -> Generator:
     """A model that always ends the text."""
-    model = generator("blog")
+    model = tiny_model("blog", vocab_size=TOKENIZER.vocab_size)
     with torch.no_grad():
-        model.model.head.bias[TOKENIZER.end_of_text_id] = 1e4
-    return model
+        model.head.bias[TOKENIZER.end_of_text_id] = 1e4
+    return Generator(model, TOKENIZER)
 
 
 def test_the_end_of_text_ends_it_and_is_held_back_until_min_tokens() -> None:

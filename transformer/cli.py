@@ -12,10 +12,11 @@ import math
 import sys
 from pathlib import Path
 
-from transformer.errors import TransformerError
+from transformer.errors import ConfigError, TransformerError
 
 DEFAULT_MODEL = str(Path(__file__).resolve().parent.parent / "weights")
 DEFAULT_PROMPT = "The history of the city"
+_DTYPES = ("auto", "fp32", "bf16", "int8")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,12 +40,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def predict(options: argparse.Namespace) -> None:
-    """Print the prompt and its continuation, or in a chat the answer, as it is generated."""
+    """Print the prompt and its continuation, or in a chat the answer, as it is generated; or several texts."""
     generator = _generator(options)
     if options.chat or options.system:
         from transformer.inference import answer, messages_of
 
+        if options.num_outputs > 1:
+            raise ConfigError("--num-outputs is for texts that continue a prompt: a chat has one answer.")
         generation = answer(generator, messages_of(options.prompt, options.system), _sampling(options))
+    elif options.num_outputs > 1:
+        completions = generator.generate_batch([options.prompt] * options.num_outputs, _sampling(options))
+        for number, completion in enumerate(completions, 1):
+            print(f"--- {number} ---\n{options.prompt}{completion.text}")
+        return
     else:
         generation = generator.generate(options.prompt, _sampling(options))
         sys.stdout.write(options.prompt)
@@ -93,9 +101,11 @@ def evaluate(options: argparse.Namespace) -> None:
     from transformer.evaluation import evaluate as score
     from transformer.hub.checkpoint import load
     from transformer.hub.source import fetch
+    from transformer.inference import Generator
     from transformer.text.corpus import documents
 
-    model, tokenizer = load(fetch(options.model))
+    generator = Generator(*load(fetch(options.model)), options.dtype)
+    model, tokenizer = generator.model, generator.tokenizer
     texts = (document.text for document in documents(options.data, options.data_config, options.split))
     detokenize = DETOKENIZERS[options.detokenize] if options.detokenize else None
     e = score(model, tokenizer, texts, options.context, options.stride, detokenize=detokenize)
@@ -191,7 +201,7 @@ def _generator(options: argparse.Namespace):  # type: ignore[no-untyped-def]  # 
     from transformer.hub.source import fetch
     from transformer.inference import Generator
 
-    return Generator(*load(fetch(options.model)))
+    return Generator(*load(fetch(options.model)), options.dtype)
 
 
 def _sampling(options: argparse.Namespace):  # type: ignore[no-untyped-def]
@@ -199,6 +209,12 @@ def _sampling(options: argparse.Namespace):  # type: ignore[no-untyped-def]
 
     names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "min_tokens", "seed")
     return SamplingOptions(stop=tuple(options.stop), **{name: getattr(options, name) for name in names})
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 on, not {text}")
+    return number
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -213,9 +229,13 @@ def _parser() -> argparse.ArgumentParser:
     predicting = command("predict", predict, "continue a prompt")
     predicting.add_argument("prompt", nargs="?", default=DEFAULT_PROMPT, help="the beginning of a text")
     predicting.add_argument("--chat", action="store_true", help="answer the prompt by the model's chat template")
+    predicting.add_argument("--num-outputs", type=_positive, default=1, help="so many texts, read and written together")
     chatting = command("chat", chat, "answer what you type, or continue it line by line")
     for sub in (predicting, chatting):
         sub.add_argument("--model", default=DEFAULT_MODEL, help="folder, tar, URL, or Hub id (user/name@revision)")
+        sub.add_argument(
+            "--dtype", choices=_DTYPES, default="auto", help="of the matrix products; auto: the fastest here"
+        )
         sub.add_argument("--max-tokens", type=int, default=200, help="at most this many new tokens")
         sub.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token")
         sub.add_argument("--top-k", type=int, default=50, help="only the k likeliest tokens; 0: off")
@@ -229,6 +249,7 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluating = command("evaluate", evaluate, "perplexity per token, per word, and bits per byte")
     evaluating.add_argument("--model", default=DEFAULT_MODEL, help="folder, tar, URL, or Hub id (user/name@revision)")
+    evaluating.add_argument("--dtype", choices=_DTYPES, default="fp32", help="of the matrix products")
     evaluating.add_argument("--data", "--dataset", required=True, help="file, folder, or Hub data set")
     evaluating.add_argument("--data-config", "--dataset-config", help="configuration of a Hub data set")
     evaluating.add_argument("--split", default="validation", help="split; a single file has 'train' alone")

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +19,21 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from transformer.errors import ConfigError, CorpusError
-from transformer.model import Transformer
+from transformer.model import ModelConfig, Transformer
 from transformer.text.batches import IGNORE
 from transformer.text.tokenizer import Tokenizer
+
+
+class Scores(Protocol):
+    """What can be evaluated: a `Transformer`, or one that is packed for serving."""
+
+    config: ModelConfig
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def __call__(self, tokens_BT: Tensor, /) -> Tensor: ...
+
 
 Window = tuple[Tensor, Tensor]  # inputs (T,) and their targets (T,)
 
@@ -62,7 +75,7 @@ class Evaluation:
 
 @torch.inference_mode()
 def evaluate(
-    model: Transformer,
+    model: Scores,
     tokenizer: Tokenizer,
     texts: Iterable[str],
     context: int | None = None,
@@ -105,13 +118,16 @@ def evaluate(
             counts["documents"] += 1
             yield from windows(ids, context, stride)
 
-    training, remaining, nats = model.training, rows(), 0.0
-    model.eval()
+    remaining, nats = rows(), 0.0
+    training = isinstance(model, Transformer) and model.training
+    if isinstance(model, Transformer):
+        model.eval()
     try:
         while batch := list(itertools.islice(remaining, batch_size)):
             nats += _score(model, batch)
     finally:
-        model.train(training)
+        if isinstance(model, Transformer):
+            model.train(training)
     if not counts["tokens"]:
         raise CorpusError("there is no text to evaluate.")
     return Evaluation(nats, **counts, context=context, stride=stride)
@@ -142,9 +158,9 @@ def _exp(x: float) -> float:
         return math.inf
 
 
-def _score(model: Transformer, batch: list[Window]) -> float:
+def _score(model: Scores, batch: list[Window]) -> float:
     """Summed nats of the targets of these windows; shorter ones are filled up on the right, where no one looks."""
-    device = next(model.parameters()).device
+    device = model.device
     inputs_BT = pad_sequence([inputs for inputs, _ in batch], batch_first=True).to(device)
     targets_BT = pad_sequence([targets for _, targets in batch], batch_first=True, padding_value=IGNORE).to(device)
     logits = model(inputs_BT).float().flatten(0, 1)

@@ -24,13 +24,13 @@ class Generator:
 
     Args:
         model: packed here unless it is already; later changes of its weights are not seen.
-        precision: of the matrix products, "fp32", "bf16" or "int8"; "auto": by what the machine has.
+        precision: of the matrix products, "fp32", "bf16" or "int8"; "auto": the fastest that this machine has.
 
     Raises:
         ConfigError: if this machine cannot compute in that precision.
     """
 
-    def __init__(self, model: Transformer | PackedTransformer, tokenizer: Tokenizer, precision: str = "auto") -> None:
+    def __init__(self, model: Transformer | PackedTransformer, tokenizer: Tokenizer, precision: str = "fp32") -> None:
         if isinstance(model, Transformer):
             model = PackedTransformer(model, serving_precision(model.token_embedding.weight.device, precision))
         self.model, self.tokenizer = model, tokenizer
@@ -47,6 +47,8 @@ class Generator:
 
         Greedily, each text is the one that `generate` makes alone. Otherwise all draw from the one seed in turns.
         """
+        if not prompts:
+            return []
         options = options or SamplingOptions()
         texts = [_Text(self.model, self.tokenizer, prompt, options) for prompt in prompts]
         decoder = Decoder(self.model, [text.prompt for text in texts], options, texts[0].ends)
@@ -60,7 +62,7 @@ class Generator:
                     growing[place] = growing[-1]
                     growing.pop()
         return [
-            Completion(piece, len(text.prompt), text.completion_tokens, text.stop_reason)
+            Completion(piece, len(text.prompt), text.completion_tokens, text.stop_reason or "length")
             for piece, text in zip(pieces, texts, strict=True)
         ]
 

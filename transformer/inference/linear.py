@@ -18,6 +18,7 @@ from torch import Tensor
 from transformer.errors import ConfigError
 
 Precision = Literal["fp32", "bf16", "int8"]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _TINY = torch.finfo(torch.float32).tiny  # in place of the scale of a row of zeros
 _EXPECTED_ROWS = 8  # what oneDNN arranges a weight for; measured: it serves one row, and many, as well as its own would
 Product = Callable[[Tensor], Tensor]  # (..., in) fp32 -> (..., out) fp32
@@ -34,20 +35,20 @@ def pack_linear(weight: Tensor, bias: Tensor | None, precision: Precision) -> Pr
         ConfigError: if int8 is asked for and the library for it is not part of this PyTorch, or the weight is not on
             a CPU.
     """
-    weight, bias = weight.detach(), None if bias is None else bias.detach().float()
+    weight, bias = weight.detach(), None if bias is None else bias.detach()
     if precision == "int8":
         return _Int8(weight, bias)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
-        return _OneDnn(weight.to(dtype), bias)
-    return _Plain(weight.to(dtype), bias)
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return PlainProduct(weight, bias, precision)
+    return _OneDnn(weight.to(_DTYPES[precision]), bias)
 
 
-class _Plain:
-    """`F.linear`, for devices whose library finds the best arrangement itself."""
+class PlainProduct:
+    """`F.linear` in fp32 or bf16, for devices whose library finds the best arrangement itself, and for compilers."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.weight, self.bias = weight, None if bias is None else bias.to(weight.dtype)
+    def __init__(self, weight: Tensor, bias: Tensor | None, precision: Precision) -> None:
+        dtype = _DTYPES[precision]
+        self.weight, self.bias = weight.detach().to(dtype), None if bias is None else bias.detach().to(dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x.to(self.weight.dtype), self.weight, self.bias).float()

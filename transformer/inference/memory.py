@@ -5,37 +5,24 @@ Dimensions: B texts · K key-value heads · C capacity in tokens · E width of a
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
-
-from transformer.model import ModelConfig
 
 
 class Memory:
     """The token of text b at position p stands at column p of row b: no text needs padding because of another.
 
     Args:
-        batch_size: B. capacity: C, in tokens.
+        keys: of each layer (B, K, C, E). values: of each layer (B, K, C, V). What they hold at first does not matter,
+            if it is finite.
+        real: (B, C), False at padding tokens; None for a model that knows none.
 
     Attributes:
-        keys: of each layer (B, K, C, E). values: of each layer (B, K, C, V).
-        real: (B, C), False at padding tokens; None for a model that knows none.
         lengths: of the texts, in tokens.
     """
 
-    def __init__(
-        self, config: ModelConfig, batch_size: int, capacity: int, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        def memory(width: int) -> list[Tensor]:
-            shape = (batch_size, config.kv_heads, capacity, width)
-            return [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layers)]
-
-        self.keys, self.values = memory(config.key_dim), memory(config.value_dim)
-        self.real: Tensor | None = None
-        if config.pad_token_id is not None:
-            self.real = torch.ones(batch_size, capacity, device=device, dtype=torch.bool)
-        self.lengths = [0] * batch_size
-        self.capacity = capacity
+    def __init__(self, keys: list[Tensor], values: list[Tensor], real: Tensor | None = None) -> None:
+        self.keys, self.values, self.real = keys, values, real
+        self.lengths = [0] * len(keys[0])
 
     def copy(self, source: int, target: int) -> None:
         """Text `target` has read what `source` has."""

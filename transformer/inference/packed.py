@@ -18,13 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from transformer.inference.linear import Precision, pack_linear
+from transformer.inference.linear import Precision, Product, pack_linear
 from transformer.inference.memory import Memory
 from transformer.model import Transformer
 from transformer.model.attention import MultiHeadAttention, causal_mask
 from transformer.model.layers import DecoderLayer, FeedForward
 
 Function = Callable[[Tensor], Tensor]
+Pack = Callable[[Tensor, Tensor | None], Product]
 Rotation = tuple[Tensor, Tensor] | None  # cosine and sine, each broadcastable to (B, T, H, E)
 # Layer, query (B, H, T, E), key (B, K, T, E), value (B, K, T, V) -> heads (B, H, T, V)
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -36,11 +37,13 @@ class PackedTransformer:
     Args:
         model: what is packed. Its embeddings are shared, all other weights are copied.
         precision: of the matrix products; everything else is computed in fp32.
+        pack: what makes the products, in place of `pack_linear`.
     """
 
     training = False
 
-    def __init__(self, model: Transformer, precision: Precision) -> None:
+    def __init__(self, model: Transformer, precision: Precision, pack: Pack | None = None) -> None:
+        pack = pack or partial(pack_linear, precision=precision)
         config = self.config = model.config
         self.precision = precision
         self.embedding = model.token_embedding.weight.detach()
@@ -53,9 +56,9 @@ class PackedTransformer:
             self.table_CD = positions.weight.detach()
         rotary = model.layers[0].attention.rotary
         self.rotary = None if rotary is None else (rotary.cosine_CE[:, None], rotary.sine_CE[:, None])  # (C, 1, E)
-        self.layers = [_Layer(layer, i, precision) for i, layer in enumerate(model.layers)]
+        self.layers = [_Layer(layer, i, pack) for i, layer in enumerate(model.layers)]
         self.norm = _norm(model.final_norm)
-        self.head = pack_linear(model.head.weight, model.head.bias, precision)
+        self.head = pack(model.head.weight, model.head.bias)
 
     @torch.inference_mode()
     def __call__(self, tokens_BT: Tensor) -> Tensor:
@@ -66,8 +69,17 @@ class PackedTransformer:
         return self.head(self._hidden(tokens_BT, slice(tokens_BT.shape[1]), partial(_attend_all, mask)))
 
     def remember(self, batch_size: int, capacity: int) -> Memory:
-        """Memory for texts that this model reads."""
-        return Memory(self.config, batch_size, capacity, self.device, self.memory_dtype)
+        """Memory for so many texts of up to `capacity` tokens."""
+        config = self.config
+
+        def zeros(width: int) -> list[Tensor]:
+            shape = (batch_size, config.kv_heads, capacity, width)
+            return [torch.zeros(shape, device=self.device, dtype=self.memory_dtype) for _ in self.layers]
+
+        real = None
+        if config.pad_token_id is not None:
+            real = torch.ones(batch_size, capacity, device=self.device, dtype=torch.bool)
+        return Memory(zeros(config.key_dim), zeros(config.value_dim), real)
 
     @torch.inference_mode()
     def read(self, tokens: Sequence[int], memory: Memory, text: int) -> None:
@@ -147,11 +159,11 @@ class PackedTransformer:
 class _Layer:
     """`DecoderLayer`, in evaluation mode."""
 
-    def __init__(self, layer: DecoderLayer, index: int, precision: Precision) -> None:
+    def __init__(self, layer: DecoderLayer, index: int, pack: Pack) -> None:
         self.norm_first = layer.norm_first
-        self.attention = _Attention(layer.attention, index, precision)
+        self.attention = _Attention(layer.attention, index, pack)
         self.attention_norm = _norm(layer.attention_norm)
-        self.feed_forward = _feed_forward(layer.feed_forward, precision)
+        self.feed_forward = _feed_forward(layer.feed_forward, pack)
         self.feed_forward_norm = _norm(layer.feed_forward_norm)
 
     def __call__(self, x_BTD: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
@@ -165,10 +177,10 @@ class _Layer:
 class _Attention:
     """`MultiHeadAttention`, with one product for queries, keys and values."""
 
-    def __init__(self, attention: MultiHeadAttention, index: int, precision: Precision) -> None:
+    def __init__(self, attention: MultiHeadAttention, index: int, pack: Pack) -> None:
         self.index, self.heads = index, attention.heads
         self.n_heads, self.n_kv_heads = attention.n_heads, attention.n_kv_heads
-        self.project = _fused([attention.query, attention.key, attention.value], precision)
+        self.project = _fused([attention.query, attention.key, attention.value], pack)
         self.key_dim = attention.query.out_features // self.n_heads
         self.turned = (self.n_heads + self.n_kv_heads) * self.key_dim  # queries and keys come first
         self.norm: Function | None = None
@@ -177,7 +189,7 @@ class _Attention:
             weight = torch.cat([query.weight.expand(self.n_heads, -1), key.weight.expand(self.n_kv_heads, -1)])
             self.norm = _rms_norm(weight.detach(), query.eps)
         if self.heads == "concatenate":
-            self.output = pack_linear(attention.output.weight, attention.output.bias, precision)
+            self.output = pack(attention.output.weight, attention.output.bias)
 
     def __call__(self, x_BTD: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
         batch, new, _ = x_BTD.shape
@@ -221,23 +233,23 @@ def _attend_one(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
     return heads.reshape(batch, n_heads, 1, -1).float()
 
 
-def _fused(parts: list[nn.Linear], precision: Precision) -> Function:
+def _fused(parts: list[nn.Linear], pack: Pack) -> Function:
     """The outputs of several linear layers with one input, one after the other, by one product."""
     bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])
-    return pack_linear(torch.cat([part.weight for part in parts]), bias, precision)
+    return pack(torch.cat([part.weight for part in parts]), bias)
 
 
-def _feed_forward(module: FeedForward, precision: Precision) -> Function:
-    down = pack_linear(module.down.weight, module.down.bias, precision)
+def _feed_forward(module: FeedForward, pack: Pack) -> Function:
+    down = pack(module.down.weight, module.down.bias)
     if module.activation == "swiglu":
-        gate_and_up = _fused([module.gate, module.up], precision)
+        gate_and_up = _fused([module.gate, module.up], pack)
 
         def gated(x_BTD: Tensor) -> Tensor:
             gate, up = gate_and_up(x_BTD).chunk(2, dim=-1)
             return down(F.silu(gate) * up)
 
         return gated
-    up = pack_linear(module.up.weight, module.up.bias, precision)
+    up = pack(module.up.weight, module.up.bias)
     activation = partial(F.gelu, approximate="tanh") if module.activation == "gelu" else F.relu
     return lambda x_BTD: down(activation(up(x_BTD)))
 
@@ -255,7 +267,6 @@ def _rms_norm(weight: Tensor, eps: float | None) -> Function:
     """x w / sqrt(mean(x²) + eps) as x w' / sqrt(|x|² + E eps): `F.rms_norm` takes twice as long for one row."""
     width = weight.shape[-1]
     scaled = weight * math.sqrt(width)
-    floor = torch.tensor(
-        math.sqrt(width * (torch.finfo(torch.float32).eps if eps is None else eps)), device=weight.device
-    )
+    eps = torch.finfo(torch.float32).eps if eps is None else eps
+    floor = torch.tensor(math.sqrt(width * eps), device=weight.device)
     return lambda x: x * scaled / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), floor)

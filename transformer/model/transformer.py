@@ -147,6 +147,11 @@ class Transformer(nn.Module):
         small = self.config.scale_embeddings or self.config.tie_embeddings
         self.token_embedding.weight.normal_(std=0.02 if pre else self.config.d_model**-0.5 if small else 1.0)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.token_embedding.weight.device
+
     def parameter_count(self) -> int:
         """Trained numbers in the model; a tied matrix counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
