@@ -83,7 +83,7 @@ def write_card(
     facts, config = TrainingFacts.read(directory), model.config
     architecture = hub_config(config)["architectures"][0]
     weights = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
-    generator = Generator(model, tokenizer)
+    generator = Generator(model, tokenizer, "fp32")
     samples = [(prompt, "".join(generator.generate(prompt, _SAMPLING))) for prompt in PROMPTS]
 
     rows = [

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from transformer.inference import Generator, SamplingOptions
+from transformer.inference import PackedTransformer
 from transformer.model import KeyValueCache, Transformer
 from transformer.model.attention import MultiHeadAttention
 from transformer.model.layers import DecoderLayer
@@ -259,7 +259,7 @@ def residual(subject: Subject) -> Check:
 
 
 def cached(subject: Subject) -> Check:
-    """Decoding token by token with the cache gives what one pass over all tokens gives; through `Generator` too."""
+    """Decoding token by token with the cache gives what one pass over all tokens gives; as it is served too."""
     name, expected = "cached decoding", "the same as without a cache, to 1/1000"
     model, device = subject.fresh().eval(), subject.engine.device
     tokens = _text_row(subject)[:, : min(48, model.config.context_length)].to(device)
@@ -270,16 +270,12 @@ def cached(subject: Subject) -> Check:
             cache = KeyValueCache(model.config, device=device, dtype=whole.dtype, capacity=length)
             parts = [model.hidden_states(tokens[:, i : i + size], cache=cache) for i in range(0, length, size)]
             worst = max(worst, _distance(torch.cat(parts, dim=1), whole))
-    prompt = subject.tokenizer.decode(tokens[0, : max(1, length // 2)].tolist())
-    generation = Generator(model, subject.tokenizer).generate(prompt, SamplingOptions(max_tokens=4, temperature=0))
-    with recorded(model) as outputs:
-        for _ in generation:
-            pass
-    ids = generation._tokens[: sum(output.shape[1] for output in outputs)]
-    if 0 < len(ids) <= model.config.context_length and len(ids) == sum(output.shape[1] for output in outputs):
-        with torch.no_grad():
-            again = model.hidden_states(torch.tensor([ids], device=device))
-        worst = max(worst, _distance(torch.cat(list(outputs), dim=1), again))
+    served, first = PackedTransformer(model, "fp32"), length // 2
+    memory = served.remember(1, length)
+    served.read(tokens[0, :first].tolist(), memory, 0)
+    with torch.no_grad():
+        steps = torch.cat([served.step(tokens[:, i], memory) for i in range(first, length)])
+        worst = max(worst, _distance(steps, model.head(whole[0, first:])))
     measured = f"{worst:.1e} apart, in pieces of 1, 7 and {length - 3}"
     if worst <= 1e-3:
         return Check(name, measured, expected)
