@@ -112,7 +112,8 @@ def evaluate_padded(
         model.train(was_training)
     if not n_lines:
         raise CorpusError("there is no text to evaluate.")
-    return PaddedEvaluation(*(sums / n_lines).tolist(), lines=n_lines)
+    share, padding_nats, real_nats = (sums / n_lines).tolist()
+    return PaddedEvaluation(share, padding_nats, real_nats, n_lines)
 
 
 def _lost(model: Transformer, windows_BT: torch.Tensor) -> torch.Tensor:
