@@ -318,6 +318,11 @@ def test_a_source_that_repeats_or_cannot_return_is_named(data: str, tokenizer: T
     monkeypatch.setattr(EpochBatches, "_indices", lambda self, taken: np.arange(8))
     assert_named(check(data, tokenizer), "order of the batches", "repeats")
     monkeypatch.undo()
+
+    def one_row_in_all(inputs: np.ndarray, targets: np.ndarray) -> None:
+        inputs[:], targets[:] = inputs[:1], targets[:1]
+
+    assert_named(check(data, tokenizer, one_row_in_all), "order of the batches", "repeats")
     monkeypatch.setattr(EpochBatches, "restore", lambda self, state: None)
     assert_named(check(data, tokenizer), "order of the batches", "does not return")
 
@@ -441,13 +446,33 @@ def test_a_marker_written_into_the_text_is_named(
     assert_named(report, "markers in the text", marker.strip(), verdict=verdict)
 
 
+@pytest.mark.parametrize(("marker", "verdict"), [(" [SEP] ", "fail"), ("\n-----\n", "warn")])
+def test_a_marker_between_sentences_is_named(marker: str, verdict: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    marked = [text.replace(". ", f".{marker}") for text in TRAIN]
+    report = check(write(tmp_path, marked), tokenizer, documents=marked)
+    assert_named(report, "markers in the text", marker.strip(), verdict=verdict)
+
+
+def test_positions_that_count_padding_are_named(data: str, tokenizer: Tokenizer, monkeypatch) -> None:
+    monkeypatch.setattr(
+        Transformer, "_positions", lambda self, past, new, real, device: torch.arange(past, past + new, device=device)
+    )
+    assert_named(check(data, tokenizer, preset="gpt2"), "padding unseen", "positions count padding")
+
+
 def test_ordinary_endings_are_no_markers() -> None:
     wikitext = [f" = {'abcde'[i % 5]} {i} = \n \n It was {i} . \n" for i in range(50)]
     lines = [line.strip() for text in wikitext for line in text.splitlines() if line.strip()]
-    for units in (wikitext, lines, [f"# Heading {i}" for i in range(50)], [f"- item {i};" for i in range(50)], TRAIN):
+    for units in (
+        wikitext,
+        lines,
+        [f"# {'abcde'[i % 5]} {i}" for i in range(50)],
+        [f"- {'abcde'[i % 5]} {i};" for i in range(50)],
+        TRAIN,
+    ):
         assert texts.marker_of([unit.strip() for unit in units], True)[0] == ""
         assert texts.marker_of([unit.strip() for unit in units], False)[0] == ""
-    assert texts.marker_of([f"{i}. one ### two" for i in range(50)], True)[0] == ""
+    assert texts.marker_of([f"one ### {'abcde'[i % 5]}" for i in range(50)], True)[0] == ""
 
 
 def test_repetitions_are_named(data: str, tokenizer: Tokenizer) -> None:

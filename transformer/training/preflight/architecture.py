@@ -28,6 +28,7 @@ from transformer.training.preflight.subject import Subject, cut, recorded
 _PLACES = 5  # of the window, before and behind which everything is changed,
 _SHORT = 32  # and all places of a window of so many tokens
 _NOISE = 1e-5  # of the size of the hidden states: the least change that is one
+_CLOSE = 1e-3  # of that size: the same numbers, summed in another order
 _LOSS_ROWS = 8
 _LOSS_WARN, _LOSS_FAIL = 1.0, 3.0  # nats from ln(vocabulary)
 _ADDED = 1.5  # times the norm of the stream may be added to it after a norm,
@@ -120,6 +121,15 @@ def padding_unseen(subject: Subject) -> Check:
                 "padding (real_BT, pad_token_id) is not applied."
             )
             return Check(name, f"seen on the {side}", expected, "fail", cause)
+    if fixed is None:  # with a pad_token_id positions count padding, as the original's did
+        with torch.no_grad():
+            alone = model.hidden_states(tokens[:, n_padding:])
+            padded = model.hidden_states(tokens, torch.arange(length, device=tokens.device)[None] >= n_padding)
+        if not _distance(padded[:, n_padding:], alone) <= _CLOSE:
+            cause = (
+                "After padding on the left a text has other hidden states than without it: its positions count padding."
+            )
+            return Check(name, "a padded text is another text", expected, "fail", cause)
     share = float(subject.rows.padding.mean())
     return Check(name, f"on the left and on the right; {share:.1%} of the inputs of the run are padding", expected)
 
@@ -277,7 +287,7 @@ def cached(subject: Subject) -> Check:
         steps = torch.cat([served.step(tokens[:, i], memory) for i in range(first, length)])
         worst = max(worst, _distance(steps, model.head(whole[0, first:])))
     measured = f"{worst:.1e} apart, in pieces of 1, 7 and {length - 3}"
-    if worst <= 1e-3:
+    if worst <= _CLOSE:
         return Check(name, measured, expected)
     cause = (
         "What is generated with the key-value cache is not what the model was trained to say: look at the positions "
