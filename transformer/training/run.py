@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from transformer.device import describe
-from transformer.errors import ConfigError, PreflightError
+from transformer.errors import ConfigError, PreflightError, TransformerError
 from transformer.evaluation import evaluate
 from transformer.hub import checkpoint
 from transformer.hub.card import TrainingFacts, command_line, write_card
@@ -122,17 +122,23 @@ def _preflight(parts: Parts, config: TrainConfig, engine: Engine) -> None:
     """Check the run in its first process, while the others wait; all of them stop if it fails.
 
     Raises:
-        PreflightError: with cause and cure of what failed.
+        PreflightError: with cause and cure of what failed. ConfigError: if an option cannot work.
     """
-    sentences = ""
+    error: TransformerError | None = None
     if engine.main:
-        report = preflight(parts.model, parts.tokenizer, parts.source, parts.training, parts.validation, config, engine)
-        logger.info("%s", report.table())
-        for check in report.warned:
-            logger.warning("%s: %s", check.name, check.cause_and_cure)
-        sentences = report.sentences()
-    if engine.sum(float(bool(sentences)))[0]:
-        raise PreflightError(f"{sentences or 'The preflight failed.'} (--no-preflight trains all the same.)")
+        try:
+            report = preflight(
+                parts.model, parts.tokenizer, parts.source, parts.training, parts.validation, config, engine
+            )
+            logger.info("%s", report.table())
+            for check in report.warned:
+                logger.warning("%s: %s", check.name, check.cause_and_cure)
+            if report.failed:
+                error = PreflightError(f"{report.sentences()} (--no-preflight trains all the same.)")
+        except TransformerError as raised:
+            error = raised
+    if engine.sum(float(error is not None))[0]:
+        raise error or PreflightError("the preflight failed in the first process.")
 
 
 def _tokenizer(config: TrainConfig, engine: Engine) -> Tokenizer:

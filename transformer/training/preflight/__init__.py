@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
+from transformer.errors import ConfigError
 from transformer.model import Transformer
 from transformer.text.batches import BatchSource, Windows
 from transformer.text.tokenizer import Tokenizer
@@ -69,12 +71,17 @@ def preflight(
         model: as it begins. source: what it learns from. training: the windows behind `source`; None: there are none,
             and its rows are looked for in the beginning of `config.data`.
         validation: what it is validated on.
+
+    Raises:
+        ConfigError: if an option of the run cannot work.
     """
     begin = time.perf_counter()
     with undisturbed():
         try:
             subject = Subject.of(model, tokenizer, source, training, validation, config, engine)
             ids = alignment.ids(subject)
+        except ConfigError:
+            raise
         except Exception as error:
             return Report((_broken("batches", error),), (), time.perf_counter() - begin)
         checks = [ids]
@@ -92,7 +99,7 @@ def _checks(subject: Subject) -> Iterator[Check]:
     memory = _made(budget.memory, subject)
     yield memory
     if memory.verdict == "fail":  # a step would take the whole process with it
-        yield _made(lambda subject: budget.forecast(subject, None), subject)
+        yield _made(partial(budget.forecast, step_seconds=None), subject)
         return
     for check in _MODEL:
         yield _made(check, subject)
@@ -102,17 +109,19 @@ def _checks(subject: Subject) -> Iterator[Check]:
         yield _broken("gradients", error)
         return
     yield learning.gradients(subject, step)
-    yield _made(lambda subject: budget.forecast(subject, step.seconds), subject)
+    yield _made(partial(budget.forecast, step_seconds=step.seconds), subject)
 
 
 def _made(check: _Checking, subject: Subject) -> Check:
-    begin = time.perf_counter()
+    name, begin = getattr(check, "__name__", "forecast"), time.perf_counter()
     try:
         return check(subject)
+    except ConfigError:
+        raise
     except Exception as error:
-        return _broken(getattr(check, "__name__", "forecast"), error)
+        return _broken(name, error)
     finally:
-        logger.debug("%s took %.2f s", getattr(check, "__name__", "forecast"), time.perf_counter() - begin)
+        logger.debug("%s took %.2f s", name, time.perf_counter() - begin)
 
 
 def _broken(name: str, error: Exception) -> Check:

@@ -44,13 +44,13 @@ class RealStep:
 
 
 def real_step(subject: Subject) -> RealStep:
-    """Two real steps with a whole batch on a copy of the model, so small that the copy is hardly another.
+    """Two real steps with a whole batch on a copy of the model, at a rate at which it hardly changes.
 
     A gradient that is zero in the first must not be in the second: layers whose outputs begin at zero
     (start_from_bigrams) give nothing back until they have moved.
     """
     model = subject.fresh()
-    stepper = subject.stepper(model, subject.batches[0])
+    stepper = subject.stepper(model, subject.batches[0], learning_rate=_LOWEST, embedding_learning_rate=None)
     looks: list[dict[str, list[str]]] = []
 
     def look(*_: object) -> None:
@@ -61,7 +61,6 @@ def real_step(subject: Subject) -> RealStep:
     seconds, steps = [], 0
     while steps < 2:
         steps += 1
-        set_learning_rate(stepper.optimizers, 0.01)
         begin = time.perf_counter()
         step = stepper.step(steps)
         seconds.append(time.perf_counter() - begin)

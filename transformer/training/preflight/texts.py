@@ -25,6 +25,8 @@ _LEAST_DOCUMENTS, _LEAST_LINES = 8, 20  # different ones, of which that can be s
 # [SEP], <s>, </s>, <eos>, <|sep|>: special tokens of some tokenizer, written out.
 _SPECIAL = r"\[/?[A-Z][A-Z_]+\d*\]|<\|[^<>|\s]{1,30}\|>|</?(?:s|bos|eos|pad|sep|cls|eot|mask|start|end)>"
 _RULE = r"([#*_~|@%&+<>-])\1{2,}"  # ###, ---, and the like
+_WORDS_BETWEEN = 300  # on average, or less, from one written special token to the next
+_SAME_LINE = 0.2  # of the lines are one
 _PLAIN_END = " \t\n\r.,;:!?…\"'’”»)]}>=|*_-"  # what lines of an ordinary text may end with, all of them
 _PLAIN_BEGINNING = " \t\n\r\"'‘“«([{<=#*>|_-•·0123456789"
 _COMPARED = 5000  # characters of a document that cannot come back exactly
@@ -101,7 +103,7 @@ def markers(subject: Subject) -> Check:
     """No text that stands at the beginning or end of nearly every document or line, like a written "[SEP]"."""
     documents = list(dict.fromkeys(text.strip() for text in subject.learned_texts if text.strip()))
     lines = list(dict.fromkeys(line.strip() for text in documents for line in text.splitlines() if line.strip()))
-    name, expected = "markers in the text", "none at the ends of nearly all documents or lines"
+    name, expected = "markers in the text", "none at the ends of nearly all documents or lines, or again and again"
     for what, units, least in (("document", documents, _LEAST_DOCUMENTS), ("line", lines, _LEAST_LINES)):
         if len(units) < least:
             continue
@@ -118,7 +120,27 @@ def markers(subject: Subject) -> Check:
                 )
                 measured = f"{marker!r}: {share:.0%} of {len(units):,} {what}s {side[:-1]} with it"
                 return Check(name, measured, expected, "fail" if is_special else "warn", cause)
+    if (again := _again_and_again(subject.learned_texts))[0]:
+        marker, often, is_special = again
+        cause = (
+            f"{marker!r} stands in the text again and again ({often}), free points that the model learns to say: "
+            "take it out; the end of a document has a token already."
+        )
+        return Check(name, f"{marker!r}: {often}", expected, "fail" if is_special else "warn", cause)
     return Check(name, f"none in {len(documents):,} documents, {len(lines):,} lines", expected)
+
+
+def _again_and_again(texts: Sequence[str]) -> tuple[str, str, bool]:
+    """A written special token that stands anywhere, or a line that is repeated: what, how often, and which it is."""
+    text = "\n".join(texts)
+    found, words = Counter(match[0] for match in re.finditer(_SPECIAL, text)), len(text.split())
+    if found and (most := found.most_common(1)[0])[1] >= _LEAST_LINES and most[1] * _WORDS_BETWEEN >= words:
+        return most[0], f"once in {words // most[1]} words", True
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    line, count = Counter(lines).most_common(1)[0] if lines else ("", 0)
+    if count >= max(_LEAST_LINES, _SAME_LINE * len(lines)) and len(set(lines)) >= _LEAST_LINES:
+        return line[:_SHOWN], f"{count / len(lines):.0%} of the lines", False
+    return "", "", False
 
 
 def marker_of(texts: Sequence[str], at_end: bool) -> tuple[str, float, bool]:
