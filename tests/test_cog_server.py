@@ -85,7 +85,9 @@ def test_every_input_reaches_the_library(server: CogServer, model: Path) -> None
 
 def test_defaults(server: CogServer, model: Path) -> None:
     options = SamplingOptions(repetition_penalty=1.1, seed=3)
-    assert server.text(prompt="The river", seed=3) == "".join(Generator(*load(model), "auto").generate("The river", options))
+    assert server.text(prompt="The river", seed=3) == "".join(
+        Generator(*load(model), "auto").generate("The river", options)
+    )
 
 
 def test_seed(server: CogServer) -> None:

@@ -80,9 +80,9 @@ class Decoder:
     def drop(self, text: int) -> None:
         """Continue without this text; the last one takes its number."""
         self._memory.drop(text)
-        for values in (self.tokens, self._starts):
-            values[text] = values[-1]  # type: ignore[call-overload]
-            values.pop()
+        self.tokens[text], self._starts[text] = self.tokens[-1], self._starts[-1]
+        self.tokens.pop()
+        self._starts.pop()
         self._seen[text] = self._seen[len(self.tokens)]
         self._last = None
 
