@@ -67,6 +67,8 @@ def measure(task: Namespace) -> dict[str, Any]:
         run(prompts, 4)
     except (ImportError, NotImplementedError) as error:
         return {"missing": str(error)}
+    if not task.measured:
+        return {}
     first = statistics.median(clocked(lambda: run(prompts, 1)) for _ in range(task.runs))
     whole = statistics.median(clocked(lambda: run(prompts, task.new)) for _ in range(task.runs))
     speed = task.size * (task.new - 1) / (whole - first)
@@ -79,8 +81,11 @@ def clocked(function: Any) -> float:
     return time.perf_counter() - begin
 
 
-def in_a_process(options: Namespace, folder: str, name: str | None = None, precision: str = "", size: int = 1) -> dict:
-    task = json.dumps({**vars(options), "folder": folder, "name": name, "precision": precision, "size": size})
+def in_a_process(
+    options: Namespace, folder: str, name: str | None = None, precision: str = "", size: int = 1, measured: bool = True
+) -> dict:
+    what = {"folder": folder, "name": name, "precision": precision, "size": size, "measured": measured}
+    task = json.dumps({**vars(options), **what})
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.decoding", "--child", task]
     output = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
     return json.loads(output.splitlines()[-1])
@@ -100,7 +105,7 @@ def main() -> None:
         for number in range(options.rounds + 1):  # the round before the first writes the files of the peers
             memory.append(in_a_process(options, folder)["gigabytes_per_second"])
             for key, runs in list(results.items()):
-                result = in_a_process(options, folder, *key)
+                result = in_a_process(options, folder, *key, measured=number > 0)
                 if "missing" in result:
                     print(f"{' '.join(key[:2])} at {key[2]} is left out: {result['missing']}", file=sys.stderr)
                     del results[key]
