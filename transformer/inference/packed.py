@@ -52,9 +52,9 @@ class PackedTransformer:
         self.memory_dtype = torch.float32 if self.device.type == "cpu" or precision == "fp32" else torch.bfloat16
         self.scale = math.sqrt(config.d_model) if config.scale_embeddings else None
         positions: Any = model.position_embedding
-        self.table_CD = None if positions is None else getattr(positions, "table_CD", None)
-        if config.positions == "learned":
-            self.table_CD = positions.weight.detach()
+        self.table_CD: Tensor | None = None  # added to the embeddings
+        if config.positions != "rotary":
+            self.table_CD = positions.table_CD if config.positions == "sinusoidal" else positions.weight.detach()
         layers: Any = model.layers
         rotary = layers[0].attention.rotary
         self.rotary = None if rotary is None else (rotary.cosine_CE[:, None], rotary.sine_CE[:, None])  # (C, 1, E)

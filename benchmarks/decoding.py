@@ -1,0 +1,148 @@
+"""Tokens per second of generation, ours beside llama.cpp, CTranslate2 and transformers on the same weights.
+
+python -m benchmarks.decoding                      # one text; 6 layers of width 512, GPT-2's vocabulary
+python -m benchmarks.decoding --batch 8 32         # several texts side by side
+python -m benchmarks.decoding --prompt 512 --new 2 # reading a prompt
+python -m benchmarks.decoding --model weights      # the embedded model
+
+Greedy, on random weights unless --model is given. Every measurement is a process of its own; contenders take turns, so
+that noise hits all of them alike, and each round measures how fast memory is read. tokens/s counts new tokens of all
+texts after the first; ms to the first token is the time of a run that makes one. GB is the peak of the process.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from importlib import metadata
+from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
+from typing import Any
+
+import torch
+
+from benchmarks.peers import CONTENDERS, open_contender
+from transformer.device import describe
+from transformer.hub import checkpoint
+from transformer.model import ModelConfig, Transformer
+
+BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
+
+
+def read_options() -> Namespace:
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1], metavar="N")
+    for name, default in {"prompt": 32, "new": 128, "rounds": 3, "runs": 3, "threads": 2}.items():
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help="default: %(default)s")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="WORD", help="contenders with this in their name")
+    parser.add_argument("--model", help="a model directory; its GGUF files and the like are written elsewhere")
+    parser.add_argument("--child", metavar="JSON", help=SUPPRESS)
+    return parser.parse_args()
+
+
+def prepare(options: Namespace, folder: Path) -> None:
+    """The model directory that all contenders read."""
+    torch.manual_seed(0)
+    sizes = {"d_model": 512, "n_layers": 6, "n_heads": 8, "d_feed_forward": 2048, "vocab_size": 50257}
+    if options.model:
+        model = checkpoint.load_model(options.model)
+    else:
+        model = Transformer(ModelConfig.preset("gpt2", context_length=1024, dropout=0.0, **sizes))
+    checkpoint.save(model, None, folder)
+
+
+def measure(task: Namespace) -> dict[str, Any]:
+    """In this process: one contender, or without one the speed of memory."""
+    torch.set_num_threads(task.threads)
+    if task.name is None:
+        block = torch.ones(2**28 // 4)
+        times = [clocked(block.sum) for _ in range(8)]
+        return {"gigabytes_per_second": block.numel() * 4 / 1e9 / min(times)}
+    prompts = [[(7 * i + 3 * text) % 8000 + 1 for i in range(task.prompt)] for text in range(task.size)]
+    try:
+        run = open_contender(task.name, task.precision, Path(task.folder))
+        run(prompts, 4)
+    except (ImportError, NotImplementedError) as error:
+        return {"missing": str(error)}
+    if not task.measured:
+        return {}
+    first = statistics.median(clocked(lambda: run(prompts, 1)) for _ in range(task.runs))
+    whole = statistics.median(clocked(lambda: run(prompts, task.new)) for _ in range(task.runs))
+    speed = task.size * (task.new - 1) / (whole - first)
+    return {"speed": speed, "first": 1000 * first, "memory": getrusage(RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
+
+
+def clocked(function: Any) -> float:
+    begin = time.perf_counter()
+    function()
+    return time.perf_counter() - begin
+
+
+def in_a_process(
+    options: Namespace, folder: str, name: str | None = None, precision: str = "", size: int = 1, measured: bool = True
+) -> dict:
+    what = {"folder": folder, "name": name, "precision": precision, "size": size, "measured": measured}
+    task = json.dumps({**vars(options), **what})
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.decoding", "--child", task]
+    output = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def main() -> None:
+    options = read_options()
+    if options.child:
+        print(json.dumps(measure(Namespace(**json.loads(options.child)))))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(options, Path(folder))
+        keys = [(*c, size) for size in options.batch for c in sorted(CONTENDERS, key=lambda c: BYTES[c[1]])]
+        keys = [key for key in keys if any(word in " ".join(key[:2]) for word in options.only)]
+        results: dict[Any, list[dict]] = {key: [] for key in keys}
+        memory = []
+        for number in range(options.rounds + 1):  # the round before the first writes the files of the peers
+            memory.append(in_a_process(options, folder)["gigabytes_per_second"])
+            for key, runs in list(results.items()):
+                result = in_a_process(options, folder, *key, measured=number > 0)
+                if "missing" in result:
+                    print(f"{' '.join(key[:2])} at {key[2]} is left out: {result['missing']}", file=sys.stderr)
+                    del results[key]
+                elif number:
+                    runs.append(result)
+        parameters = checkpoint.load_model(folder).parameter_count()
+    report(options, results, max(memory), parameters)
+
+
+def report(options: Namespace, results: dict, bandwidth: float, parameters: int) -> None:
+    packages = [name for name in ("torch", "transformers", "ctranslate2", "llama-cpp-python") if installed(name)]
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
+    print(time.strftime("%Y-%m-%d"), describe(torch.device("cpu")), versions, sep=", ")
+    print(f"`python -m benchmarks.decoding {subprocess.list2cmdline(sys.argv[1:])}`", end="; ")
+    print(f"memory is read at {bandwidth:.1f} GB/s")
+    limits = {name: bandwidth * 1e9 / (parameters * size) for name, size in BYTES.items()}
+    print("\n| | texts | tokens/s | slowest-fastest | ours ÷ it | of the memory limit | ms to first token | GB |")
+    print("|---|--:|--:|--:|--:|--:|--:|--:|")
+    for (name, precision, size), runs in results.items():
+        speeds = [run["speed"] for run in runs]
+        ours = results.get(("ours", precision, size), [])
+        ratio = statistics.median([a["speed"] / b["speed"] for a, b in zip(ours, runs, strict=False)] or [float("nan")])
+        first, peak = (statistics.median(run[key] for run in runs) for key in ("first", "memory"))
+        share = f"{statistics.median(speeds) / limits[precision]:.0%}" if size == 1 else ""
+        print(
+            f"| {name} {precision} | {size} | {statistics.median(speeds):,.0f} | "
+            f"{min(speeds):,.0f}-{max(speeds):,.0f} | {ratio:.2f} | {share} | {first:,.1f} | {peak:.2f} |"
+        )
+
+
+def installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    main()
