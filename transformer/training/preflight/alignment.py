@@ -19,7 +19,7 @@ from transformer.training.preflight.subject import Subject
 _SHOWN_ROWS = 2
 _SHOWN_HEAD, _SHOWN_TAIL = 7, 3
 _DIFFERENT = 0.9  # of the rows of an epoch; a text may say a thing twice
-_PICKED = 64  # windows by which a text is known to be repetitive
+_PICKED = 512  # windows by which a text is known to be repetitive
 _SHIFTS = (-1, 0, 2, 3)  # of targets against inputs, that are tried where they are not 1
 
 
@@ -93,18 +93,18 @@ def same_again(subject: Subject) -> Check:
         return Check(name, "other targets from the same position", expected, "fail", cause)
     unique, rows = len(np.unique(subject.rows.inputs, axis=0)), len(subject.rows.inputs)
     measured = f"{unique} different of {rows} rows"
-    if unique < _DIFFERENT * rows and _various(subject):
+    if unique < _DIFFERENT * rows * _variety(subject):
         cause = "The source repeats rows within an epoch: as much of the text would never be read."
         return Check(name, measured, expected, "fail", cause)
     return Check(name, measured, expected)
 
 
-def _various(subject: Subject) -> bool:
-    """Whether the text is long enough for so many different rows, and not so repetitive that rows may be the same."""
-    windows = subject.training or Windows(subject.text, subject.rows.inputs.shape[1])
-    picked = windows.batch(range(min(len(windows), _PICKED))).inputs.numpy()
-    is_long = subject.training is not None or len(windows) >= len(subject.rows.inputs)  # or a stream began anew
-    return is_long and len(np.unique(picked, axis=0)) > _DIFFERENT * len(picked)
+def _variety(subject: Subject) -> float:
+    """The part of the text's windows that are different ones, which is the least that a source should give."""
+    windows, rows = subject.training or Windows(subject.text, subject.rows.inputs.shape[1]), len(subject.rows.inputs)
+    picked = windows.batch(np.linspace(0, len(windows) - 1, min(len(windows), _PICKED)).round().astype(int))
+    different = len(np.unique(picked.inputs.numpy(), axis=0))
+    return different / (len(picked.inputs) if subject.training else max(len(picked.inputs), rows))  # it begins anew
 
 
 def _shown(tokenizer: Tokenizer, where: str, rows: Rows, row: int) -> ShownRow:
