@@ -28,6 +28,7 @@ from transformer.text.tokens import TokenStream, tokenize
 from transformer.training import loss as losses
 from transformer.training import trainer
 from transformer.training.config import TrainConfig
+from transformer.training.options import presets
 from transformer.training.preflight import Report, budget, free_points, overlap, preflight, reference, texts
 from transformer.training.preflight.rows import Rows
 from transformer.training.preflight.subject import Alone
@@ -147,6 +148,16 @@ def test_a_healthy_run_passes_without_a_warning(options: dict, data: str, tokeni
     assert not report.failed and not report.warned, report.table()
     assert report.to_json()["verdict"] == "pass" and json.dumps(report.to_json())
     assert " pass " in report.table() and "input " in report.table()
+
+
+@pytest.mark.parametrize("name", presets())
+def test_the_presets_of_whole_runs_pass_without_a_warning(name: str, data: str, capsys) -> None:
+    sizes = dict(d_model=64, n_layers=2, n_heads=4, n_kv_heads=4, context_length=32, vocab_size=400, batch_size=8)
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in sizes.items()]
+    command = ["preflight", "--json", "--config", name, "--data", data, "--data-config", "None", "--no-compile"]
+    assert main([*command, *arguments]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["verdict"] == "pass", [c for c in report["checks"] if c["verdict"] != "pass"]
 
 
 @pytest.mark.parametrize("name", ["wikitext-2", "enwiki-2015"])

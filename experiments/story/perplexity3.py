@@ -24,7 +24,7 @@ from transformer.model import ModelConfig, Transformer
 from transformer.text.corpus import documents
 from transformer.text.tokenizer import Tokenizer
 
-ROWS = 32  # windows in a step
+ROWS = 8  # windows in a step
 
 
 def texts(data: str, split: str) -> list[str]:
@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--tokenizer", required=True, help="GPT-2's")
     parser.add_argument("--model", default="weights", help="a trained model that is measured too")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--every", type=int, default=20, help="measure each so manieth line")
     parser.add_argument("--stride", type=int, default=8, help="tokens from one measured window to the next")
     options = parser.parse_args()

@@ -18,8 +18,7 @@ from transformer.training.preflight.subject import Subject
 
 _SHOWN_ROWS = 2
 _SHOWN_HEAD, _SHOWN_TAIL = 7, 3
-_DIFFERENT = 0.9  # of the rows of an epoch; a text may say a thing twice
-_PICKED = 512  # windows by which a text is known to be repetitive
+_DIFFERENT = 0.8  # of the rows that are different in the text; chance decides which are looked at
 _SHIFTS = (-1, 0, 2, 3)  # of targets against inputs, that are tried where they are not 1
 
 
@@ -93,18 +92,19 @@ def same_again(subject: Subject) -> Check:
         return Check(name, "other targets from the same position", expected, "fail", cause)
     unique, rows = len(np.unique(subject.rows.inputs, axis=0)), len(subject.rows.inputs)
     measured = f"{unique} different of {rows} rows"
-    if unique < _DIFFERENT * rows * _variety(subject):
+    if unique < _DIFFERENT * _different(subject, rows):
         cause = "The source repeats rows within an epoch: as much of the text would never be read."
         return Check(name, measured, expected, "fail", cause)
     return Check(name, measured, expected)
 
 
-def _variety(subject: Subject) -> float:
-    """The part of the text's windows that are different ones, which is the least that a source should give."""
-    windows, rows = subject.training or Windows(subject.text, subject.rows.inputs.shape[1]), len(subject.rows.inputs)
-    picked = windows.batch(np.linspace(0, len(windows) - 1, min(len(windows), _PICKED)).round().astype(int))
-    different = len(np.unique(picked.inputs.numpy(), axis=0))
-    return different / (len(picked.inputs) if subject.training else max(len(picked.inputs), rows))  # it begins anew
+def _different(subject: Subject, rows: int) -> int:
+    """How many of so many rows from all over the text are different: in a text of repetitions not all are."""
+    windows = subject.training or Windows(subject.text, subject.rows.inputs.shape[1])
+    if rows > len(windows):  # a stream that has begun anew
+        return 0
+    picked = np.random.default_rng(0).permutation(len(windows))[:rows]
+    return len(np.unique(windows.batch(picked).inputs.numpy(), axis=0))
 
 
 def _shown(tokenizer: Tokenizer, where: str, rows: Rows, row: int) -> ShownRow:
@@ -169,7 +169,7 @@ def _in_text(name: str, subject: Subject, rows: Rows, stream: TokenStream, promp
         replaced = rows.inputs[:, 0] == subject.tokenizer.end_of_text_id
         real = real.copy()
         real[replaced, 0] = False
-    offsets = reference.locate(stream.tokens, rows.inputs, rows.targets, real)
+    offsets = reference.locate(stream.tokens, rows.inputs, rows.targets, real, stream.learned)
     lost = considered & (offsets == reference.NOWHERE)
     if lost.any():
         measured, all_read = f"{lost.sum()} of {len(lost)} rows stand nowhere in it", subject.training is not None

@@ -103,7 +103,7 @@ def padding_unseen(subject: Subject) -> Check:
             "model a pad_token_id."
         )
         return Check(name, where, expected, "fail", cause)
-    model, tokens = subject.fresh().eval(), _text_row(subject)[:, :32]
+    model, tokens = subject.awake().eval(), _text_row(subject)[:, :32]
     length, n_padding = tokens.shape[1], max(1, tokens.shape[1] // 4)
     tokens, fixed = tokens.to(subject.engine.device), subject.model.config.pad_token_id
     for side in ("left", "right"):
@@ -271,7 +271,7 @@ def residual(subject: Subject) -> Check:
 def cached(subject: Subject) -> Check:
     """Decoding token by token with the cache gives what one pass over all tokens gives; as it is served too."""
     name, expected = "cached decoding", "the same as without a cache, to 1/1000"
-    model, device = subject.fresh().eval(), subject.engine.device
+    model, device = subject.awake().eval(), subject.engine.device
     tokens = _text_row(subject)[:, : min(48, model.config.context_length)].to(device)
     length, worst = tokens.shape[1], 0.0
     with torch.no_grad():

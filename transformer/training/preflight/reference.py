@@ -19,13 +19,21 @@ _SAME = 0.2  # of a row has to stand there; two places of a text have some hundr
 NOWHERE = np.iinfo(np.int64).min
 
 
-def locate(tokens: np.ndarray, inputs: np.ndarray, targets: np.ndarray, real: np.ndarray) -> np.ndarray:
+def locate(
+    tokens: np.ndarray,
+    inputs: np.ndarray,
+    targets: np.ndarray,
+    real: np.ndarray,
+    learned: np.ndarray | None = None,
+) -> np.ndarray:
     """(R,) where in `tokens` (N,) the first place of each row would stand, or NOWHERE.
 
-    A row may be damaged in many of its places: that place is taken at which most inputs and targets are the same.
+    A row may be damaged in many of its places: that place is taken at which most inputs and targets are the same, and
+    of places that say the same, that which is learned as the row is.
 
     Args:
         inputs, targets: (R, T). real: (R, T) bool, inputs that are text; the others stand for nothing.
+        learned: (N,) bool, False at tokens that are only read; None: all are learned.
     """
     tokens = tokens[:_MOST]
     counts = _counts(tokens)
@@ -48,7 +56,7 @@ def locate(tokens: np.ndarray, inputs: np.ndarray, targets: np.ndarray, real: np
             for token in [inputs[row, place]]
         ]
         if candidates and len(offset := np.unique(np.concatenate(candidates))[:_CANDIDATES]):
-            offsets[row] = _best(tokens, offset, inputs[row], targets[row], real[row])
+            offsets[row] = _best(tokens, offset, inputs[row], targets[row], real[row], learned)
     return offsets
 
 
@@ -93,9 +101,20 @@ def _near(tokens: np.ndarray, hits: np.ndarray, inputs: np.ndarray, real: np.nda
     return offsets[(same & (places >= 0) & (places < len(tokens))).mean(axis=1) >= _NEAR_ENOUGH]
 
 
-def _best(tokens: np.ndarray, offsets: np.ndarray, inputs: np.ndarray, targets: np.ndarray, real: np.ndarray) -> int:
-    there, follow = expected(tokens, offsets, len(inputs)), targets != IGNORE
-    same_inputs = (there[0][:, :-1] == inputs) & there[1][:, :-1] & real
-    same_targets = (there[0][:, 1:] == targets) & there[1][:, 1:] & follow
-    best = int((same_inputs.sum(axis=1) + same_targets.sum(axis=1)).argmax())
-    return int(offsets[best]) if same_inputs[best].sum() >= _SAME * max(1, real.sum()) else NOWHERE
+def _best(
+    tokens: np.ndarray,
+    offsets: np.ndarray,
+    inputs: np.ndarray,
+    targets: np.ndarray,
+    real: np.ndarray,
+    learned: np.ndarray | None,
+) -> int:
+    text, there = expected(tokens, offsets, len(inputs))
+    follow = targets != IGNORE
+    same_inputs = ((text[:, :-1] == inputs) & there[:, :-1] & real).sum(axis=1)
+    score = same_inputs + ((text[:, 1:] == targets) & there[:, 1:] & follow).sum(axis=1)
+    if learned is not None:
+        places = (offsets[:, None] + np.arange(1, len(inputs) + 1)).clip(0, len(tokens) - 1)
+        score = score + ((learned[places] == follow) & there[:, 1:] & real).sum(axis=1)
+    best = int(score.argmax())
+    return int(offsets[best]) if same_inputs[best] >= _SAME * max(1, real.sum()) else NOWHERE

@@ -91,19 +91,19 @@ class Rows:
 def _padding(inputs: np.ndarray, targets: np.ndarray, padding_ids: Collection[int]) -> np.ndarray:
     """(R, T) bool: runs of one token that fill rows up, on the left or on the right."""
     ids = np.array(sorted(padding_ids))
-    left = _run_at_the_left(inputs, np.ones_like(inputs, bool), ids)
+    left = _run_at_the_left(inputs, ids)
     # Where nothing is learned a single place at the right is padding already, and where a row has ended.
     absent = inputs == ABSENT
     filled = np.where(absent, np.take_along_axis(inputs, _last_present(absent)[:, None], axis=1), inputs)
-    right = _run_at_the_left(filled[:, ::-1], np.ones_like(inputs, bool), ids)[:, ::-1]
+    right = _run_at_the_left(filled[:, ::-1], ids)[:, ::-1]
     unlearned = np.logical_and.accumulate((targets == IGNORE)[:, ::-1], axis=1)[:, ::-1]
     right |= unlearned & (filled == filled[:, -1:]) & np.isin(filled, ids)
     right &= np.logical_and.accumulate(right[:, ::-1], axis=1)[:, ::-1]
     return (left | right) & ~absent
 
 
-def _run_at_the_left(tokens: np.ndarray, allowed: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    run = np.logical_and.accumulate((tokens == tokens[:, :1]) & allowed, axis=1)
+def _run_at_the_left(tokens: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    run = np.logical_and.accumulate(tokens == tokens[:, :1], axis=1)
     least = np.where(np.isin(tokens[:, 0], ids), _RUN_OF_PADDING, _RUN_OF_ANYTHING)
     return run & (run.sum(axis=1) >= least)[:, None]
 

@@ -170,10 +170,21 @@ class Subject:
                     module.p = 0.0
         return model
 
+    def awake(self) -> Transformer:
+        """A copy whose layers all do something: with start_from_bigrams they begin by adding nothing to the stream."""
+        model = self.fresh()
+        if self.config.start_from_bigrams:
+            with torch.random.fork_rng(), torch.no_grad():
+                torch.manual_seed(0)
+                for parameter in model.layers.parameters():
+                    if parameter.dim() == 2 and not parameter.any():
+                        parameter.normal_(std=parameter.shape[1] ** -0.5)
+        return model
+
     @cached_property
     def headless(self) -> Transformer:
         """A copy of which only the hidden states are of interest: the vocabulary, which takes most time, is cut off."""
-        model = self.fresh()
+        model = self.awake()
         model.head.weight = nn.Parameter(model.head.weight[:1].detach().clone(), requires_grad=False)
         if model.head.bias is not None:
             model.head.bias = nn.Parameter(model.head.bias[:1].detach().clone(), requires_grad=False)
