@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from transformer.text.batches import IGNORE
+from transformer.text.batches import IGNORE, Windows
 from transformer.text.tokenizer import Tokenizer
 from transformer.text.tokens import TokenStream
 from transformer.training.preflight import reference
@@ -19,6 +19,7 @@ from transformer.training.preflight.subject import Subject
 _SHOWN_ROWS = 2
 _SHOWN_HEAD, _SHOWN_TAIL = 7, 3
 _DIFFERENT = 0.9  # of the rows of an epoch; a text may say a thing twice
+_PICKED = 64  # windows by which a text is known to be repetitive
 _SHIFTS = (-1, 0, 2, 3)  # of targets against inputs, that are tried where they are not 1
 
 
@@ -99,12 +100,11 @@ def same_again(subject: Subject) -> Check:
 
 
 def _various(subject: Subject) -> bool:
-    """Whether the text itself is not so repetitive that batches of it may be the same."""
-    windows = subject.training
-    if windows is None:
-        return True
-    picked = windows.batch(range(min(len(windows), 64))).inputs.numpy()
-    return len(np.unique(picked, axis=0)) > _DIFFERENT * len(picked)
+    """Whether the text is long enough for so many different rows, and not so repetitive that rows may be the same."""
+    windows = subject.training or Windows(subject.text, subject.rows.inputs.shape[1])
+    picked = windows.batch(range(min(len(windows), _PICKED))).inputs.numpy()
+    is_long = subject.training is not None or len(windows) >= len(subject.rows.inputs)  # or a stream began anew
+    return is_long and len(np.unique(picked, axis=0)) > _DIFFERENT * len(picked)
 
 
 def _shown(tokenizer: Tokenizer, where: str, rows: Rows, row: int) -> ShownRow:
