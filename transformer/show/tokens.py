@@ -103,7 +103,7 @@ def _table(tokenizer: Tokenizer, tokens: list[Token], found: Surprisal) -> str:
     for number, (token, nats, rank, likeliest, part) in enumerate(
         zip(tokens[1:], *(column.tolist() for column in columns), strict=True), 1
     ):
-        cells = (number, name_of(tokenizer, token), token.id, f"{nats:.2f}", f"{rank:,}")
-        cells = (*cells, "" if rank == 1 else f"{name_of(tokenizer, likeliest)} ({100 * part:.1f} %)")
+        instead = "" if rank == 1 else f"{name_of(tokenizer, likeliest)} ({100 * part:.1f} %)"
+        cells = (number, name_of(tokenizer, token), token.id, f"{nats:.2f}", f"{rank:,}", instead)
         rows += "<tr>" + "".join(f'<td dir="auto">{escape(str(cell))}</td>' for cell in cells) + "</tr>"
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
