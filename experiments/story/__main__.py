@@ -1,6 +1,6 @@
 """The turns of the original's story as small trainings, the mistakes planted and measured.
 
-python -m experiments.story --data ../shared/data/wikitext-2
+python -m experiments.story --data wikitext-2
 python -m experiments.story --only heads
 
 Runs that are finished are kept in experiments/story/cache and not made again; one that was stopped goes on.

@@ -1,6 +1,6 @@
 """The original's "perplexity 3" and the honest number, of the same weights on WikiText-2's validation text.
 
-    python -m experiments.story.perplexity3 --data ../shared/data/wikitext-2 --tokenizer ../shared/tokenizers/gpt2
+    python -m experiments.story.perplexity3 --data wikitext-2 --tokenizer openai-community/gpt2
 
 A small model with GPT-2's tokenizer is trained for some steps the original's way, on windows whose padding is counted,
 and measured both ways; with --model a trained model is measured instead. Writes perplexity3.md beside this file.
