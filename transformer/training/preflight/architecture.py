@@ -198,7 +198,7 @@ def initial_loss(subject: Subject) -> Check:
 
 def positions(subject: Subject) -> Check:
     """Token embeddings and positions that are added have sizes that let both be seen."""
-    name, low, high = "positions : tokens", 1 / 8, 8.0
+    name, low, high = "positions : tokens", 1 / 5, 5.0
     expected = f"norms between 1 : {1 / low:.0f} and {high:.0f} : 1"
     model = subject.fresh(dropout=False)
     module = model.position_embedding
