@@ -148,7 +148,10 @@ class Trainer:
         """A text from the model as it is now, on one line."""
         training = model.training
         options = SamplingOptions(max_tokens=_SAMPLE_TOKENS, seed=self.config.seed)
-        text = "".join(Generator(model.eval(), self.tokenizer, "fp32").generate(self.config.sample_prompt, options))
+        try:
+            text = "".join(Generator(model.eval(), self.tokenizer, "fp32").generate(self.config.sample_prompt, options))
+        except RuntimeError:  # a model that has diverged gives no probabilities; the next step says so
+            text = ""
         model.train(training)
         return " ".join(f"{self.config.sample_prompt}{text}".split())
 

@@ -224,7 +224,7 @@ def positions(subject: Subject) -> Check:
         f"The {drowned} drown in the {by}, whose vectors are {max(ratio, 1 / max(ratio, 1e-12)):.0f} times as large: "
         "scale the embeddings (scale_embeddings, or their initialisation)."
     )
-    return Check(name, measured, expected, "warn", cause)
+    return Check(name, measured, expected, "fail" if drowned == "tokens" else "warn", cause)
 
 
 def residual(subject: Subject) -> Check:
