@@ -256,7 +256,7 @@ def in_a_shell(hub: Hub, home: Path, *command: str, token: str | bool = True) ->
     home.mkdir(exist_ok=True)
     environment = hub.environment(home, token=token, PYTHONPATH=str(ROOT))
     return subprocess.run(
-        [sys.executable, *command], env=environment, cwd=home, capture_output=True, text=True, timeout=120
+        [sys.executable, *command], env=environment, cwd=home, capture_output=True, text=True, timeout=600
     )
 
 
