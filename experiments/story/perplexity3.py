@@ -24,7 +24,7 @@ from transformer.model import ModelConfig, Transformer
 from transformer.text.corpus import documents
 from transformer.text.tokenizer import Tokenizer
 
-ROWS = 8  # windows in a step
+ROWS, RATE = 8, 4e-3  # windows in a step, and the highest learning rate
 
 
 def texts(data: str, split: str) -> list[str]:
@@ -36,14 +36,14 @@ def train(data: str, tokenizer: Tokenizer, steps: int, seed: int) -> Transformer
     torch.manual_seed(seed)
     chance = random.Random(seed)
     config = ModelConfig.preset(
-        "modern", vocab_size=tokenizer.vocab_size, context_length=BLOCK, d_model=128, n_layers=2, n_heads=4
+        "modern", vocab_size=tokenizer.vocab_size, context_length=BLOCK, d_model=64, n_layers=2, n_heads=4
     )
     model = Transformer(config).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.1)
     lines = list(padded_lines(texts(data, "train")[:200], tokenizer))
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * min(1.0, (step + 1) / 20) * (1 - step / steps)
+            group["lr"] = RATE * min(1.0, (step + 1) / 20) * (1 - step / steps)
         chosen = []
         for ids in chance.choices(lines, k=ROWS):
             start = chance.randrange(len(ids) - BLOCK)
@@ -62,9 +62,9 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--tokenizer", required=True, help="GPT-2's")
     parser.add_argument("--model", default="weights", help="a trained model that is measured too")
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--every", type=int, default=20, help="measure each so manieth line")
-    parser.add_argument("--stride", type=int, default=8, help="tokens from one measured window to the next")
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--every", type=int, default=80, help="measure each so manieth line")
+    parser.add_argument("--stride", type=int, default=2, help="tokens from one measured window to the next")
     options = parser.parse_args()
 
     tokenizer, validation = Tokenizer.load(options.tokenizer), texts(options.data, "validation")
@@ -79,7 +79,7 @@ def main() -> None:
         f"`{options.model}`, its own tokenizer, never saw padding": checkpoint.load(options.model),
     }.items():
         padded = evaluate_padded(model, own, validation, stride=options.stride, every=options.every)
-        packed = evaluate(model, own, validation[:6], context=BLOCK)
+        packed = evaluate(model, own, validation[:3], context=BLOCK)
         rows.append(
             f"| {name} | {padded.share:.1%} | **{padded.reported_perplexity:.2f}** | {padded.if_padding_is_free:.2f} | "
             f"{padded.real_perplexity:.1f} | **{packed.token_perplexity:.1f}** |"
@@ -104,7 +104,7 @@ A reported 3 is {3 ** (1 / (1 - shares.mean())):.0f} per real token at s = {shar
 {chr(10).join(rows)}
 
 The first two columns after s agree where padding was learned; weights that never saw padding pay for it. The last
-column reads the articles as they are, in windows of {BLOCK} (stride {BLOCK // 2}), the first 6 of them. Each
+column reads the articles as they are, in windows of {BLOCK} (stride {BLOCK // 2}), the first 3 of them. Each
 {options.every}th line, a window every {options.stride} tokens. The small model was trained in {seconds:.0f} s.
 
 ```
