@@ -37,7 +37,7 @@ def _ours(directory: Path, precision: str) -> Run:
     model = PackedTransformer(checkpoint.load_model(directory), precision)
 
     def run(prompts: Sequence[Sequence[int]], new: int) -> None:
-        decoder = Decoder(model, prompts, SamplingOptions(max_tokens=new, temperature=0), 0)
+        decoder = Decoder(model, prompts, SamplingOptions(max_tokens=new, temperature=0), ends=[])
         for _ in range(new):
             decoder.next()
 

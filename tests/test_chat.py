@@ -19,8 +19,7 @@ from transformer.text.chat import chat_tokens, render
 from transformer.text.conversation import CHAT_TEMPLATE, conversation_prompt
 from transformer.text.tokenizer import Tokenizer
 from transformer.training.config import TrainConfig
-from transformer.training.run import _tokenizer as training_tokenizer
-from transformer.training.trainer import CHECKPOINTS
+from transformer.training.parts import _tokenizer as training_tokenizer
 
 # Short ones of the shapes that are in use: what each does differently stands in it.
 CHATML = """{%- if tools %}
@@ -247,4 +246,4 @@ def test_a_training_on_conversations_gives_their_template_to_the_model(tmp_path:
         config = TrainConfig(data=str(tmp_path / name), output=str(tmp_path / f"{name}-run"), vocab_size=300)
         tokenizer = training_tokenizer(config, SimpleNamespace(main=True))
         assert tokenizer.chat_template == template
-        assert Tokenizer.load(tmp_path / f"{name}-run" / CHECKPOINTS).chat_template == template
+        assert Tokenizer.load(tmp_path / f"{name}-run" / "checkpoints").chat_template == template

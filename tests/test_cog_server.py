@@ -402,3 +402,9 @@ def test_training_on_nothing(trainer: CogServer) -> None:
 def test_a_wrong_training_input_is_named(trainer: CogServer, name: str, value: Any) -> None:
     reply = trainer.http.post("/trainings", json={"input": {"train_data": data_url("a"), name: value}})
     assert_only_fault(reply, name)
+
+
+def test_a_failing_preflight_stops_the_training_with_its_sentence(trainer: CogServer) -> None:
+    answer = train(trainer, train_data=data_url("\n".join(SENTENCES * 10)), **{**SMALL, "learning_rate": 1e6})
+    assert answer["status"] == "failed"
+    assert "learning rate" in answer["error"] and "too high" in answer["error"], answer["error"]

@@ -30,6 +30,7 @@ from transformer.training import loss as losses
 from transformer.training import trainer
 from transformer.training.config import TrainConfig
 from transformer.training.options import presets
+from transformer.training.parts import Parts
 from transformer.training.preflight import Report, budget, free_points, overlap, preflight, reference, texts
 from transformer.training.preflight.rows import Rows
 from transformer.training.preflight.subject import Alone
@@ -120,7 +121,7 @@ def check(
     if collate:
         source = Collator(source, collate)
     held_out_windows = Windows(held_out, config.context_length, pad)
-    return preflight(model, tokenizer, source, windows, held_out_windows, config, Alone(torch.device("cpu")))
+    return preflight(Parts(tokenizer, model, source, windows, held_out_windows), config, Alone(torch.device("cpu")))
 
 
 def assert_named(report: Report, check: str, *words: str, verdict: str = "fail") -> None:
@@ -194,7 +195,7 @@ def test_nothing_is_disturbed(data: str, tokenizer: Tokenizer) -> None:
     source.next()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     position, states = source.state(), (torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate())
-    preflight(model, tokenizer, source, windows, windows, config, Alone(torch.device("cpu")))
+    preflight(Parts(tokenizer, model, source, windows, windows), config, Alone(torch.device("cpu")))
     assert source.state() == position and not model.training
     assert torch.equal(torch.get_rng_state(), states[0]) and (np.random.get_state()[1] == states[1]).all()
     assert random.getstate() == states[2]
@@ -308,7 +309,8 @@ def test_wrong_documents_are_named(data: str, tokenizer: Tokenizer, monkeypatch)
 
     config = TrainConfig(data=data, separate_documents=True, **SMALL)
     model = Transformer(config.model_config(tokenizer.vocab_size))
-    report = preflight(model, tokenizer, Stuck(windows, 8, 0), windows, windows, config, Alone(torch.device("cpu")))
+    parts = Parts(tokenizer, model, Stuck(windows, 8, 0), windows, windows)
+    report = preflight(parts, config, Alone(torch.device("cpu")))
     assert_named(report, "rows in the text", "documents begin")
 
 

@@ -28,7 +28,15 @@ from transformer.training.run import train
 from transformer.training.trainer import Trainer
 
 SMALL = dict(
-    vocab_size=300, context_length=32, d_model=32, n_layers=2, n_heads=4, batch_size=8, dropout=0.0, precision="fp32"
+    vocab_size=300,
+    context_length=32,
+    d_model=32,
+    n_layers=2,
+    n_heads=4,
+    batch_size=8,
+    dropout=0.0,
+    precision="fp32",
+    preflight=False,
 )
 
 

@@ -20,7 +20,16 @@ from transformer.training.config import TrainConfig
 from transformer.training.run import train
 from transformer.training.trainer import Trainer
 
-SMALL = dict(vocab_size=300, context_length=32, d_model=32, n_layers=1, batch_size=8, dropout=0.0, precision="fp32")
+SMALL = dict(
+    vocab_size=300,
+    context_length=32,
+    d_model=32,
+    n_layers=1,
+    batch_size=8,
+    dropout=0.0,
+    precision="fp32",
+    preflight=False,
+)
 
 
 @pytest.fixture

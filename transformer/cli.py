@@ -162,8 +162,8 @@ def preflight(options: argparse.Namespace) -> int:
 
     from transformer.training.engine import Engine
     from transformer.training.options import parse
+    from transformer.training.parts import build
     from transformer.training.preflight import preflight as check
-    from transformer.training.run import build
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = parse(options.rest, "python -m transformer preflight")
@@ -171,7 +171,7 @@ def preflight(options: argparse.Namespace) -> int:
         config = dataclasses.replace(config, output=folder, trackers=())
         engine = Engine(config.device, config.parallel)
         parts = build(config, engine)
-        report = check(parts.model, parts.tokenizer, parts.source, parts.training, parts.validation, config, engine)
+        report = check(parts, config, engine)
     print(json.dumps(report.to_json(), indent=2, ensure_ascii=False) if options.json else report.table())
     return 1 if report.failed else 0
 

@@ -37,8 +37,9 @@ from transformer.text.tokenizer import Tokenizer
 from transformer.text.tokens import TokenStream, tokenize
 from transformer.training.config import TrainConfig
 from transformer.training.engine import Engine
+from transformer.training.parts import Parts
 from transformer.training.preflight import Report, preflight
-from transformer.training.trainer import CHECKPOINTS, Trainer
+from transformer.training.trainer import Trainer
 
 WEIGHTS = str(Path(__file__).parents[2] / "weights")
 MARKER = "[SEP]"
@@ -173,10 +174,8 @@ class Run:
 
     def preflight(self) -> Report:
         """What preflight says of it."""
-        config = self.config
-        return preflight(
-            self.model, self.tokenizer, self.source, self.training, self.validation, config, Engine(config.device)
-        )
+        parts = Parts(self.tokenizer, self.model, self.source, self.training, self.validation)
+        return preflight(parts, self.config, Engine(self.config.device))
 
     def train(self, text: Text) -> dict[str, Any]:
         """Train it, and measure."""
@@ -190,7 +189,7 @@ class Run:
         lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
         validations = [line for line in lines if "validation_loss" in line]
         losses = [line["loss"] for line in lines if "loss" in line]
-        shutil.rmtree(output / CHECKPOINTS)  # the run is over; its model stays
+        shutil.rmtree(self.config.checkpoints)  # the run is over; its model stays
         return {
             "honest": score(self.model, self.held_out)["all"]["nats"],
             "reported": score(self.model, self.reported, text.end, text.marker),

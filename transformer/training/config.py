@@ -181,6 +181,11 @@ class TrainConfig:
         if self.resume and self.restart:
             raise ConfigError("resume and restart exclude each other.")
 
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of what a run that was stopped goes on from."""
+        return Path(self.output) / "checkpoints"
+
     def budget(self, steps_in_epoch: float | None) -> Budget:
         """When the run ends; without any limit, after one epoch.
 

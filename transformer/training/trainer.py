@@ -34,7 +34,6 @@ from transformer.training.step import Stepper
 from transformer.training.watch import Watch
 
 logger = logging.getLogger("transformer")
-CHECKPOINTS = "checkpoints"  # the folder of them in the output folder
 _SAMPLE_TOKENS = 60
 _VALIDATIONS = 10  # in a run that does not say how often
 _SECONDS_BETWEEN_CHECKPOINTS = 300
@@ -180,7 +179,7 @@ class Trainer:
                 "data": self.source.state(),
                 "run": self.config.identity(),
             }
-            folder = self.output / CHECKPOINTS
+            folder = self.config.checkpoints
             state.save(folder, self.progress.step, state.State(tensors, facts), self.config.keep_checkpoints)
 
     def _resume(self) -> None:
@@ -189,7 +188,7 @@ class Trainer:
         Raises:
             ConfigError: if it is another run. CheckpointError: if there is none and config.resume insists.
         """
-        folder = self.output / CHECKPOINTS
+        folder = self.config.checkpoints
         if self.engine.main:
             remove_partial(self.output)
         found = state.load(folder)

@@ -10,12 +10,19 @@ from functools import partial
 import torch
 
 from transformer.errors import ConfigError
-from transformer.model import Transformer
-from transformer.text.batches import BatchSource, Windows
-from transformer.text.tokenizer import Tokenizer
 from transformer.training.config import TrainConfig
 from transformer.training.engine import Engine
-from transformer.training.preflight import alignment, architecture, budget, free_points, learning, overlap, texts
+from transformer.training.parts import Parts
+from transformer.training.preflight import (
+    alignment,
+    budget,
+    free_points,
+    learning,
+    magnitudes,
+    overlap,
+    texts,
+    visibility,
+)
 from transformer.training.preflight.check import Check, Report, ShownRow
 from transformer.training.preflight.subject import Subject, undisturbed
 
@@ -41,36 +48,23 @@ _TEXT: tuple[_Checking, ...] = (
     overlap.overlap,
 )
 _MODEL: tuple[_Checking, ...] = (
-    architecture.causality,
-    architecture.documents_apart,
-    architecture.padding_unseen,
-    architecture.counted,
-    architecture.initial_loss,
-    architecture.positions,
-    architecture.residual,
-    architecture.cached,
+    visibility.causality,
+    visibility.documents_apart,
+    visibility.padding_unseen,
+    magnitudes.counted,
+    magnitudes.initial_loss,
+    magnitudes.positions,
+    magnitudes.residual,
+    visibility.cached,
     learning.one_batch,
     learning.rate,
 )
 
 
-def preflight(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    source: BatchSource,
-    training: Windows | None,
-    validation: Windows,
-    config: TrainConfig,
-    engine: Engine,
-) -> Report:
+def preflight(parts: Parts, config: TrainConfig, engine: Engine) -> Report:
     """Check a run before its first step, and leave it as it is: weights, position in the text, random states.
 
     A check that cannot be made has failed: whatever raised the error would stop the run too, or is worth a look.
-
-    Args:
-        model: as it begins. source: what it learns from. training: the windows behind `source`; None: there are none,
-            and its rows are looked for in the beginning of `config.data`.
-        validation: what it is validated on.
 
     Raises:
         ConfigError: if an option of the run cannot work.
@@ -78,7 +72,7 @@ def preflight(
     begin = time.perf_counter()
     with undisturbed():
         try:
-            subject = Subject.of(model, tokenizer, source, training, validation, config, engine)
+            subject = Subject.of(parts, config, engine)
             ids = alignment.ids(subject)
         except ConfigError:
             raise

@@ -30,6 +30,7 @@ _LOWEST, _HIGHEST, _PER_DECADE = 1e-5, 10.0, 6  # learning rates of the range te
 _MOVED = 0.02  # of the loss at the beginning: it falls
 _DIVERGED = 0.25  # of it above the best so far: it rises
 _FAR = 100.0  # times below the rate at which anything moves
+_HOPELESS = 10.0  # times above the rate at which the loss explodes
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def rate(subject: Subject) -> Check:
             f"The learning rate {chosen:.2g} is far too high: in a range test the loss explodes at {diverges:.1g}; try "
             f"{diverges / 10:.1g}."
         )
-        return Check(name, measured, expected, "warn", cause)
+        return Check(name, measured, expected, "fail" if chosen >= _HOPELESS * diverges else "warn", cause)
     if moves and chosen < moves / _FAR:
         cause = (
             f"The learning rate {chosen:.2g} is so low that nothing moves: in a range test the loss begins to fall at "

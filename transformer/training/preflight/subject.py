@@ -25,6 +25,7 @@ from transformer.training import trainer
 from transformer.training.config import TrainConfig
 from transformer.training.engine import Engine
 from transformer.training.loss import LanguageModelLoss
+from transformer.training.parts import Parts
 from transformer.training.preflight.rows import Rows
 from transformer.training.step import Stepper
 
@@ -89,19 +90,11 @@ class Subject:
     places: list[str]
 
     @classmethod
-    def of(
-        cls,
-        model: Transformer,
-        tokenizer: Tokenizer,
-        source: BatchSource,
-        training: Windows | None,
-        validation: Windows,
-        config: TrainConfig,
-        engine: Engine,
-    ) -> Subject:
+    def of(cls, parts: Parts, config: TrainConfig, engine: Engine) -> Subject:
         """Draw the batches that are looked at."""
         batches: list[Batch] = []
         places: list[str] = []
+        source = parts.source
         before = source.state()
         tokens, most = 0, min(_BATCHES, source.steps_in_epoch or _BATCHES)
         while len(batches) < most and (tokens < _TOKENS or len(batches) < 2):
@@ -109,7 +102,7 @@ class Subject:
             places.append(source.describe_last())
             tokens += batches[-1].inputs.numel()
         source.restore(before)
-        return cls(model, tokenizer, source, training, validation, config, engine, batches, places)
+        return cls(**vars(parts), config=config, engine=engine, batches=batches, places=places)
 
     @cached_property
     def validation_batches(self) -> list[Batch]:
@@ -125,6 +118,18 @@ class Subject:
     def validation_rows(self) -> Rows:
         """The rows of `validation_batches`."""
         return Rows.of(self.validation_batches, self.padding_ids)
+
+    @cached_property
+    def text_row(self) -> Tensor:
+        """(1, T) tokens of the run without padding: the row that has most text."""
+        rows = self.rows
+        row = int(rows.real.sum(axis=1).argmax())
+        text = rows.inputs[row][rows.real[row]]
+        if len(text) < 2:  # nothing but padding
+            text = np.arange(rows.inputs.shape[1]) % self.model.config.vocab_size
+        fixed = self.model.config.pad_token_id
+        tokens = torch.from_numpy(np.array(text, np.int64))[None]
+        return tokens if fixed is None else tokens.where(tokens != fixed, (fixed + 1) % self.model.config.vocab_size)
 
     @cached_property
     def text(self) -> TokenStream:
