@@ -405,6 +405,7 @@ def test_a_wrong_training_input_is_named(trainer: CogServer, name: str, value: A
 
 
 def test_a_failing_preflight_stops_the_training_with_its_sentence(trainer: CogServer) -> None:
-    answer = train(trainer, train_data=data_url("\n".join(SENTENCES * 10)), **{**SMALL, "learning_rate": 1e6})
+    lines = [f"{sentence} {number} [SEP]" for number in range(50) for sentence in SENTENCES]
+    answer = train(trainer, train_data=data_url("\n".join(lines)), **SMALL)
     assert answer["status"] == "failed"
-    assert "learning rate" in answer["error"] and "too high" in answer["error"], answer["error"]
+    assert "ends with '[SEP]'" in answer["error"] and "take it out of the text" in answer["error"], answer["error"]

@@ -679,9 +679,14 @@ def test_an_optimizer_that_does_not_move_the_weights_is_named(data: str, tokeniz
     assert_named(check(data, tokenizer), "one batch by heart", "optimizer")
 
 
-@pytest.mark.parametrize(("rate", "words"), [(5.0, "far too high"), (1e-9, "nothing moves")])
-def test_a_learning_rate_that_cannot_work_is_named(rate: float, words: str, data: str, tokenizer: Tokenizer) -> None:
-    assert_named(check(data, tokenizer, learning_rate=rate), "learning rate", words, verdict="warn")
+@pytest.mark.parametrize(
+    ("rate", "words", "verdict"),
+    [(1e3, "far too high", "fail"), (0.5, "far too high", "warn"), (1e-9, "nothing moves", "warn")],
+)
+def test_a_learning_rate_that_cannot_work_is_named(
+    rate: float, words: str, verdict: str, data: str, tokenizer: Tokenizer
+) -> None:
+    assert_named(check(data, tokenizer, learning_rate=rate), "learning rate", words, verdict=verdict)
 
 
 # ---- memory, time, money ----
