@@ -26,6 +26,7 @@ train: $(VENV)/dev.stamp
 	$(BIN)/python train.py $(ARGS)
 
 # As low a loss on WikiText-2 as two cores reach in 30 minutes, or in 3. DATA: a local copy instead of the Hub's.
+# The run is in output/speedrun or output/sprint, where what follows it looks: ARGS may not name another output.
 TEXT := $(if $(DATA),--data $(DATA),--data Salesforce/wikitext --data-config wikitext-2-v1)
 speedrun sprint: $(VENV)/dev.stamp
 	$(BIN)/python train.py --config $@ $(if $(DATA),--data-config None) $(TEXT) $(ARGS)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 from models import SENTENCES, tiny_model_directory
 
 from transformer.cli import main
@@ -90,8 +91,15 @@ def test_card_measures_a_trained_model_and_says_so(tmp_path: Path, capsys) -> No
         "cc-by-sa-4.0",
         "--evaluate",
         f"texts={texts}",
+        f"others={texts}",
     ]
     assert main(command) == 0
+    results = ModelCard.load(folder / "README.md").data.eval_results
+    assert [(result.dataset_name, result.metric_type) for result in results] == [
+        (name, kind)
+        for name in ("texts", "texts (int8)", "others", "others (int8)")
+        for kind in ("perplexity", "word_perplexity", "bits_per_byte")
+    ]  # each of them an entry of its own
     written = (folder / "README.md").read_text()
     expected = evaluate(*checkpoint.load(folder), SENTENCES)
     assert (

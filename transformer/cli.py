@@ -127,16 +127,19 @@ def card(options: argparse.Namespace) -> None:
     from transformer.evaluation import evaluate as score
     from transformer.hub.card import write_card
     from transformer.hub.checkpoint import load
+    from transformer.inference import PackedTransformer
     from transformer.text.corpus import documents
     from transformer.training.curve import draw_curve
 
     model, tokenizer = load(options.model)
     draw_curve(Path(options.model))
+    models = {"": model, " (int8)": PackedTransformer(model, "int8")}  # what `--dtype auto` serves on most servers
     evaluations = []
     for named in options.evaluate:
         name, _, source = named.partition("=")
-        texts = (document.text for document in documents(source, split="validation"))
-        evaluations.append((name, score(model, tokenizer, texts)))
+        for suffix, scored in models.items():
+            texts = (document.text for document in documents(source, split="validation"))
+            evaluations.append((name + suffix, score(scored, tokenizer, texts)))
     write_card(options.model, evaluations, options.data, options.license)
 
 

@@ -104,8 +104,9 @@ A reported 3 is {3 ** (1 / (1 - shares.mean())):.0f} per real token at s = {shar
 {chr(10).join(rows)}
 
 The first two columns after s agree where padding was learned; weights that never saw padding pay for it. The last
-column reads the articles as they are, in windows of {BLOCK} (stride {BLOCK // 2}), the first 3 of them. Each
-{options.every}th line, a window every {options.stride} tokens. The small model was trained in {seconds:.0f} s.
+column reads the articles as they are, in windows of {BLOCK} (stride {BLOCK // 2}), the first 3 of them. The other
+columns, s included, are of every {options.every}th line with a window every {options.stride} tokens, which is why s is
+not quite that of all lines above. The small model was trained in {seconds:.0f} s.
 
 ```
 python -m experiments.story.perplexity3 --data WIKITEXT-2 --tokenizer GPT2 \\

@@ -141,6 +141,7 @@ def _front(name: str, evaluations: Sequence[tuple[str, Evaluation]], data_licens
             task_type="text-generation",
             dataset_type="text",
             dataset_name=text,
+            dataset_config=text,  # results of one task, type and config would become one entry
             dataset_args={"context": e.context, "stride": e.stride, "tokens": e.tokens},
             metric_type=kind,
             metric_name=unit,
