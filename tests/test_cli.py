@@ -91,6 +91,7 @@ def test_card_measures_a_trained_model_and_says_so(tmp_path: Path, capsys) -> No
         "cc-by-sa-4.0",
         "--evaluate",
         f"texts={texts}",
+        "--evaluate",
         f"others={texts}",
     ]
     assert main(command) == 0

@@ -124,6 +124,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def card(options: argparse.Namespace) -> None:
     """Measure a model on validation texts and write its card."""
+    from transformer.evaluation import Scores
     from transformer.evaluation import evaluate as score
     from transformer.hub.card import write_card
     from transformer.hub.checkpoint import load
@@ -133,7 +134,10 @@ def card(options: argparse.Namespace) -> None:
 
     model, tokenizer = load(options.model)
     draw_curve(Path(options.model))
-    models = {"": model, " (int8)": PackedTransformer(model, "int8")}  # what `--dtype auto` serves on most servers
+    models: dict[str, Scores] = {
+        "": model,
+        " (int8)": PackedTransformer(model, "int8"),
+    }  # what `--dtype auto` serves on most servers
     evaluations = []
     for named in options.evaluate:
         name, _, source = named.partition("=")
