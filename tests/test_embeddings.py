@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -67,13 +66,6 @@ def test_of_a_model_in_several_files_only_the_one_with_the_embedding_is_read(tmp
         pretrained_embeddings(str(tmp_path))
 
 
-@pytest.mark.parametrize("zipped", [True, False])  # files older than PyTorch 1.6 are not zipped
-def test_the_older_format_is_read_too(zipped: bool, tmp_path: Path) -> None:
-    model = MODELS["bert-with-a-head"]()
-    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
-    assert torch.equal(pretrained_embeddings(str(tmp_path)), model.get_input_embeddings().weight)
-
-
 def test_our_own_models_and_archives_of_them_are_read(tmp_path: Path) -> None:
     for preset in ("gpt2", "modern", "blog"):
         directory = tiny_model_directory(tmp_path / preset, preset)
@@ -104,9 +96,6 @@ def test_models_without_one_embedding_say_so(tmp_path: Path) -> None:
     folder = str(tmp_path)
     with pytest.raises(CheckpointError, match="no weights"):
         pretrained_embeddings(folder)
-    (tmp_path / "pytorch_model.bin").write_bytes(b"no pickle")
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        pretrained_embeddings(folder)
     (tmp_path / "model.safetensors.index.json").write_text("[]")
     with pytest.raises(CheckpointError, match="not an index"):
         pretrained_embeddings(folder)
@@ -124,9 +113,9 @@ def test_models_without_one_embedding_say_so(tmp_path: Path) -> None:
             pretrained_embeddings(folder)
 
 
-def test_a_pickle_with_code_in_it_is_not_run(tmp_path: Path) -> None:
-    torch.save({"wte.weight": SimpleNamespace()}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+def test_pickles_are_not_read(tmp_path: Path) -> None:
+    torch.save({"wte.weight": torch.ones(3, 2)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"pickles .* are not read"):
         pretrained_embeddings(str(tmp_path))
 
 

@@ -134,10 +134,8 @@ def card(options: argparse.Namespace) -> None:
 
     model, tokenizer = load(options.model)
     draw_curve(Path(options.model))
-    models: dict[str, Scores] = {
-        "": model,
-        " (int8)": PackedTransformer(model, "int8"),
-    }  # what `--dtype auto` serves on most servers
+    # int8 is what `--dtype auto` serves on most servers.
+    models: dict[str, Scores] = {"": model, " (int8)": PackedTransformer(model, "int8")}
     evaluations = []
     for named in options.evaluate:
         name, _, source = named.partition("=")

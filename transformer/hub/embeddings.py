@@ -14,11 +14,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from transformer.errors import CheckpointError, ConfigError
-from transformer.hub.pickles import load_pickle
 from transformer.hub.source import fetch
 from transformer.model import Transformer
 
-_WEIGHTS, _INDEX, _PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # What the token embedding is called: its name ends in one of these. The first that is there counts.
 _NAMES = (
     "shared",  # T5, BART: the one matrix that encoder and decoder share, before their own names for it
@@ -34,8 +33,8 @@ _NAMES = (
 def pretrained_embeddings(source: str) -> Tensor:
     """The input token embedding (V, D) of a pretrained model of whatever architecture, as float32 on the CPU.
 
-    Of a model in the safetensors format only this tensor is read, and of one in several files on the Hub only the file
-    that holds it is fetched.
+    Only this tensor is read, and of a model in several files on the Hub only the file that holds it is fetched. The
+    format is safetensors; pickles are not read.
 
     Args:
         source: whatever `fetch` takes: a folder, a tar, a URL, or a Hub id such as google-bert/bert-base-uncased.
@@ -50,7 +49,7 @@ def pretrained_embeddings(source: str) -> Tensor:
         shard = _shard(directory / _INDEX)
         table = _from_safetensors(fetch(source, ("config.json", shard)) / shard)
     else:
-        table = _from_pickle(fetch(source, ("config.json", _PICKLED)) / _PICKLED, source)
+        raise CheckpointError(f"{source} has no weights: expected {_WEIGHTS} or {_INDEX}; pickles (.bin) are not read.")
     if table.dim() != 2 or not table.is_floating_point():
         raise CheckpointError(
             f"the token embedding of {source} is {table.dtype} of shape {tuple(table.shape)}, expected a matrix of "
@@ -111,11 +110,3 @@ def _shard(index: Path) -> str:
         return Path(files[_name(files, index)]).name  # of a path into other folders only the name is taken
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{index} is not an index of weights: {error}.") from error
-
-
-def _from_pickle(path: Path, source: str) -> Tensor:
-    """From the older format, which has to be read whole."""
-    if not path.exists():
-        raise CheckpointError(f"{source} has no weights: expected {_WEIGHTS}, {_INDEX} or {_PICKLED}.")
-    state = load_pickle(path)
-    return state[_name(state, path)].clone()  # a copy, so that the rest can go
