@@ -5,18 +5,22 @@ written here once, from the tensors.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from transformer.hub import checkpoint
+from transformer.inference import PackedTransformer, SamplingOptions, pack
+from transformer.inference.decoder import Decoder
 from transformer.model import Transformer
 
 Run = Callable[[Sequence[Sequence[int]], int], None]  # prompts of one length, and how many new tokens each gets
 
 _PRECISIONS = {
     "ours": ("fp32", "bf16", "int8"),
+    "ours by PyTorch": ("fp32", "bf16", "int8"),  # what serves where there is no C compiler
     "llama.cpp": ("fp32", "bf16", "int8"),
     "CTranslate2": ("fp32", "int8"),
     "transformers": ("fp32", "bf16"),
@@ -26,15 +30,18 @@ CONTENDERS = [(name, precision) for name, precisions in _PRECISIONS.items() for 
 
 def open_contender(name: str, precision: str, directory: Path) -> Run:
     """Raises: ImportError if it is not installed, NotImplementedError if it is not prepared for this architecture."""
-    opening = {"ours": _ours, "llama.cpp": _llama_cpp, "CTranslate2": _ctranslate2, "transformers": _transformers}
+    opening = {
+        "ours": partial(_ours, pack),
+        "ours by PyTorch": partial(_ours, PackedTransformer),
+        "llama.cpp": _llama_cpp,
+        "CTranslate2": _ctranslate2,
+        "transformers": _transformers,
+    }
     return opening[name](directory, precision)
 
 
-def _ours(directory: Path, precision: str) -> Run:
-    from transformer.inference import PackedTransformer, SamplingOptions
-    from transformer.inference.decoder import Decoder
-
-    model = PackedTransformer(checkpoint.load_model(directory), precision)
+def _ours(arrange: Callable, directory: Path, precision: str) -> Run:
+    model = arrange(checkpoint.load_model(directory), precision)
 
     def run(prompts: Sequence[Sequence[int]], new: int) -> None:
         decoder = Decoder(model, prompts, SamplingOptions(max_tokens=new, temperature=0), ends=[])

@@ -11,9 +11,10 @@ from transformer.cli import DEFAULT_MODEL, DEFAULT_PROMPT
 from transformer.device import serving_precision
 from transformer.errors import ConfigError
 from transformer.hub import checkpoint
-from transformer.inference import Generator, PackedTransformer, SamplingOptions
+from transformer.inference import Generator, PackedTransformer, SamplingOptions, pack
 from transformer.inference.compiled import CompiledTransformer, serve
 from transformer.inference.linear import PlainProduct, pack_linear
+from transformer.inference.native import NativeTransformer, load_kernel
 from transformer.model import ModelConfig, Transformer
 from transformer.text.tokenizer import Tokenizer
 
@@ -27,19 +28,23 @@ ARCHITECTURES = [
     ("blog", {}),
     ("blog", {"heads": "sum", "pad_token_id": 3}),
 ]
+Arrange = type[PackedTransformer] | type[NativeTransformer]
+needs_kernel = pytest.mark.skipif(load_kernel() is None, reason="no C compiler, or a CPU without VNNI")
+SERVED = [PackedTransformer, pytest.param(NativeTransformer, marks=needs_kernel)]
 # How far the logits may be from those of the readable model, as a part of their size.
 TOLERANCE = {"fp32": 2e-6, "bf16": 0.04, "int8": 0.1}
 
 
+@pytest.mark.parametrize("arrange", SERVED)
 @pytest.mark.parametrize("precision", TOLERANCE)
 @pytest.mark.parametrize(("preset", "overrides"), ARCHITECTURES)
 @torch.no_grad()
-def test_the_packed_model_is_the_model(preset: str, overrides: dict, precision: str) -> None:
+def test_the_served_model_is_the_model(preset: str, overrides: dict, precision: str, arrange: Arrange) -> None:
     """In one pass, and token by token, with texts of one length and of several."""
     model = tiny_model(preset, **overrides)
     tokens = torch.randint(300, (3, 20), generator=torch.Generator().manual_seed(0))
     tokens[1, 0] = tokens[0, 4] = 3  # padding, to the one that knows it
-    expected, packed = model(tokens), PackedTransformer(model, precision)
+    expected, packed = model(tokens), arrange(model, precision)
 
     def close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
         return bool((ours - theirs).norm() <= TOLERANCE[precision] * theirs.norm())
@@ -129,11 +134,12 @@ def test_a_compiled_step_is_the_same_step() -> None:
 def test_a_cpu_serves_without_compiling() -> None:
     tokenizer = tiny_tokenizer()
     served = serve(tiny_model(vocab_size=tokenizer.vocab_size), tokenizer).model
-    assert type(served) is PackedTransformer and served.precision == serving_precision(torch.device("cpu"))
+    assert type(served) is type(pack(tiny_model())) and served.precision == serving_precision(torch.device("cpu"))
 
 
+@pytest.mark.parametrize("arrange", SERVED)
 @pytest.mark.parametrize("preset", ["gpt2", "modern"])
-def test_greedy_text_in_fp32_is_that_of_transformers(preset: str, tmp_path) -> None:
+def test_greedy_text_in_fp32_is_that_of_transformers(preset: str, arrange: Arrange, tmp_path: Path) -> None:
     """200 tokens after a prompt. Two logits are 1e-4 apart at least, and the two computations 3e-6 at most."""
     sizes = dict(vocab_size=50_257, context_length=256, d_model=128, n_layers=3, n_heads=4, dropout=0.0)
     torch.manual_seed(0)
@@ -146,7 +152,7 @@ def test_greedy_text_in_fp32_is_that_of_transformers(preset: str, tmp_path) -> N
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
     greedy = dict(do_sample=False, repetition_penalty=1.0, pad_token_id=0)
     expected = theirs.generate(prompt, max_new_tokens=200, min_new_tokens=200, **greedy)
-    packed = PackedTransformer(checkpoint.load_model(tmp_path), "fp32")
+    packed = arrange(checkpoint.load_model(tmp_path), "fp32")
     memory = packed.remember(1, 256)
     packed.read(prompt[0, :-1].tolist(), memory, 0)
     tokens = prompt[0].tolist()

@@ -128,14 +128,14 @@ def card(options: argparse.Namespace) -> None:
     from transformer.evaluation import evaluate as score
     from transformer.hub.card import write_card
     from transformer.hub.checkpoint import load
-    from transformer.inference import PackedTransformer
+    from transformer.inference import pack
     from transformer.text.corpus import documents
     from transformer.training.curve import draw_curve
 
     model, tokenizer = load(options.model)
     draw_curve(Path(options.model))
     # int8 is what `--dtype auto` serves on most servers.
-    models: dict[str, Scores] = {"": model, " (int8)": PackedTransformer(model, "int8")}
+    models: dict[str, Scores] = {"": model, " (int8)": pack(model, "int8")}
     evaluations = []
     for named in options.evaluate:
         name, _, source = named.partition("=")

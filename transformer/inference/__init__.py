@@ -4,6 +4,7 @@ from transformer.inference.chat import answer, messages_of
 from transformer.inference.decoder import window_start
 from transformer.inference.generator import Completion, Generation, Generator
 from transformer.inference.packed import PackedTransformer
+from transformer.inference.packing import pack
 from transformer.inference.sampling import SamplingOptions
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "SamplingOptions",
     "answer",
     "messages_of",
+    "pack",
     "window_start",
 ]

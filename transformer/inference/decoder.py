@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from transformer.inference.packed import PackedTransformer
 from transformer.inference.sampling import SamplingOptions, choose
+from transformer.inference.served import ServedTransformer
 
 
 def window_start(length: int, context_length: int) -> int:
@@ -37,7 +37,7 @@ class Decoder:
 
     def __init__(
         self,
-        model: PackedTransformer,
+        model: ServedTransformer,
         prompts: Sequence[Sequence[int]],
         options: SamplingOptions,
         ends: Sequence[int],

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from transformer.device import serving_precision
 from transformer.errors import CheckpointError
 from transformer.inference.decoder import Decoder
-from transformer.inference.packed import PackedTransformer
+from transformer.inference.packing import pack
 from transformer.inference.sampling import SamplingOptions
+from transformer.inference.served import ServedTransformer
 from transformer.inference.stopping import StopBuffer
 from transformer.model import Transformer
 from transformer.text.tokenizer import Tokenizer
@@ -30,9 +30,9 @@ class Generator:
         ConfigError: if this machine cannot compute in that precision.
     """
 
-    def __init__(self, model: Transformer | PackedTransformer, tokenizer: Tokenizer, precision: str = "fp32") -> None:
+    def __init__(self, model: Transformer | ServedTransformer, tokenizer: Tokenizer, precision: str = "fp32") -> None:
         if isinstance(model, Transformer):
-            model = PackedTransformer(model, serving_precision(model.token_embedding.weight.device, precision))
+            model = pack(model, precision)
         self.model, self.tokenizer = model, tokenizer
 
     def generate(self, prompt: str | Sequence[int], options: SamplingOptions | None = None) -> Generation:
@@ -87,7 +87,7 @@ class Generation:
     """
 
     def __init__(
-        self, model: PackedTransformer, tokenizer: Tokenizer, prompt: str | Sequence[int], options: SamplingOptions
+        self, model: ServedTransformer, tokenizer: Tokenizer, prompt: str | Sequence[int], options: SamplingOptions
     ) -> None:
         self._begin = time.perf_counter()
         self._text = _Text(model, tokenizer, prompt, options)
@@ -132,7 +132,7 @@ class _Text:
     """
 
     def __init__(
-        self, model: PackedTransformer, tokenizer: Tokenizer, prompt: str | Sequence[int], options: SamplingOptions
+        self, model: ServedTransformer, tokenizer: Tokenizer, prompt: str | Sequence[int], options: SamplingOptions
     ) -> None:
         self.prompt = tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else list(prompt)
         known = model.config.vocab_size

@@ -12,8 +12,8 @@ class Memory:
     """The token of text b at position p stands at column p of row b: no text needs padding because of another.
 
     Args:
-        keys: of each layer (B, K, C, E). values: of each layer (B, K, C, V). What they hold at first does not matter,
-            if it is finite.
+        keys: of each layer (B, K, C, E). values: of each layer (B, K, C, V). Whatever their arrangement is, texts come
+            first. What they hold at first does not matter, if it is finite.
         real: (B, C), False at padding tokens; None for a model that knows none.
 
     Attributes:
@@ -26,11 +26,9 @@ class Memory:
 
     def copy(self, source: int, target: int) -> None:
         """Text `target` has read what `source` has."""
-        length = self.lengths[target] = self.lengths[source]
-        for memory in (*self.keys, *self.values):
-            memory[target, :, :length] = memory[source, :, :length]
-        if self.real is not None:
-            self.real[target, :length] = self.real[source, :length]
+        self.lengths[target] = self.lengths[source]
+        for memory in (*self.keys, *self.values, *([] if self.real is None else [self.real])):
+            memory[target] = memory[source]
 
     def drop(self, text: int) -> None:
         """Forget a text for good; the last one moves into its row."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from transformer.inference.linear import Precision, Product, pack_linear
 from transformer.inference.memory import Memory
+from transformer.inference.served import ServedTransformer
 from transformer.model import Transformer
 from transformer.model.attention import MultiHeadAttention, causal_mask
 from transformer.model.layers import DecoderLayer, FeedForward
@@ -32,8 +33,8 @@ Rotation = tuple[Tensor, Tensor] | None  # cosine and sine, each broadcastable t
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
-class PackedTransformer:
-    """A model to serve or to evaluate, not to train: it keeps the weights as they were when it was made.
+class PackedTransformer(ServedTransformer):
+    """The model by PyTorch's operations, on any device.
 
     Args:
         model: what is packed. Its embeddings are shared, all other weights are copied.
@@ -41,14 +42,11 @@ class PackedTransformer:
         pack: what makes the products, in place of `pack_linear`.
     """
 
-    training = False
-
     def __init__(self, model: Transformer, precision: Precision, pack: Pack | None = None) -> None:
+        super().__init__(model, precision)
         pack = pack or partial(pack_linear, precision=precision)
-        config = self.config = model.config
-        self.precision = precision
+        config = model.config
         self.embedding = model.token_embedding.weight.detach()
-        self.device = self.embedding.device
         self.memory_dtype = torch.float32 if self.device.type == "cpu" or precision == "fp32" else torch.bfloat16
         self.scale = math.sqrt(config.d_model) if config.scale_embeddings else None
         positions: Any = model.position_embedding
@@ -64,14 +62,12 @@ class PackedTransformer:
 
     @torch.inference_mode()
     def __call__(self, tokens_BT: Tensor) -> Tensor:
-        """Scores (logits) for the token that follows each position, (B, T, V), as those of `Transformer`."""
         mask = None
         if self.config.pad_token_id is not None:
             mask = causal_mask(tokens_BT.shape[1], real=tokens_BT != self.config.pad_token_id, device=self.device)
         return self.head(self._hidden(tokens_BT, slice(tokens_BT.shape[1]), partial(_attend_all, mask)))
 
     def remember(self, batch_size: int, capacity: int) -> Memory:
-        """Memory for so many texts of up to `capacity` tokens."""
         config = self.config
 
         def zeros(width: int) -> list[Tensor]:
@@ -85,7 +81,6 @@ class PackedTransformer:
 
     @torch.inference_mode()
     def read(self, tokens: Sequence[int], memory: Memory, text: int) -> None:
-        """Read the beginning of a text in one pass, in place of what the memory has of that text."""
         memory.lengths[text] = length = len(tokens)
         if not tokens:
             return
@@ -104,7 +99,6 @@ class PackedTransformer:
 
     @torch.inference_mode()
     def step(self, tokens_B: Tensor, memory: Memory) -> Tensor:
-        """Read one more token of every text; scores for the tokens that follow, (B, V)."""
         lengths = memory.lengths
         if memory.real is None and lengths.count(lengths[0]) == len(lengths):
             logits = self._even_step(tokens_B, memory, lengths[0])

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from transformer.inference import PackedTransformer
+from transformer.inference import pack
 from transformer.model import KeyValueCache, Transformer
 from transformer.text.batches import Batch
 from transformer.training.preflight.check import Check
@@ -135,7 +135,7 @@ def cached(subject: Subject) -> Check:
             cache = KeyValueCache(model.config, device=device, dtype=whole.dtype, capacity=length)
             parts = [model.hidden_states(tokens[:, i : i + size], cache=cache) for i in range(0, length, size)]
             worst = max(worst, _distance(torch.cat(parts, dim=1), whole))
-    served, first = PackedTransformer(model, "fp32"), length // 2
+    served, first = pack(model, "fp32"), length // 2
     memory = served.remember(1, length)
     served.read(tokens[0, :first].tolist(), memory, 0)
     with torch.no_grad():

@@ -1,0 +1,102 @@
+"""`kernel.c` as a library: compiled once on each kind of machine, and its structures.
+
+Where it cannot be had, for want of the processor's instructions or of a C compiler, nothing is said: PyTorch serves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from ctypes import CDLL, POINTER, Structure, c_double, c_int, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+
+from transformer.files import whole_file
+
+SOURCE = Path(__file__).with_name("kernel.c")
+_FLAGS = ["-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math"]
+_NEEDED = {"avx512f", "avx512bw", "avx512_vnni", "f16c"}  # as Linux names them
+_SECONDS = 120  # that a compiler may take; it takes two
+
+KINDS = {"fp32": 0, "bf16": 1, "fp16": 2, "int8": 3}
+LAYER_NORM, RMS_NORM = 1, 2
+ACTIVATIONS = {"relu": 0, "gelu": 1, "swiglu": 2}
+OUT_OF_MEMORY, NO_SUCH_TOKEN, TEXT_TOO_LONG = 1, 2, 3
+
+
+def _fields(**kinds: str) -> list[tuple]:
+    kind_of = {"pointers": c_void_p, "integers": c_int64, "numbers": c_double}
+    return [(name, kind_of[kind]) for kind, names in kinds.items() for name in names.split()]
+
+
+class Product(Structure):
+    _fields_ = _fields(pointers="weight scale sum bias", integers="kind inputs outputs")
+
+
+class Norm(Structure):
+    _fields_ = _fields(pointers="weight bias", integers="kind", numbers="eps")
+
+
+class Layer(Structure):
+    _fields_ = [
+        *((name, Norm) for name in ("attention_norm", "query_norm", "key_norm", "feed_forward_norm")),
+        *((name, Product) for name in ("project", "output", "up", "down")),
+    ]
+
+
+class Model(Structure):
+    _fields_ = [
+        *_fields(
+            integers="vocabulary context n_layers width n_heads n_kv_heads key_width value_width hidden "
+            "norm_first activation pad_token",
+            numbers="embedding_scale head_weight",
+            pointers="embedding table cosine sine layers",
+        ),
+        ("final_norm", Norm),
+        ("head", Product),
+    ]
+
+
+class Memory(Structure):
+    _fields_ = _fields(pointers="keys values key_scales value_scales real", integers="kind capacity")
+
+
+@cache
+def load_kernel() -> CDLL | None:
+    """The compiled kernel, compiled now if it is not in the cache yet; None where it cannot be had."""
+    flags = _processor_flags()
+    if not set(flags.split()) >= _NEEDED:
+        return None
+    key = hashlib.sha256(SOURCE.read_bytes() + " ".join(_FLAGS).encode() + flags.encode()).hexdigest()[:16]
+    path = _cache() / f"kernel-{key}.so"
+    try:
+        if not path.exists():
+            with whole_file(path) as partial:
+                _compile(partial)
+        loaded = CDLL(str(path))
+    except (OSError, subprocess.SubprocessError):
+        return None
+    loaded.read_tokens.argtypes = [POINTER(Model), POINTER(Memory), c_int64, *[c_void_p] * 4, c_int]
+    return loaded
+
+
+def _compile(target: Path) -> None:
+    """Raises: OSError or subprocess.SubprocessError if there is no compiler that can."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or "cc"
+    command = [*compiler.split(), *_FLAGS, "-o", str(target), str(SOURCE), "-lm"]
+    subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS)
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "decoder-only-transformer" / "native"
+
+
+def _processor_flags() -> str:
+    """What Linux says the processor can do; nothing on other systems."""
+    try:
+        with Path("/proc/cpuinfo").open() as file:
+            return next((line.partition(":")[2] for line in file if line.startswith("flags")), "")
+    except OSError:
+        return ""

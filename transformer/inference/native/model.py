@@ -1,0 +1,231 @@
+"""A `Transformer` arranged for `kernel.c`: the same architecture once more, held equal to the others by tests.
+
+Dimensions: B batch · T tokens · D d_model · K key-value heads · E width of a head's queries and keys · V of its values
+            C capacity of a memory
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from transformer.errors import ConfigError, ContextLengthError
+from transformer.inference.linear import Precision
+from transformer.inference.memory import Memory
+from transformer.inference.native import kernel as c
+from transformer.inference.served import ServedTransformer
+from transformer.model import Transformer
+from transformer.model.attention import MultiHeadAttention
+from transformer.model.layers import DecoderLayer, FeedForward
+
+_LANES = 16  # columns of a block
+_PIECE = 256  # tokens that are read at a time: what they need to be worked on stays in the cache
+_MEMORY = {"fp32": torch.float32, "bf16": torch.float16, "int8": torch.int8}  # of keys and values
+_KINDS = {torch.float32: "fp32", torch.float16: "fp16", torch.int8: "int8"}
+
+
+class NativeTransformer(ServedTransformer):
+    """A model to serve or to evaluate on a CPU, not to train: it keeps the weights as they were when it was made.
+
+    Args:
+        model: what is packed. Its embeddings are shared, all other weights are copied.
+        precision: of the weights. What they are multiplied by is in fp32, or in int8 if they are: each row is rounded
+            by its own range. Keys and values are remembered in fp32, in fp16 beside bf16, and in int8 beside int8,
+            each head's with a scale of its own.
+
+    Raises:
+        ConfigError: if there is no kernel for this machine, or the model is not on the CPU.
+    """
+
+    def __init__(self, model: Transformer, precision: Precision) -> None:
+        super().__init__(model, precision)
+        kernel = c.load_kernel()
+        if kernel is None or self.device.type != "cpu":
+            raise ConfigError("the kernel in C is for a CPU with AVX-512 and VNNI, and needs a C compiler.")
+        self._read_tokens = kernel.read_tokens
+        self._kept: list[Tensor | ctypes.Array] = []  # what the kernel has the addresses of
+        self._model = self._arrange(model)
+
+    @torch.inference_mode()
+    def __call__(self, tokens_BT: Tensor) -> Tensor:
+        batch, length = tokens_BT.shape
+        texts = torch.arange(batch).repeat_interleave(length)
+        positions = torch.arange(length).repeat(batch)
+        logits = torch.empty(batch, length, _blocks(self.config.vocab_size))
+        self._read(self._remember(batch, length), tokens_BT.flatten(), texts, positions, logits.flatten(0, 1))
+        return logits[..., : self.config.vocab_size]
+
+    def remember(self, batch_size: int, capacity: int) -> Memory:
+        return self._remember(batch_size, capacity)
+
+    @torch.inference_mode()
+    def read(self, tokens: Sequence[int], memory: Memory, text: int) -> None:
+        assert isinstance(memory, _NativeMemory)
+        memory.lengths[text] = length = len(tokens)
+        self._read(memory, torch.tensor(tokens, dtype=torch.long), torch.full((length,), text), torch.arange(length))
+
+    def step(self, tokens_B: Tensor, memory: Memory) -> Tensor:
+        assert isinstance(memory, _NativeMemory)
+        batch = len(tokens_B)
+        integers = ctypes.c_int64 * batch
+        logits = torch.empty(batch, _blocks(self.config.vocab_size))
+        addresses = [tokens_B.data_ptr(), integers(*range(batch)), integers(*memory.lengths)]
+        self._run(memory, batch, addresses, logits)
+        memory.lengths = [length + 1 for length in memory.lengths]
+        return logits[:, : self.config.vocab_size]
+
+    def _read(
+        self, memory: _NativeMemory, tokens: Tensor, texts: Tensor, positions: Tensor, logits: Tensor | None = None
+    ) -> None:
+        """Read tokens (N,) of one or several texts. logits: (N, vocabulary in whole blocks), to be filled."""
+        tokens = tokens.contiguous()
+        for start in range(0, len(tokens), _PIECE):
+            piece = slice(start, start + _PIECE)
+            addresses = [tensor[piece].data_ptr() for tensor in (tokens, texts, positions)]
+            self._run(memory, len(tokens[piece]), addresses, None if logits is None else logits[piece])
+
+    def _run(self, memory: _NativeMemory, count: int, addresses: Sequence, logits: Tensor | None) -> None:
+        """addresses: of the tokens, their texts and their positions."""
+        out = None if logits is None else logits.data_ptr()
+        result = self._read_tokens(self._model, memory.native, count, *addresses, out, torch.get_num_threads())
+        if result == c.NO_SUCH_TOKEN:
+            raise IndexError(f"a token is not one of the {self.config.vocab_size:,} that the model knows.")
+        if result == c.TEXT_TOO_LONG:
+            raise ContextLengthError("a text has no place left in its memory, or in the model's context.")
+        if result == c.OUT_OF_MEMORY:
+            raise MemoryError(f"there is no memory to read {count} tokens with.")
+
+    def _remember(self, batch_size: int, capacity: int) -> _NativeMemory:
+        config, dtype = self.config, _MEMORY[self.precision]
+        capacity, heads = _blocks(capacity), (batch_size, config.n_layers, config.kv_heads)
+        keys = [torch.zeros(*heads, capacity // _LANES, config.key_dim, _LANES, dtype=dtype)]
+        values = [torch.zeros(*heads, capacity, _blocks(config.value_dim), dtype=dtype)]
+        if dtype == torch.int8:
+            keys.append(torch.zeros(*heads, capacity))
+            values.append(torch.zeros(*heads, capacity))
+        real = None if config.pad_token_id is None else torch.ones(batch_size, capacity, dtype=torch.bool)
+        return _NativeMemory(keys, values, real, capacity)
+
+    # ---- a model in the kernel's structures ----
+
+    def _arrange(self, model: Transformer) -> c.Model:
+        config = self.config
+        positions: object = model.position_embedding
+        layers: list[DecoderLayer] = list(model.layers)  # type: ignore[arg-type]
+        arranged = c.Model(
+            vocabulary=config.vocab_size,
+            context=config.context_length,
+            n_layers=config.n_layers,
+            width=config.d_model,
+            n_heads=config.n_heads,
+            n_kv_heads=config.kv_heads,
+            key_width=config.key_dim,
+            value_width=config.value_dim,
+            hidden=config.feed_forward_dim,
+            norm_first=config.norm_placement == "pre",
+            activation=c.ACTIVATIONS[config.activation],
+            pad_token=-1 if config.pad_token_id is None else config.pad_token_id,
+            embedding_scale=math.sqrt(config.d_model) if config.scale_embeddings else 1.0,
+            head_weight=1 / config.n_heads if config.heads == "average" else 1.0,
+            embedding=self._keep(model.token_embedding.weight),
+            final_norm=self._norm(model.final_norm),
+            head=self._product([model.head]),
+        )
+        if config.positions == "rotary":
+            rotary = layers[0].attention.rotary
+            assert rotary is not None
+            arranged.cosine, arranged.sine = self._keep(rotary.cosine_CE), self._keep(rotary.sine_CE)
+        else:
+            table = positions.table_CD if config.positions == "sinusoidal" else positions.weight  # type: ignore[attr-defined]
+            arranged.table = self._keep(table)
+        array = (c.Layer * len(layers))(*[self._layer(layer) for layer in layers])
+        self._kept.append(array)
+        arranged.layers = ctypes.addressof(array)
+        return arranged
+
+    def _layer(self, layer: DecoderLayer) -> c.Layer:
+        attention: MultiHeadAttention = layer.attention
+        feed_forward: FeedForward = layer.feed_forward
+        ups = [feed_forward.gate, feed_forward.up] if feed_forward.activation == "swiglu" else [feed_forward.up]
+        arranged = c.Layer(
+            attention_norm=self._norm(layer.attention_norm),
+            feed_forward_norm=self._norm(layer.feed_forward_norm),
+            project=self._product([attention.query, attention.key, attention.value]),
+            up=self._product(ups),
+            down=self._product([feed_forward.down]),
+        )
+        if attention.qk_norm:
+            arranged.query_norm, arranged.key_norm = self._norm(attention.query_norm), self._norm(attention.key_norm)
+        if attention.heads == "concatenate":
+            arranged.output = self._product([attention.output])
+        return arranged
+
+    def _norm(self, module: nn.Module) -> c.Norm:
+        if isinstance(module, nn.LayerNorm):
+            return c.Norm(self._keep(module.weight), self._keep(module.bias), c.LAYER_NORM, module.eps)
+        if isinstance(module, nn.RMSNorm):
+            eps = torch.finfo(torch.float32).eps if module.eps is None else module.eps
+            return c.Norm(self._keep(module.weight), None, c.RMS_NORM, eps)
+        return c.Norm()  # after post-norm layers the stream is normalised already
+
+    def _product(self, parts: Iterable[nn.Linear]) -> c.Product:
+        """Linear layers of one input as one product, whose outputs stand one after the other."""
+        modules = list(parts)
+        weight = torch.cat([module.weight.detach() for module in modules]).float()
+        outputs, inputs = weight.shape
+        weight = F.pad(weight, (0, 0, 0, -outputs % _LANES))
+        product = c.Product(kind=c.KINDS[self.precision], inputs=inputs, outputs=outputs)
+        if modules[0].bias is not None:
+            bias = torch.cat([module.bias.detach() for module in modules])
+            product.bias = self._keep(F.pad(bias, (0, -outputs % _LANES)))
+        if self.precision == "int8":
+            rounded, scale = _rounded(F.pad(weight, (0, -inputs % 4)))
+            product.inputs = rounded.shape[1]
+            product.scale = self._keep(scale)
+            product.sum = self._keep(rounded.sum(dim=1) * scale)
+            fours = rounded.view(torch.int32)  # four inputs each, which stay together
+            product.weight = self._keep(_in_blocks(fours), torch.int32)
+        else:
+            dtype = torch.float32 if self.precision == "fp32" else torch.bfloat16
+            product.weight = self._keep(_in_blocks(weight.to(dtype)), dtype)
+        return product
+
+    def _keep(self, tensor: Tensor, dtype: torch.dtype = torch.float32) -> int:
+        """The address of a tensor's numbers, which stay there as long as this model."""
+        tensor = tensor.detach().to(dtype).contiguous()
+        self._kept.append(tensor)
+        return tensor.data_ptr()
+
+
+class _NativeMemory(Memory):
+    """Keys and values in the kernel's arrangement, text by text."""
+
+    def __init__(self, keys: list[Tensor], values: list[Tensor], real: Tensor | None, capacity: int) -> None:
+        super().__init__(keys, values, real)
+        addresses = {"keys": keys[0].data_ptr(), "values": values[0].data_ptr()}
+        if len(keys) > 1:
+            addresses |= {"key_scales": keys[1].data_ptr(), "value_scales": values[1].data_ptr()}
+        if real is not None:
+            addresses["real"] = real.data_ptr()
+        self.native = c.Memory(**addresses, kind=c.KINDS[_KINDS[keys[0].dtype]], capacity=capacity)
+
+
+def _blocks(n: int) -> int:
+    """The least number of whole blocks' columns that is not less than n."""
+    return n + -n % _LANES
+
+
+def _in_blocks(weight: Tensor) -> Tensor:
+    """(out, in) -> (out / 16, in, 16)."""
+    return weight.view(-1, _LANES, weight.shape[1]).transpose(1, 2)
+
+
+def _rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights (out, in) rounded to 8 bits, and the scale of each output, (out,)."""
+    scale = (weight.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+    return (weight / scale[:, None]).round().to(torch.int8), scale
