@@ -76,7 +76,7 @@ def _llama_cpp(directory: Path, precision: str) -> Run:
     llama.llama_backend_init()
     model = llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params())
     options = llama.llama_context_default_params()
-    options.n_ctx, options.n_batch = 512, 512
+    options.n_ctx, options.n_batch = 1024, 512
     options.n_threads = options.n_threads_batch = torch.get_num_threads()
     context = llama.llama_init_from_model(model, options)
     size = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))

@@ -65,9 +65,9 @@ typedef struct {
 } Model;
 
 typedef struct { /* of each text, layer and key-value head */
-    void *keys; /* (capacity / 16, key_width, 16) */
+    void *keys; /* (capacity / 16, key_width, 16); INT8: (capacity / 16, key_width / 4, 16, 4), with 128 added */
     void *values; /* (capacity, value_width rounded up to 16) */
-    float *key_scales, *value_scales; /* (capacity), of INT8 */
+    float *key_scales, *value_scales; /* (capacity), of INT8, whose keys have a width rounded up to 4 */
     uint8_t *real; /* (text, capacity), 0 at padding; or NULL */
     int64_t kind, capacity; /* FP32, FP16 or INT8; a multiple of 16 */
 } Memory;
@@ -78,6 +78,11 @@ typedef struct { /* what products take: rows of floats, and the same in 8 bits w
     float *low, *step;
     int64_t count, stride; /* from row to row */
 } Rows;
+
+/* What is read only once is asked for a page ahead: the processor's own look ahead ends with the page. */
+INLINE void ask_ahead(const void *weight, int64_t bytes) {
+    _mm_prefetch((const char *)weight + bytes + 4096, _MM_HINT_T0);
+}
 
 INLINE int64_t round_up(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
@@ -103,6 +108,7 @@ INLINE void tile(int rows, int width, Kind kind, const float *x, int64_t x_strid
     for (int64_t k = 0; k < inputs; k++) {
         __m512 w[MOST_WIDTH];
         for (int b = 0; b < width; b++) w[b] = load(kind, weight, b * block + k * stride);
+        if (rows == 1) ask_ahead(weight, k * stride * size_of(kind));
         for (int r = 0; r < rows; r++) {
             __m512 value = _mm512_set1_ps(x[r * x_stride + k]);
             for (int b = 0; b < width; b++) sums[r][b] = _mm512_fmadd_ps(value, w[b], sums[r][b]);
@@ -115,8 +121,10 @@ INLINE __m512 line(Kind kind, const float *x, const void *weight, int64_t inputs
     __m512 sums[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
     int64_t k = 0;
     for (; k + 4 <= inputs; k += 4)
-        for (int i = 0; i < 4; i++)
+        for (int i = 0; i < 4; i++) {
             sums[i] = _mm512_fmadd_ps(_mm512_set1_ps(x[k + i]), load(kind, weight, (k + i) * LANES), sums[i]);
+            if (kind == FP32 || i % 2) ask_ahead(weight, (k + i) * LANES * size_of(kind));
+        }
     for (; k < inputs; k++) sums[0] = _mm512_fmadd_ps(_mm512_set1_ps(x[k]), load(kind, weight, k * LANES), sums[0]);
     return _mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3]));
 }
@@ -330,20 +338,43 @@ static void turn(const Model *m, const Norm *norm, float *x, int64_t position) {
     }
 }
 
-/* Write n numbers, each `stride` from the last. Returns the scale that INT8 has, by which they are to be multiplied. */
-static float put(Kind kind, const float *x, int64_t n, void *place, int64_t at, int64_t stride) {
+/* The scale by which n numbers are whole numbers of 8 bits; 0 if they are zeros. */
+INLINE float scale_of(const float *x, int64_t n) {
     float largest = 0;
-    if (kind == FP32) {
-        for (int64_t i = 0; i < n; i++) ((float *)place)[at + i * stride] = x[i];
-    } else if (kind == FP16) {
-        for (int64_t i = 0; i < n; i++)
-            ((uint16_t *)place)[at + i * stride] = _cvtss_sh(x[i], _MM_FROUND_TO_NEAREST_INT);
-    } else {
-        for (int64_t i = 0; i < n; i++) largest = fabsf(x[i]) > largest ? fabsf(x[i]) : largest;
-        float inverse = largest > 0 ? 127.0f / largest : 0;
-        for (int64_t i = 0; i < n; i++) ((int8_t *)place)[at + i * stride] = (int8_t)rintf(x[i] * inverse);
-    }
+#pragma omp simd reduction(max : largest)
+    for (int64_t i = 0; i < n; i++) largest = fabsf(x[i]) > largest ? fabsf(x[i]) : largest;
     return largest / 127.0f;
+}
+
+INLINE int8_t rounded(float x, float scale) { return scale > 0 ? (int8_t)rintf(x / scale) : 0; }
+
+/* Write the key of a position, or its value. */
+static void put_key(const Memory *memory, int64_t start, int64_t position, const float *key, int64_t n) {
+    int64_t block = start + position / LANES * LANES, lane = position % LANES, fours = (n + 3) / 4 * 4;
+    if (memory->kind == INT8) {
+        uint8_t *bytes = (uint8_t *)memory->keys + block * fours;
+        float scale = memory->key_scales[start + position] = scale_of(key, n);
+        for (int64_t i = 0; i < n; i++) bytes[(i / 4 * LANES + lane) * 4 + i % 4] = 128 + rounded(key[i], scale);
+    } else if (memory->kind == FP16) {
+        uint16_t *halves = (uint16_t *)memory->keys + block * n + lane;
+        for (int64_t i = 0; i < n; i++) halves[i * LANES] = _cvtss_sh(key[i], _MM_FROUND_TO_NEAREST_INT);
+    } else {
+        float *floats = (float *)memory->keys + block * n + lane;
+        for (int64_t i = 0; i < n; i++) floats[i * LANES] = key[i];
+    }
+}
+
+static void put_value(const Memory *memory, int64_t start, int64_t position, const float *value, int64_t n) {
+    int64_t at = (start + position) * round_up(n);
+    if (memory->kind == INT8) {
+        float scale = memory->value_scales[start + position] = scale_of(value, n);
+        for (int64_t i = 0; i < n; i++) ((int8_t *)memory->values)[at + i] = rounded(value[i], scale);
+    } else if (memory->kind == FP16) {
+        for (int64_t i = 0; i < n; i++)
+            ((uint16_t *)memory->values)[at + i] = _cvtss_sh(value[i], _MM_FROUND_TO_NEAREST_INT);
+    } else {
+        memcpy((float *)memory->values + at, value, n * sizeof(float));
+    }
 }
 
 /* How many positions stand in a memory before those of this head. */
@@ -354,20 +385,43 @@ INLINE int64_t before(const Model *m, const Memory *memory, int64_t text, int64_
 /* Turn the queries of a row in place, and put its keys and values into the memory. */
 static void remember(const Model *m, const Layer *l, const Memory *memory, int64_t layer, int64_t text,
                      int64_t position, float *projected) {
-    int64_t width = m->key_width, padded = round_up(m->value_width), size = size_of(memory->kind);
+    int64_t width = m->key_width;
     for (int64_t h = 0; h < m->n_heads; h++) turn(m, &l->query_norm, projected + h * width, position);
     for (int64_t h = 0; h < m->n_kv_heads; h++) {
         float *key = projected + (m->n_heads + h) * width;
         float *value = projected + (m->n_heads + m->n_kv_heads) * width + h * m->value_width;
         int64_t start = before(m, memory, text, layer, h);
         turn(m, &l->key_norm, key, position);
-        float key_scale = put(memory->kind, key, width, (char *)memory->keys + start * width * size,
-                              position / LANES * LANES * width + position % LANES, LANES);
-        float value_scale = put(memory->kind, value, m->value_width, (char *)memory->values + start * padded * size,
-                                position * padded, 1);
-        if (memory->kind == INT8) {
-            memory->key_scales[start + position] = key_scale;
-            memory->value_scales[start + position] = value_scale;
+        put_key(memory, start, position, key, width);
+        put_value(memory, start, position, value, m->value_width);
+    }
+}
+
+/* Queries in 8 bits times keys in 8 bits: out (queries, blocks * 16), the scales of the keys included. */
+static void int8_scores(const float *queries, int64_t count, int64_t width, const uint8_t *keys, const float *scales,
+                        int64_t blocks, float *out, int64_t out_stride) {
+    int64_t fours = (width + 3) / 4;
+    for (int64_t q = 0; q < count; q++) {
+        int32_t bytes[fours], sum = 0;
+        float scale = scale_of(queries + q * width, width);
+        memset(bytes, 0, sizeof(bytes));
+        for (int64_t i = 0; i < width; i++) {
+            int8_t byte = rounded(queries[q * width + i], scale);
+            ((int8_t *)bytes)[i] = byte;
+            sum += byte;
+        }
+        for (int64_t b = 0; b < blocks; b++) {
+            __m512i products[4] = {_mm512_set1_epi32(-128 * sum)}; /* what was added to the keys is taken away */
+            for (int64_t k = 0; k < fours; k++) {
+                products[k % 4] = _mm512_dpbusd_epi32(products[k % 4], _mm512_loadu_si512(keys + (b * fours + k) * 64),
+                                                      _mm512_set1_epi32(bytes[k]));
+                ask_ahead(keys, (b * fours + k) * 64);
+            }
+            __m512i all = _mm512_add_epi32(_mm512_add_epi32(products[0], products[1]),
+                                           _mm512_add_epi32(products[2], products[3]));
+            _mm512_storeu_ps(out + q * out_stride + b * LANES,
+                             _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(all), _mm512_set1_ps(scale)),
+                                           _mm512_loadu_ps(scales + b * LANES)));
         }
     }
 }
@@ -402,8 +456,9 @@ static void attend(const Model *m, const Memory *memory, int64_t layer, int64_t 
     int64_t width = m->key_width, padded = round_up(m->value_width), group = m->n_heads / m->n_kv_heads;
     int64_t n = rows * group, length = positions[rows - 1] + 1, all = round_up(length), capacity = memory->capacity;
     int64_t start = before(m, memory, text, layer, kv_head);
-    const char *keys = (const char *)memory->keys + start * width * size_of(kind);
-    const char *values = (const char *)memory->values + start * padded * size_of(kind);
+    int64_t key_size = kind == INT8 ? (width + 3) / 4 * 4 : width * size_of(kind);
+    const void *keys = (const char *)memory->keys + start * key_size;
+    const void *values = (const char *)memory->values + start * padded * size_of(kind);
     const uint8_t *real = memory->real ? memory->real + text * capacity : NULL;
     float *queries = scratch, *scores = queries + n * width, *out = scores + n * capacity;
     float scale = 1.0f / sqrtf(width);
@@ -411,11 +466,12 @@ static void attend(const Model *m, const Memory *memory, int64_t layer, int64_t 
         const float *query = projected + i / group * projected_stride + (kv_head * group + i % group) * width;
         for (int64_t k = 0; k < width; k++) queries[i * width + k] = query[k] * scale;
     }
-    small_product(kind, queries, n, width, keys, width, width * LANES, LANES, all / LANES, scores, capacity);
+    if (kind == INT8)
+        int8_scores(queries, n, width, keys, memory->key_scales + start, all / LANES, scores, capacity);
+    else small_product(kind, queries, n, width, keys, width, width * LANES, LANES, all / LANES, scores, capacity);
     for (int64_t i = 0; i < n; i++) {
         float *row = scores + i * capacity;
         int64_t seen = positions[i / group] + 1;
-        if (kind == INT8) multiply(row, memory->key_scales + start, seen);
         softmax(row, seen, all, real);
         if (kind == INT8) multiply(row, memory->value_scales + start, seen);
     }

@@ -103,7 +103,8 @@ class NativeTransformer(ServedTransformer):
     def _remember(self, batch_size: int, capacity: int) -> _NativeMemory:
         config, dtype = self.config, _MEMORY[self.precision]
         capacity, heads = _blocks(capacity), (batch_size, config.n_layers, config.kv_heads)
-        keys = [torch.zeros(*heads, capacity // _LANES, config.key_dim, _LANES, dtype=dtype)]
+        key_width = config.key_dim + (-config.key_dim % 4 if dtype == torch.int8 else 0)
+        keys = [torch.zeros(*heads, capacity * key_width, dtype=dtype)]
         values = [torch.zeros(*heads, capacity, _blocks(config.value_dim), dtype=dtype)]
         if dtype == torch.int8:
             keys.append(torch.zeros(*heads, capacity))
