@@ -59,6 +59,7 @@ $(BIN)/python:
 
 $(VENV)/run.stamp: $(BIN)/python requirements.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(BIN)/python -c "from transformer.inference.native import load_kernel; load_kernel()"  # two seconds of the compiler
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp requirements-dev.txt

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from transformer.model.layers import DecoderLayer, FeedForward
 
 _LANES = 16  # columns of a block
 _PIECE = 256  # tokens that are read at a time: what they need to be worked on stays in the cache
+_ROWS = 2048  # of weights that are rounded at a time, whole blocks
 _MEMORY = {"fp32": torch.float32, "bf16": torch.float16, "int8": torch.int8}  # of keys and values
 _KINDS = {torch.float32: "fp32", torch.float16: "fp16", torch.int8: "int8"}
 
@@ -174,26 +175,20 @@ class NativeTransformer(ServedTransformer):
             return c.Norm(self._keep(module.weight), None, c.RMS_NORM, eps)
         return c.Norm()  # after post-norm layers the stream is normalised already
 
-    def _product(self, parts: Iterable[nn.Linear]) -> c.Product:
+    def _product(self, parts: Sequence[nn.Linear]) -> c.Product:
         """Linear layers of one input as one product, whose outputs stand one after the other."""
-        modules = list(parts)
-        weight = torch.cat([module.weight.detach() for module in modules]).float()
+        weight = _joined([part.weight for part in parts])
         outputs, inputs = weight.shape
-        weight = F.pad(weight, (0, 0, 0, -outputs % _LANES))
         product = c.Product(kind=c.KINDS[self.precision], inputs=inputs, outputs=outputs)
-        if modules[0].bias is not None:
-            bias = torch.cat([module.bias.detach() for module in modules])
+        if parts[0].bias is not None:
+            bias = _joined([part.bias for part in parts])
             product.bias = self._keep(F.pad(bias, (0, -outputs % _LANES)))
         if self.precision == "int8":
-            rounded, scale = _rounded(F.pad(weight, (0, -inputs % 4)))
-            product.inputs = rounded.shape[1]
-            product.scale = self._keep(scale)
-            product.sum = self._keep(rounded.sum(dim=1) * scale)
-            fours = rounded.view(torch.int32)  # four inputs each, which stay together
-            product.weight = self._keep(_in_blocks(fours), torch.int32)
+            packed, scales, sums = _rounded_blocks(weight)
+            product.inputs, product.scale, product.sum = 4 * packed.shape[1], self._keep(scales), self._keep(sums)
         else:
-            dtype = torch.float32 if self.precision == "fp32" else torch.bfloat16
-            product.weight = self._keep(_in_blocks(weight.to(dtype)), dtype)
+            packed = _blocks_of(weight, torch.float32 if self.precision == "fp32" else torch.bfloat16)
+        product.weight = self._keep(packed, packed.dtype)
         return product
 
     def _keep(self, tensor: Tensor, dtype: torch.dtype = torch.float32) -> int:
@@ -221,12 +216,33 @@ def _blocks(n: int) -> int:
     return n + -n % _LANES
 
 
-def _in_blocks(weight: Tensor) -> Tensor:
-    """(out, in) -> (out / 16, in, 16)."""
-    return weight.view(-1, _LANES, weight.shape[1]).transpose(1, 2)
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0].detach() if len(parts) == 1 else torch.cat([part.detach() for part in parts])
 
 
-def _rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights (out, in) rounded to 8 bits, and the scale of each output, (out,)."""
-    scale = (weight.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
-    return (weight / scale[:, None]).round().to(torch.int8), scale
+def _blocks_of(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """(out, in) -> (out / 16, in, 16), with zeros behind the outputs."""
+    outputs, inputs = weight.shape
+    packed = torch.zeros(_blocks(outputs) // _LANES, inputs, _LANES, dtype=dtype)
+    whole = outputs // _LANES
+    packed[:whole] = weight[: whole * _LANES].view(whole, _LANES, inputs).transpose(1, 2)
+    if outputs % _LANES:
+        packed[whole, :, : outputs % _LANES] = weight[whole * _LANES :].T
+    return packed
+
+
+def _rounded_blocks(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights (out, in) in 8 bits, as (out / 16, in / 4, 16) integers of four each.
+
+    Returns:
+        Those, the scale of each output, and the sum of its weights, (out,) in whole blocks.
+    """
+    packed, scales, sums = [], [], []
+    for rows in weight.split(_ROWS):  # a few at a time, since all of them in fp32 might need more memory than the model
+        rows = F.pad(rows.float(), (0, -rows.shape[1] % 4, 0, -len(rows) % _LANES))
+        scale = (rows.abs().amax(dim=1) / 127).clamp_(min=torch.finfo(torch.float32).tiny)
+        rounded = (rows / scale[:, None]).round_().to(torch.int8)
+        packed.append(_blocks_of(rounded.view(torch.int32), torch.int32))
+        scales.append(scale)
+        sums.append(rounded.sum(dim=1) * scale)
+    return torch.cat(packed), torch.cat(scales), torch.cat(sums)

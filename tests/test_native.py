@@ -1,0 +1,127 @@
+"""The kernel in C, beyond what `test_packed.py` asks of every served model."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from models import tiny_model
+
+from transformer.cli import DEFAULT_MODEL
+from transformer.errors import ConfigError, ContextLengthError
+from transformer.evaluation import evaluate
+from transformer.hub import checkpoint
+from transformer.inference import PackedTransformer, pack
+from transformer.inference.native import NativeTransformer, kernel, load_kernel
+from transformer.model import Transformer
+
+needs_kernel = pytest.mark.skipif(load_kernel() is None, reason="no C compiler, or a CPU without VNNI")
+
+
+@pytest.fixture
+def no_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """A machine where nothing was compiled yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    load_kernel.cache_clear()
+    yield tmp_path
+    load_kernel.cache_clear()
+
+
+def random_tokens(*shape: int) -> torch.Tensor:
+    return torch.randint(300, shape, generator=torch.Generator().manual_seed(0))
+
+
+@needs_kernel
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_a_text_among_others_is_the_text_alone(precision: str) -> None:
+    """For all numbers of texts and threads that divide the loops differently; bit by bit where rounding decides."""
+    served = pack(tiny_model("modern"), precision)
+    tokens = random_tokens(13, 9)
+
+    def read(rows: torch.Tensor) -> torch.Tensor:
+        memory = served.remember(len(rows), 16)
+        for text, row in enumerate(rows):
+            served.read(row[:-1].tolist(), memory, text)
+        return served.step(rows[:, -1].contiguous(), memory)
+
+    alone = torch.cat([read(row[None]) for row in tokens])
+    tolerance = {"rtol": 0.0, "atol": 0.0} if precision == "int8" else {"rtol": 1e-4, "atol": 1e-5}
+    threads = torch.get_num_threads()
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            for count in range(1, 14):
+                torch.testing.assert_close(read(tokens[:count]), alone[:count], **tolerance)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@needs_kernel
+@torch.no_grad()
+def test_a_prompt_longer_than_a_piece_is_read_whole() -> None:
+    model = tiny_model("modern", context_length=700)
+    tokens = random_tokens(1, 700)
+    served = pack(model, "fp32")
+    torch.testing.assert_close(served(tokens), model(tokens), rtol=1e-4, atol=1e-5)
+    memory = served.remember(1, 700)
+    served.read(tokens[0, :-1].tolist(), memory, 0)
+    torch.testing.assert_close(served.step(tokens[:, -1], memory), model(tokens)[:, -1], rtol=1e-4, atol=1e-5)
+
+
+@needs_kernel
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_packing_leaves_the_model_as_it_is(precision: str) -> None:
+    model = tiny_model("gpt2")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    pack(model, precision)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@needs_kernel
+def test_what_there_is_no_place_for_is_refused() -> None:
+    served = pack(tiny_model(context_length=8), "int8")
+    memory = served.remember(1, 8)
+    for token in (-1, 300, 2**40):
+        with pytest.raises(IndexError, match="300 that the model knows"):
+            served.read([1, token], memory, 0)
+        with pytest.raises(IndexError):
+            served.step(torch.tensor([token]), memory)
+    with pytest.raises(ContextLengthError, match="no place left"):
+        served.read([1] * 9, memory, 0)
+    served.read([1] * 8, memory, 0)
+    with pytest.raises(ContextLengthError):
+        served.step(torch.tensor([1]), memory)
+
+
+def test_without_a_compiler_pytorch_serves(no_kernel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for compiler in ("false", "there-is-no-such-compiler", "touch /dev/null"):  # fails; is missing; makes no library
+        monkeypatch.setenv("CC", compiler)
+        load_kernel.cache_clear()
+        assert type(pack(tiny_model(), "fp32")) is PackedTransformer
+        assert not [path for path in no_kernel.rglob("*") if path.is_file()]
+        with pytest.raises(ConfigError, match="C compiler"):
+            NativeTransformer(tiny_model(), "fp32")
+
+
+def test_on_another_processor_nothing_is_compiled(no_kernel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "_processor_flags", lambda: "fpu sse2 avx2")
+    assert load_kernel() is None
+    assert not list(no_kernel.iterdir())
+
+
+@needs_kernel
+def test_it_is_compiled_once(no_kernel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_kernel() is not None
+    (file,) = [path for path in no_kernel.rglob("*") if path.is_file()]
+    monkeypatch.setenv("CC", "false")
+    load_kernel.cache_clear()
+    assert load_kernel() is not None and file.exists()
+
+
+@needs_kernel
+def test_int8_costs_hardly_any_bits() -> None:
+    """On a page of English: weights, rows, keys and values of the embedded model in 8 bits, beside fp32."""
+    model, tokenizer = checkpoint.load(DEFAULT_MODEL)
+    text = Path("README.md").read_text(encoding="utf-8")[:6000]
+    assert isinstance(model, Transformer)
+    exact, rounded = (evaluate(pack(model, precision), tokenizer, [text]) for precision in ("fp32", "int8"))
+    assert abs(rounded.bits_per_byte / exact.bits_per_byte - 1) < 0.005
