@@ -25,10 +25,12 @@ from typing import Any
 import torch
 
 from benchmarks.peers import CONTENDERS, open_contender
+from benchmarks.picture import draw_bars
 from transformer.device import describe
 from transformer.hub import checkpoint
 from transformer.model import ModelConfig, Transformer
 
+SIZES = {"d_model": 512, "n_layers": 6, "n_heads": 8, "d_feed_forward": 2048, "vocab_size": 50257}
 BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 
 
@@ -39,6 +41,7 @@ def read_options() -> Namespace:
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help="default: %(default)s")
     parser.add_argument("--only", nargs="+", default=[""], metavar="WORD", help="contenders with this in their name")
     parser.add_argument("--model", help="a model directory; its GGUF files and the like are written elsewhere")
+    parser.add_argument("--picture", metavar="SVG", help="draw the tokens per second there")
     parser.add_argument("--child", metavar="JSON", help=SUPPRESS)
     return parser.parse_args()
 
@@ -46,11 +49,10 @@ def read_options() -> Namespace:
 def prepare(options: Namespace, folder: Path) -> None:
     """The model directory that all contenders read."""
     torch.manual_seed(0)
-    sizes = {"d_model": 512, "n_layers": 6, "n_heads": 8, "d_feed_forward": 2048, "vocab_size": 50257}
     if options.model:
         model = checkpoint.load_model(options.model)
     else:
-        model = Transformer(ModelConfig.preset("gpt2", context_length=1024, dropout=0.0, **sizes))
+        model = Transformer(ModelConfig.preset("gpt2", context_length=1024, dropout=0.0, **SIZES))
     checkpoint.save(model, None, folder)
 
 
@@ -113,6 +115,8 @@ def main() -> None:
                     runs.append(result)
         parameters = checkpoint.load_model(folder).parameter_count()
     report(options, results, max(memory), parameters)
+    if options.picture:
+        draw(options.picture, results)
 
 
 def report(options: Namespace, results: dict, bandwidth: float, parameters: int) -> None:
@@ -134,6 +138,14 @@ def report(options: Namespace, results: dict, bandwidth: float, parameters: int)
             f"| {name} {precision} | {size} | {statistics.median(speeds):,.0f} | "
             f"{min(speeds):,.0f}-{max(speeds):,.0f} | {ratio:.2f} | {share} | {first:,.1f} | {peak:.2f} |"
         )
+
+
+def draw(path: str, results: dict) -> None:
+    groups: dict[str, dict[str, float]] = {}
+    for (name, precision, size), runs in results.items():
+        group = groups.setdefault(precision if size == 1 else f"{precision}, {size} texts", {})
+        group[name] = statistics.median(run["speed"] for run in runs)
+    draw_bars(path, f"tokens per second, {describe(torch.device('cpu'))}", groups)
 
 
 def installed(name: str) -> bool:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from models import tiny_model, tiny_tokenizer
 
 from transformer.errors import ConfigError
-from transformer.inference import Generator, SamplingOptions, window_start
+from transformer.inference import Generator, SamplingOptions, sampling, window_start
 from transformer.inference.sampling import choose, keep_min_p, keep_top_p, penalize_repetition
 from transformer.inference.stopping import StopBuffer
 from transformer.model import PRESETS, Transformer
@@ -65,7 +65,11 @@ def in_order(keep, logits: torch.Tensor, p: float) -> torch.Tensor:
         dict(top_k=0, top_p=1.0, repetition_penalty=1.5),
     ],
 )
-def test_choices_are_drawn_from_what_the_filters_of_transformers_leave(options: dict) -> None:
+@pytest.mark.parametrize("few", [1000, 20, 3])  # tokens that are put in order if they suffice: they do, they do not
+def test_choices_are_drawn_from_what_the_filters_of_transformers_leave(
+    options: dict, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "_FEW", few)
     logits, seen = 2 * torch.randn(50, generator=torch.Generator().manual_seed(3)), torch.arange(0, 50, 2)
     o = SamplingOptions(temperature=0.7, **options)
     left = transformers.RepetitionPenaltyLogitsProcessor(o.repetition_penalty)(seen[None], logits[None].clone()) / 0.7
