@@ -66,7 +66,7 @@ def test_prediction(server: CogServer) -> None:
 
 def test_every_input_reaches_the_library(server: CogServer, model: Path) -> None:
     inputs = dict(
-        max_tokens=60, temperature=1.5, top_p=0.9, top_k=40, min_p=0.01, repetition_penalty=1.3, min_tokens=50
+        max_tokens=60, temperature=1.5, top_p=0.9, top_k=40, min_p=0.01, repetition_penalty=1.3, min_tokens=59
     )
     library = Generator(*load(model), "auto")
 
