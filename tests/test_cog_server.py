@@ -66,7 +66,7 @@ def test_prediction(server: CogServer) -> None:
 
 def test_every_input_reaches_the_library(server: CogServer, model: Path) -> None:
     inputs = dict(
-        max_tokens=60, temperature=1.5, top_p=0.9, top_k=40, min_p=0.01, repetition_penalty=1.3, min_tokens=59
+        max_tokens=60, temperature=1.5, top_p=0.9, top_k=40, min_p=0.01, repetition_penalty=1.3, min_tokens=40
     )
     library = Generator(*load(model), "auto")
 
@@ -75,7 +75,7 @@ def test_every_input_reaches_the_library(server: CogServer, model: Path) -> None
 
     assert server.text(prompt="The river", **inputs, seed=5) == text()
     whole = text()
-    changes = dict(temperature=1.0, top_p=1.0, top_k=0, min_p=0.9, repetition_penalty=1.0, max_tokens=59, min_tokens=0)
+    changes = dict(temperature=1.0, top_p=1.0, top_k=0, min_p=0.9, repetition_penalty=1.0, max_tokens=40, min_tokens=0)
     for name, value in changes.items():
         changed = server.text(prompt="The river", **{**inputs, name: value}, seed=5)
         assert changed == text(**{name: value}), name
