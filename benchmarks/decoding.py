@@ -2,12 +2,13 @@
 
 python -m benchmarks.decoding                      # one text; 6 layers of width 512, GPT-2's vocabulary
 python -m benchmarks.decoding --batch 8 32         # several texts side by side
-python -m benchmarks.decoding --prompt 512 --new 2 # reading a prompt
+python -m benchmarks.decoding --prompt 512 --new 1 # reading a prompt
 python -m benchmarks.decoding --model weights      # the embedded model
 
 Greedy, on random weights unless --model is given. Every measurement is a process of its own; contenders take turns, so
 that noise hits all of them alike, and each round measures how fast memory is read. tokens/s counts new tokens of all
-texts after the first; ms to the first token is the time of a run that makes one. GB is the peak of the process.
+texts after the first; ms to the first token is the time of a run that makes one, which --new 1 compares in place of
+tokens/s. GB is the peak of the process.
 """
 
 import json
@@ -72,8 +73,11 @@ def measure(task: Namespace) -> dict[str, Any]:
     if not task.measured:
         return {}
     first = statistics.median(clocked(lambda: run(prompts, 1)) for _ in range(task.runs))
-    whole = statistics.median(clocked(lambda: run(prompts, task.new)) for _ in range(task.runs))
-    speed = task.size * (task.new - 1) / (whole - first)
+    if task.new > 1:
+        whole = statistics.median(clocked(lambda: run(prompts, task.new)) for _ in range(task.runs))
+        speed = task.size * (task.new - 1) / (whole - first)
+    else:
+        speed = task.size * task.prompt / first  # tokens of prompts that are read in a second
     return {"speed": speed, "first": 1000 * first, "memory": getrusage(RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
 
 
@@ -126,14 +130,16 @@ def report(options: Namespace, results: dict, bandwidth: float, parameters: int)
     print(f"`python -m benchmarks.decoding {subprocess.list2cmdline(sys.argv[1:])}`", end="; ")
     print(f"memory is read at {bandwidth:.1f} GB/s")
     limits = {name: bandwidth * 1e9 / (parameters * size) for name, size in BYTES.items()}
-    print("\n| | texts | tokens/s | slowest-fastest | ours ÷ it | of the memory limit | ms to first token | GB |")
+    what = "tokens" if options.new > 1 else "tokens of prompts"
+    print(f"\n| | texts | {what}/s | slowest-fastest | ours ÷ it | of the memory limit | ms to first token | GB |")
     print("|---|--:|--:|--:|--:|--:|--:|--:|")
     for (name, precision, size), runs in results.items():
         speeds = [run["speed"] for run in runs]
         ours = results.get(("ours", precision, size), [])
         ratio = statistics.median([a["speed"] / b["speed"] for a, b in zip(ours, runs, strict=False)] or [float("nan")])
         first, peak = (statistics.median(run[key] for run in runs) for key in ("first", "memory"))
-        share = f"{statistics.median(speeds) / limits[precision]:.0%}" if size == 1 else ""
+        one_by_one = size == 1 and options.new > 1
+        share = f"{statistics.median(speeds) / limits[precision]:.0%}" if one_by_one else ""
         print(
             f"| {name} {precision} | {size} | {statistics.median(speeds):,.0f} | "
             f"{min(speeds):,.0f}-{max(speeds):,.0f} | {ratio:.2f} | {share} | {first:,.1f} | {peak:.2f} |"
