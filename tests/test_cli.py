@@ -107,6 +107,9 @@ def test_card_measures_a_trained_model_and_says_so(tmp_path: Path, capsys) -> No
         f"| {expected.token_perplexity:.2f} | {expected.word_perplexity:.1f} | {expected.bits_per_byte:.4f} |"
         in written
     )
+    tokenizer = checkpoint.load(folder)[1]
+    places = sum(min(len(tokenizer.encode_prompt(text)), 32) for text in SENTENCES)  # the context
+    assert f"% of {places} places (others)." in written
     assert (
         "license: cc-by-sa-4.0" in written
         and "--data texts --seed 3 --tokenizer a/b" in written

@@ -15,7 +15,7 @@ from tokenizers.processors import ByteLevel, TemplateProcessing
 
 from transformer.cli import main
 from transformer.errors import ConfigError, CorpusError
-from transformer.evaluation import Evaluation, evaluate
+from transformer.evaluation import Agreement, Evaluation, agreement, evaluate
 from transformer.evaluation.detokenize import wikitext
 from transformer.evaluation.perplexity import windows
 from transformer.hub import checkpoint
@@ -227,3 +227,22 @@ def test_windows_that_do_not_fit_and_no_text_are_refused() -> None:
         evaluate(MODEL, TOKENIZER, [])
     with pytest.raises(CorpusError):
         evaluate(MODEL, TOKENIZER, ["", ""])
+
+
+def test_agreement_counts_the_places_with_the_same_likeliest_token() -> None:
+    """With itself everywhere; with a model that takes another token, as far as that token was the likeliest."""
+    texts = ["The river rises in the hills.", "", "The sea." * 50]  # the last is longer than the context
+    lengths = [min(len(TOKENIZER.encode_prompt(text)), MODEL.config.context_length) for text in texts]
+    assert agreement(MODEL, MODEL, TOKENIZER, texts) == Agreement(sum(lengths), sum(lengths))
+    assert agreement(MODEL, MODEL, TOKENIZER, texts, documents=1).places == lengths[0]
+
+    class Stubborn(type(MODEL)):
+        def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.one_hot(torch.full_like(tokens, 7), MODEL.config.vocab_size)
+
+    with torch.no_grad():
+        expected = sum(
+            int((MODEL(torch.tensor([TOKENIZER.encode_prompt(text)[:length]])).argmax(-1) == 7).sum())
+            for text, length in zip(texts, lengths, strict=True)
+        )
+    assert agreement(MODEL, Stubborn(MODEL.config), TOKENIZER, texts).same == expected

@@ -124,7 +124,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def card(options: argparse.Namespace) -> None:
     """Measure a model on validation texts and write its card."""
-    from transformer.evaluation import Scores
+    from transformer.evaluation import Scores, agreement
     from transformer.evaluation import evaluate as score
     from transformer.hub.card import write_card
     from transformer.hub.checkpoint import load
@@ -135,14 +135,19 @@ def card(options: argparse.Namespace) -> None:
     model, tokenizer = load(options.model)
     draw_curve(Path(options.model))
     # int8 is what `--dtype auto` serves on most servers.
-    models: dict[str, Scores] = {"": model, " (int8)": pack(model, "int8")}
-    evaluations = []
+    rounded = pack(model, "int8")
+    models: dict[str, Scores] = {"": model, " (int8)": rounded}
+    evaluations, remarks = [], []
     for named in options.evaluate:
         name, _, source = named.partition("=")
         for suffix, scored in models.items():
             texts = (document.text for document in documents(source, split="validation"))
             evaluations.append((name + suffix, score(scored, tokenizer, texts)))
-    write_card(options.model, evaluations, options.data, options.license)
+        texts = (document.text for document in documents(source, split="validation"))
+        both = agreement(model, rounded, tokenizer, texts)
+        share = f"{both.same / both.places:.1%} of {both.places:,} places"
+        remarks.append(f"In int8 the likeliest next token is the one it is in fp32 at {share} ({name}).")
+    write_card(options.model, evaluations, options.data, options.license, remarks)
 
 
 def show(options: argparse.Namespace) -> None:

@@ -71,12 +71,14 @@ def write_card(
     evaluations: Sequence[tuple[str, Evaluation]],
     data: str,
     data_license: str | None = None,
+    remarks: Sequence[str] = (),
 ) -> None:
     """Write the card of a trained model into its directory. The samples are drawn here, and stand as they came.
 
     Args:
         evaluations: what text was scored, in words, and the outcome.
         data: what the model was trained on, in words. data_license: an identifier of the Hub such as cc-by-sa-3.0.
+        remarks: sentences about the evaluations.
     """
     directory = Path(directory)
     model, tokenizer = checkpoint.load(directory)
@@ -119,6 +121,7 @@ def write_card(
                 *rows,
             ]
         ),
+        *remarks,
         "## Samples, as they came",
         f"Temperature {_SAMPLING.temperature}, top-k {_SAMPLING.top_k}, top-p {_SAMPLING.top_p}, repetition penalty "
         f"{_SAMPLING.repetition_penalty}, seed {_SAMPLING.seed}, {_SAMPLING.max_tokens} tokens. The prompt is bold.",
