@@ -1,5 +1,6 @@
 """The kernel in C, beyond what `test_packed.py` asks of every served model."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -7,11 +8,13 @@ import torch
 from models import tiny_model
 
 from transformer.cli import DEFAULT_MODEL
+from transformer.device import processor_quota
 from transformer.errors import ConfigError, ContextLengthError
 from transformer.evaluation import evaluate
 from transformer.hub import checkpoint
 from transformer.inference import PackedTransformer, pack
 from transformer.inference.native import NativeTransformer, kernel, load_kernel
+from transformer.inference.native import model as native_model
 from transformer.model import Transformer
 
 needs_kernel = pytest.mark.skipif(load_kernel() is None, reason="no C compiler, or a CPU without VNNI")
@@ -125,3 +128,32 @@ def test_int8_costs_hardly_any_bits() -> None:
     assert isinstance(model, Transformer)
     exact, rounded = (evaluate(pack(model, precision), tokenizer, [text]) for precision in ("fp32", "int8"))
     assert abs(rounded.bits_per_byte / exact.bits_per_byte - 1) < 0.005
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu.max": "max 100000\n"}, math.inf),
+        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4.0),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, math.inf),
+        ({}, math.inf),
+    ],
+)
+def test_the_quota_of_a_container_is_read(files: dict[str, str], quota: float, tmp_path: Path) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert processor_quota(tmp_path) == quota
+
+
+@needs_kernel
+def test_no_more_threads_than_the_quota_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = []
+    for quota in (0.5, 1.9, math.inf):
+        monkeypatch.setattr(native_model, "processor_quota", lambda quota=quota: quota)
+        served = pack(tiny_model(), "fp32")
+        read = served._read_tokens
+        served._read_tokens = lambda *arguments, read=read: counts.append(arguments[-1]) or read(*arguments)
+        served.step(torch.tensor([1]), served.remember(1, 8))
+    assert counts == [1, 1, torch.get_num_threads()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from pathlib import Path
 from typing import Literal
@@ -65,6 +66,18 @@ def _has_fast_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     # Without the bf16 instructions of AVX-512 or AMX a CPU emulates it, slower than fp32.
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def processor_quota(cgroups: Path = Path("/sys/fs/cgroup")) -> float:
+    """How many processors' time a container may use; infinite where nothing limits it. PyTorch counts the machine's."""
+    for path in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # of version 2, and of version 1
+        try:
+            quota, period = " ".join((cgroups / name).read_text() for name in path).split()
+            if float(quota) > 0:
+                return float(quota) / float(period)
+        except (OSError, ValueError):  # ValueError: "max"
+            continue
+    return math.inf
 
 
 def describe(device: torch.device) -> str:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from transformer.device import processor_quota
 from transformer.errors import ConfigError, ContextLengthError
 from transformer.inference.linear import Precision
 from transformer.inference.memory import Memory
@@ -51,6 +52,7 @@ class NativeTransformer(ServedTransformer):
         self._read_tokens = kernel.read_tokens
         self._kept: list[Tensor | ctypes.Array] = []  # what the kernel has the addresses of
         self._model = self._arrange(model)
+        self._most_threads = max(1, int(min(processor_quota(), 2**16)))  # more would wait for each other, awake
 
     @torch.inference_mode()
     def __call__(self, tokens_BT: Tensor) -> Tensor:
@@ -93,7 +95,8 @@ class NativeTransformer(ServedTransformer):
     def _run(self, memory: _NativeMemory, count: int, addresses: Sequence, logits: Tensor | None) -> None:
         """addresses: of the tokens, their texts and their positions."""
         out = None if logits is None else logits.data_ptr()
-        result = self._read_tokens(self._model, memory.native, count, *addresses, out, torch.get_num_threads())
+        threads = min(torch.get_num_threads(), self._most_threads)
+        result = self._read_tokens(self._model, memory.native, count, *addresses, out, threads)
         if result == c.NO_SUCH_TOKEN:
             raise IndexError(f"a token is not one of the {self.config.vocab_size:,} that the model knows.")
         if result == c.TEXT_TOO_LONG:
