@@ -71,6 +71,19 @@ def test_a_prompt_longer_than_a_piece_is_read_whole() -> None:
 
 
 @needs_kernel
+@torch.no_grad()
+def test_tokens_of_any_kind_and_arrangement_are_read() -> None:
+    served, tokens = pack(tiny_model(), "fp32"), random_tokens(3, 4)
+    expected = served(tokens)
+    for other in (tokens.int(), tokens.T.contiguous().T):
+        assert torch.equal(served(other), expected)
+        memory = served.remember(3, 8)
+        for column in range(4):
+            logits = served.step(other[:, column], memory)
+        torch.testing.assert_close(logits, expected[:, -1], rtol=1e-4, atol=1e-5)
+
+
+@needs_kernel
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_packing_leaves_the_model_as_it_is(precision: str) -> None:
     model = tiny_model("gpt2")

@@ -75,10 +75,10 @@ class NativeTransformer(ServedTransformer):
     def step(self, tokens_B: Tensor, memory: Memory) -> Tensor:
         assert isinstance(memory, _NativeMemory)
         batch = len(tokens_B)
-        integers = ctypes.c_int64 * batch
+        tokens_B = tokens_B.to(torch.long).contiguous()
+        memory.positions[:batch] = [*memory.lengths]
         logits = torch.empty(batch, _blocks(self.config.vocab_size))
-        addresses = [tokens_B.data_ptr(), integers(*range(batch)), integers(*memory.lengths)]
-        self._run(memory, batch, addresses, logits)
+        self._run(memory, batch, [tokens_B.data_ptr(), memory.texts, memory.positions], logits)
         memory.lengths = [length + 1 for length in memory.lengths]
         return logits[:, : self.config.vocab_size]
 
@@ -86,7 +86,7 @@ class NativeTransformer(ServedTransformer):
         self, memory: _NativeMemory, tokens: Tensor, texts: Tensor, positions: Tensor, logits: Tensor | None = None
     ) -> None:
         """Read tokens (N,) of one or several texts. logits: (N, vocabulary in whole blocks), to be filled."""
-        tokens = tokens.contiguous()
+        tokens = tokens.to(torch.long).contiguous()
         for start in range(0, len(tokens), _PIECE):
             piece = slice(start, start + _PIECE)
             addresses = [tensor[piece].data_ptr() for tensor in (tokens, texts, positions)]
@@ -206,6 +206,8 @@ class _NativeMemory(Memory):
 
     def __init__(self, keys: list[Tensor], values: list[Tensor], real: Tensor | None, capacity: int) -> None:
         super().__init__(keys, values, real)
+        integers = ctypes.c_int64 * len(self.lengths)
+        self.texts, self.positions = integers(*range(len(self.lengths))), integers()  # of a step's tokens
         addresses = {"keys": keys[0].data_ptr(), "values": values[0].data_ptr()}
         if len(keys) > 1:
             addresses |= {"key_scales": keys[1].data_ptr(), "value_scales": values[1].data_ptr()}
