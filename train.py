@@ -1,6 +1,7 @@
 """Train a model: `python train.py --data my.txt`, `cog train -i train_data=@my.txt`, or POST /trainings."""
 
 import logging
+import os
 import shutil
 import sys
 import tempfile
@@ -106,4 +107,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if "RANK" in os.environ:  # one of several processes: gloo's threads can abort an interpreter that is taken down
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
