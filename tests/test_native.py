@@ -118,6 +118,15 @@ def test_without_a_compiler_pytorch_serves(no_kernel: Path, monkeypatch: pytest.
             NativeTransformer(tiny_model(), "fp32")
 
 
+def test_a_user_without_a_home_is_served_by_pytorch(no_kernel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", no_home)
+    assert type(pack(tiny_model(), "fp32")) is PackedTransformer
+
+
 def test_on_another_processor_nothing_is_compiled(no_kernel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "_processor_flags", lambda: "fpu sse2 avx2")
     assert load_kernel() is None

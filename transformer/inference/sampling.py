@@ -120,13 +120,15 @@ def choose(logits: Tensor, options: SamplingOptions, seen: Tensor | None, genera
 def _likeliest(logits: Tensor, p: float) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens that surely have the probability `p` together, from the likeliest on, few if few have it.
 
-    To put a whole vocabulary in order takes several times as long as a step of a small model.
+    On a CPU, to put a whole vocabulary in order takes several times as long as a step of a small model. A GPU does it
+    at once, and would have to wait for the question whether few suffice.
 
     Returns:
         Their logits and ids, and the total that `keep_top_p` needs.
     """
     total = logits.logsumexp(dim=-1, keepdim=True)
-    ordered, ids = logits.topk(min(_FEW, logits.shape[-1]))
-    if not bool(((ordered - total).exp().sum(dim=-1) > p).all()):
+    few = _FEW if logits.device.type == "cpu" else logits.shape[-1]
+    ordered, ids = logits.topk(min(few, logits.shape[-1]))
+    if ids.shape[-1] < logits.shape[-1] and not bool(((ordered - total).exp().sum(dim=-1) > p).all()):
         ordered, ids = logits.topk(logits.shape[-1])
     return ordered, ids, total

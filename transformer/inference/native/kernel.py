@@ -70,13 +70,13 @@ def load_kernel() -> CDLL | None:
     if not set(flags.split()) >= _NEEDED:
         return None
     key = hashlib.sha256(SOURCE.read_bytes() + " ".join(_FLAGS).encode() + flags.encode()).hexdigest()[:16]
-    path = _cache() / f"kernel-{key}.so"
     try:
+        path = _cache() / f"kernel-{key}.so"
         if not path.exists():
             with whole_file(path) as partial:
                 _compile(partial)
         loaded = CDLL(str(path))
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError, RuntimeError):  # RuntimeError: of a user without a home
         return None
     loaded.read_tokens.argtypes = [POINTER(Model), POINTER(Memory), c_int64, *[c_void_p] * 4, c_int]
     return loaded
