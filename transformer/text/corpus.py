@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,9 @@ from typing import Any
 from transformer.errors import CorpusError
 from transformer.text.conversation import Parts, conversation
 from transformer.text.document import Document, are_wikitext_lines, articles, join_pieces, pieces_of
+from transformer.text.wikipedia import clean_articles
 
+logger = logging.getLogger("transformer")
 _BUILDERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 _ROWS_TO_LOOK_AT = 200
 _TEXT_CHUNK = 2**20  # characters of a text file in memory, as lines; the reader's own 10 MB take 200 MB of memory
@@ -37,9 +41,23 @@ def documents(source: str, config: str | None = None, split: str = "train") -> I
     yield from join_pieces(pieces(source, config, split))
 
 
-def pieces(source: str, config: str | None = None, split: str = "train") -> Iterator[Document]:
-    """As `documents`, but one that is longer than memory may hold comes in pieces that say they continue it."""
-    yield from Corpus(source, config, split).read()
+def pieces(
+    source: str, config: str | None = None, split: str = "train", clean: str | None = None
+) -> Iterator[Document]:
+    """As `documents`, but one that is longer than memory may hold comes in pieces that say they continue it.
+
+    Args:
+        clean: "wikipedia": articles are cleaned, and poor ones left out, by `transformer.text.wikipedia`.
+    """
+    found = Corpus(source, config, split).read()
+    if clean is None:
+        yield from found
+        return
+    counts: Counter[str] = Counter()
+    for article in clean_articles(join_pieces(found), counts):
+        yield from pieces_of(article)
+    for what, count in counts.items():
+        logger.info("%s: %s", what, f"{count:,}")
 
 
 class Corpus:

@@ -22,6 +22,7 @@ from transformer.errors import CorpusError
 from transformer.text.corpus import fingerprint, pieces
 from transformer.text.tokenizer import Tokenizer
 from transformer.text.tokens import TokenStream, token_dtype, token_parts
+from transformer.text.wikipedia import VERSION as CLEANING
 
 logger = logging.getLogger("transformer")
 _FORMAT = 1  # to be raised when the same text and tokenizer give other tokens, or other files
@@ -32,21 +33,26 @@ _ABANDONED_SECONDS = 24 * 3600  # a partial folder that nobody has written to fo
 
 
 def tokenized(
-    source: str, config: str | None, split: str, tokenizer: Tokenizer, cache: Path | None = None
+    source: str,
+    config: str | None,
+    split: str,
+    tokenizer: Tokenizer,
+    cache: Path | None = None,
+    clean: str | None = None,
 ) -> TokenStream:
     """The tokens of a corpus as memory-mapped arrays; made now if they are not in `cache` yet.
 
     Memory does not grow with the corpus. Several processes may do this at the same time.
 
     Args:
-        source, config, split: as in `transformer.text.corpus.documents`.
+        source, config, split: as in `transformer.text.corpus.documents`. clean: as in its `pieces`.
         cache: folder of shards; None: decoder-only-transformer/tokens in $XDG_CACHE_HOME, or else in ~/.cache.
 
     Raises:
         CorpusError: if the corpus cannot be read or has nothing to learn, or the tokens cannot be written.
     """
     cache = cache or _default_cache()
-    folder = cache / _key(source, config, split, tokenizer)
+    folder = cache / _key(source, config, split, tokenizer, clean)
     if folder.exists():
         try:
             return _open(folder)
@@ -55,7 +61,7 @@ def tokenized(
     logger.info("tokenising %s (%s)", source, split)
     try:
         with _partial_folder(folder) as partial:
-            _write(partial, source, config, split, tokenizer)
+            _write(partial, source, config, split, tokenizer, clean)
             stream = _open(partial)  # what is mapped stays, whatever other processes do to the folder
             _put_in_place(partial, folder)
             return stream
@@ -70,8 +76,9 @@ def _default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "decoder-only-transformer" / "tokens"
 
 
-def _key(source: str, config: str | None, split: str, tokenizer: Tokenizer) -> str:
+def _key(source: str, config: str | None, split: str, tokenizer: Tokenizer, clean: str | None) -> str:
     everything = [_FORMAT, tokenizer.backend.to_str(), tokenizer.end_of_text, config, split]
+    everything += [clean, CLEANING] if clean else []
     return hashlib.sha256(json.dumps([*everything, fingerprint(source, config, split)]).encode()).hexdigest()
 
 
@@ -93,12 +100,14 @@ def _open(folder: Path) -> TokenStream:
     return TokenStream(mapped("tokens", meta["dtype"]), learned, mapped("starts", "int64"), meta["n_bytes"])
 
 
-def _write(folder: Path, source: str, config: str | None, split: str, tokenizer: Tokenizer) -> None:
+def _write(
+    folder: Path, source: str, config: str | None, split: str, tokenizer: Tokenizer, clean: str | None
+) -> None:
     """All files of a corpus, written part by part."""
     n_bytes, all_learned = 0, True
     with ExitStack() as stack:
         files = {name: stack.enter_context(open(folder / name, "wb")) for name in _FILES}
-        for part in token_parts(pieces(source, config, split), tokenizer):
+        for part in token_parts(pieces(source, config, split, clean), tokenizer):
             assert part.learned is not None  # as long as it is a part
             files["tokens"].write(part.tokens.tobytes())
             files["learned"].write(part.learned.tobytes())

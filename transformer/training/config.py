@@ -6,7 +6,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformer.errors import ConfigError
 from transformer.model import ModelConfig
@@ -30,6 +30,8 @@ class TrainConfig:
             data set on the Hub. Rows have a text, a prompt and a completion, or messages. Also --dataset.
         output: Folder for the trained model. A run that stopped there goes on.
         data_config: Configuration of a Hub data set, such as wikitext-2-raw-v1. Also --dataset-config.
+        clean: wikipedia: take out of articles what an extraction left behind (markup, empty brackets, lists, references),
+            and leave out stubs; validation text stays as it is.
         validation_data: Text to validate on, as data. Without it: the validation split of data, or else its last part.
         stream: Read the text as it is needed instead of tokenising it once to disk; takes a budget and validation text.
         token_cache: Folder of tokenised texts; without it one in the user's cache.
@@ -99,6 +101,7 @@ class TrainConfig:
     data: str
     output: str = "output"
     data_config: str | None = None
+    clean: Literal["wikipedia"] | None = None
     validation_data: str | None = None
     stream: bool = False
     token_cache: str | None = None
@@ -178,6 +181,8 @@ class TrainConfig:
             raise ConfigError("max_cost needs price_per_hour: what the machine costs in an hour.")
         if self.start_from_bigrams and (self.stream or self.init_from or self.embeddings_from):
             raise ConfigError("start_from_bigrams excludes stream, init_from and embeddings_from.")
+        if self.clean and self.stream:
+            raise ConfigError("clean has no effect on a stream: leave out one of them.")
         if self.resume and self.restart:
             raise ConfigError("resume and restart exclude each other.")
 

@@ -70,7 +70,7 @@ def _tokenizer(config: TrainConfig, engine: Engine) -> Tokenizer:
         tokenizer = Tokenizer.load(config.tokenizer)
     else:
         logger.info("training a tokenizer of %s tokens on %s", f"{config.vocab_size:,}", config.data)
-        found = pieces(config.data, config.data_config)
+        found = pieces(config.data, config.data_config, clean=config.clean)
         texts = (piece.text for piece in (islice(found, _STREAMED_PIECES) if config.stream else found))
         tokenizer = Tokenizer.train(texts, config.vocab_size, whole=config.whole_tokens)
     if has_conversations(config.data, config.data_config):
@@ -113,10 +113,11 @@ def _text(
         )
         return source, None, validation
 
-    def read(data: str, data_config: str | None, split: str) -> TokenStream:
-        return tokenized(data, data_config, split, tokenizer, Path(config.token_cache) if config.token_cache else None)
+    def read(data: str, data_config: str | None, split: str, clean: str | None = None) -> TokenStream:
+        cache = Path(config.token_cache) if config.token_cache else None
+        return tokenized(data, data_config, split, tokenizer, cache, clean)
 
-    stream = read(config.data, config.data_config, "train")
+    stream = read(config.data, config.data_config, "train", config.clean)
     logger.info("%s tokens to train on (%s)", f"{len(stream.tokens):,}", config.data)
     span = None
     if config.validation_data:
