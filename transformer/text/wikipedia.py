@@ -37,8 +37,8 @@ _EMPTY_QUOTES = re.compile(r'(?:^|[\s(])""(?=[\s,.;:)]|$)')
 _AS_OF = re.compile(r"(^|[.] )?\bs of (?=\d{4}\[ ?\[update\]\])")  # "As of" has lost its first letter to a template
 _UPDATE_NOTICE = re.compile(r"\[ ?\[update\]\]")
 _EMPTY_BRACKETS = re.compile(r"[ \u00a0]?(?:\((?:[\s;:,/\]]|or|and)*\)|\[\s*\])")
-_BRACKET_START = re.compile(r"\((?:\s*[;:,\]])+\s*|\(\s+")
-_BRACKET_END = re.compile(r"(?:\s*[;:,])+\s*\)|\s+\)")
+_BRACKET_START = re.compile(r"\((?:\s*(?:[;:,\]]|(?:or|and)(?=\s*[;:,])))+\s*|\(\s+")
+_BRACKET_END = re.compile(r"(?:\s*[;:,]|(?<=[;:,])\s*\])+\s*\)|\s+\)")
 _SPACE_BEFORE = re.compile(r" +(?=[,.;:!?](?:\s|$))")
 _SENTENCE_END = (".", "!", "?", '."', '!"', '?"', ".)", ".”", "…")
 
