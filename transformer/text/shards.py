@@ -100,9 +100,7 @@ def _open(folder: Path) -> TokenStream:
     return TokenStream(mapped("tokens", meta["dtype"]), learned, mapped("starts", "int64"), meta["n_bytes"])
 
 
-def _write(
-    folder: Path, source: str, config: str | None, split: str, tokenizer: Tokenizer, clean: str | None
-) -> None:
+def _write(folder: Path, source: str, config: str | None, split: str, tokenizer: Tokenizer, clean: str | None) -> None:
     """All files of a corpus, written part by part."""
     n_bytes, all_learned = 0, True
     with ExitStack() as stack:

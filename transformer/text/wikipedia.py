@@ -28,7 +28,9 @@ _BACK_MATTER = re.compile(
     re.IGNORECASE,
 )
 _HEADING_WITH_STOP = re.compile(r"[A-Z0-9][^.!?:;]{0,60}\.")
-_TAG = re.compile(r"</?(?:br|dl|dt|dd|li|ul|ol|div|span|small|big|center|poem|p|blockquote|nowiki|i|b|u)\b[^<>]*>", re.I)
+_TAG = re.compile(
+    r"</?(?:br|dl|dt|dd|li|ul|ol|div|span|small|big|center|poem|p|blockquote|nowiki|i|b|u)\b[^<>]*>", re.I
+)
 _MARKUP = re.compile(
     r"</?[a-z]+(?:\s[^<>]*)?/?>|\{\{|\}\}|\{\||\|\}|\[\[|^\s*[|!]|\b(?:style|class|colspan|rowspan|bgcolor|cellpadding)="
     r"|\burlencode\b|\b(?:formula|codice)_\d|^\S{1,30} ?=\s*\S*$|&[a-z]{2,6};"

@@ -14,7 +14,7 @@ from transformer.hub import checkpoint
 from transformer.hub.embeddings import pretrained_embeddings, use_embeddings
 from transformer.hub.source import fetch
 from transformer.model import Transformer
-from transformer.text.batches import BatchSource, EpochBatches, Windows
+from transformer.text.batches import BatchSource, EpochBatches, ShortWindowsFirst, Windows
 from transformer.text.conversation import CHAT_TEMPLATE
 from transformer.text.corpus import documents, has_conversations, has_split, pieces
 from transformer.text.shards import tokenized
@@ -129,7 +129,15 @@ def _text(
         cut = _held_out_from(size)
         span, validation = (0, cut), Windows(stream, context, pad, (cut - 1, size))
     training = Windows(stream, context, pad, span, config.window_stride, config.prompt_share, config.seed)
-    return EpochBatches(training, config.batch_size, config.seed, engine.rank, engine.world), training, validation
+    source = EpochBatches(training, config.batch_size, config.seed, engine.rank, engine.world)
+    if config.short_window_share:
+        length = config.short_window_length
+        short = Windows(stream, length, pad, span, None, config.prompt_share, config.seed)
+        rows = max(1, round(config.batch_size * context / length))
+        source = ShortWindowsFirst(
+            EpochBatches(short, rows, config.seed, engine.rank, engine.world), source, config.short_window_share
+        )
+    return source, training, validation
 
 
 def _streamed_validation(config: TrainConfig, tokenizer: Tokenizer) -> TokenStream:
