@@ -18,8 +18,8 @@ _PREFIX = "average."
 class WeightAverage:
     """The average of a model's weights over its last steps.
 
-    average = decay_t · average + (1 - decay_t) · weights, after each step t, with decay_t = min(decay, (1 + t) / (10 + t)):
-    while the run is young, its first weights are soon forgotten.
+    After step t: average = decay_t · average + (1 - decay_t) · weights, with decay_t = min(decay, (1 + t) / (10 + t)).
+    While the run is young, its first weights are soon forgotten.
 
     Args:
         decay: in (0, 1); the average spans about 1 / (1 - decay) steps.

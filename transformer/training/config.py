@@ -30,8 +30,8 @@ class TrainConfig:
             data set on the Hub. Rows have a text, a prompt and a completion, or messages. Also --dataset.
         output: Folder for the trained model. A run that stopped there goes on.
         data_config: Configuration of a Hub data set, such as wikitext-2-raw-v1. Also --dataset-config.
-        clean: wikipedia: take out of articles what an extraction left behind (markup, empty brackets, lists, references),
-            and leave out stubs; validation text stays as it is.
+        clean: wikipedia: take out of articles what an extraction left behind (markup, empty brackets, lists,
+            references), and leave out stubs; validation text stays as it is.
         validation_data: Text to validate on, as data. Without it: the validation split of data, or else its last part.
         stream: Read the text as it is needed instead of tokenising it once to disk; takes a budget and validation text.
         token_cache: Folder of tokenised texts; without it one in the user's cache.
@@ -197,7 +197,8 @@ class TrainConfig:
             raise ConfigError(f"ema_decay must be in (0, 1), not {self.ema_decay}.")
         if self.short_window_share and not 0 < self.short_window_length < self.context_length:
             raise ConfigError(
-                f"short_window_length must be below context_length {self.context_length}, not {self.short_window_length}."
+                f"short_window_length must be below context_length ({self.context_length}), "
+                f"not {self.short_window_length}."
             )
         if self.short_window_share and (self.stream or self.window_stride):
             raise ConfigError("short_window_share excludes stream and window_stride.")
