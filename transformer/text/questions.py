@@ -135,7 +135,7 @@ def facts_of(title: str, text: str) -> Facts | None:
         *plain[used:],
         *(s for line in lines[1:6] if len(line) > 200 for s in map(_without_parentheses, sentences(line))),
     ]
-    more = []
+    more: list[str] = []
     for sentence in rest:
         if not _is_whole(sentence) or sum(map(len, more)) + len(sentence) > 3 * _MAX_ANSWER:
             break

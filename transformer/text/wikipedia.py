@@ -54,8 +54,8 @@ def clean_article(text: str) -> str:
     Returns:
         The paragraphs and headings that are left, one a line; blank lines between paragraphs stay where they were.
     """
-    lines = _without_back_matter(text.split("\n"))
-    lines = _without_lists([line for line in map(_clean_line, lines) if line is not None])
+    cleaned = map(_clean_line, _without_back_matter(text.split("\n")))
+    lines = _without_lists([line for line in cleaned if line is not None])
     while lines and (not lines[-1] or _is_heading(lines[-1])):  # of a section of which nothing is left
         lines.pop()
     return "\n".join(lines).strip()

@@ -32,6 +32,7 @@ class TrainConfig:
         data_config: Configuration of a Hub data set, such as wikitext-2-raw-v1. Also --dataset-config.
         clean: wikipedia: take out of articles what an extraction left behind (markup, empty brackets, lists,
             references), and leave out stubs; validation text stays as it is.
+        max_documents: Train on the first so many documents (articles, rows) alone; without it on all of them.
         validation_data: Text to validate on, as data. Without it: the validation split of data, or else its last part.
         stream: Read the text as it is needed instead of tokenising it once to disk; takes a budget and validation text.
         token_cache: Folder of tokenised texts; without it one in the user's cache.
@@ -107,6 +108,7 @@ class TrainConfig:
     output: str = "output"
     data_config: str | None = None
     clean: Literal["wikipedia"] | None = None
+    max_documents: int | None = None
     validation_data: str | None = None
     stream: bool = False
     token_cache: str | None = None
@@ -172,7 +174,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         positive = "batch_size accumulate context_length learning_rate clip validation_windows keep_checkpoints"
         limits = "max_loss max_epochs max_steps max_tokens max_minutes max_cost price_per_hour"
-        other = "patience validate_every checkpoint_every window_stride embedding_learning_rate"
+        other = "patience validate_every checkpoint_every window_stride embedding_learning_rate max_documents"
         for name in f"{positive} {limits} {other}".split():
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -202,8 +204,8 @@ class TrainConfig:
             )
         if self.short_window_share and (self.stream or self.window_stride):
             raise ConfigError("short_window_share excludes stream and window_stride.")
-        if self.clean and self.stream:
-            raise ConfigError("clean has no effect on a stream: leave out one of them.")
+        if self.stream and (self.clean or self.max_documents):
+            raise ConfigError("clean and max_documents have no effect on a stream: leave them out, or stream.")
         if self.resume and self.restart:
             raise ConfigError("resume and restart exclude each other.")
 

@@ -70,7 +70,7 @@ def _tokenizer(config: TrainConfig, engine: Engine) -> Tokenizer:
         tokenizer = Tokenizer.load(config.tokenizer)
     else:
         logger.info("training a tokenizer of %s tokens on %s", f"{config.vocab_size:,}", config.data)
-        found = pieces(config.data, config.data_config, clean=config.clean)
+        found = pieces(config.data, config.data_config, clean=config.clean, max_documents=config.max_documents)
         texts = (piece.text for piece in (islice(found, _STREAMED_PIECES) if config.stream else found))
         tokenizer = Tokenizer.train(texts, config.vocab_size, whole=config.whole_tokens)
     if has_conversations(config.data, config.data_config):
@@ -113,11 +113,12 @@ def _text(
         )
         return source, None, validation
 
-    def read(data: str, data_config: str | None, split: str, clean: str | None = None) -> TokenStream:
-        cache = Path(config.token_cache) if config.token_cache else None
-        return tokenized(data, data_config, split, tokenizer, cache, clean)
+    cache = Path(config.token_cache) if config.token_cache else None
 
-    stream = read(config.data, config.data_config, "train", config.clean)
+    def read(data: str, data_config: str | None, split: str) -> TokenStream:
+        return tokenized(data, data_config, split, tokenizer, cache)
+
+    stream = tokenized(config.data, config.data_config, "train", tokenizer, cache, config.clean, config.max_documents)
     logger.info("%s tokens to train on (%s)", f"{len(stream.tokens):,}", config.data)
     span = None
     if config.validation_data:
