@@ -1,4 +1,4 @@
-"""A data set of conversations about articles, with the hand-written small talk of `small_talk.json`, to fine-tune on."""
+"""A data set of conversations about articles, with the small talk of `small_talk.json`, to fine-tune on."""
 
 from __future__ import annotations
 
