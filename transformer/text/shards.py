@@ -25,7 +25,7 @@ from transformer.text.tokens import TokenStream, token_dtype, token_parts
 from transformer.text.wikipedia import VERSION as CLEANING
 
 logger = logging.getLogger("transformer")
-_FORMAT = 1  # to be raised when the same text and tokenizer give other tokens, or other files
+_FORMAT = 2  # to be raised when the same text and tokenizer give other tokens, or other files
 _META = "meta.json"
 _FILES = ("tokens", "learned", "starts")
 _DAMAGED = (OSError, ValueError, KeyError)  # what reading a folder raises that is not as it was written
@@ -39,20 +39,22 @@ def tokenized(
     tokenizer: Tokenizer,
     cache: Path | None = None,
     clean: str | None = None,
+    text_column: str | None = None,
 ) -> TokenStream:
     """The tokens of a corpus as memory-mapped arrays; made now if they are not in `cache` yet.
 
     Memory does not grow with the corpus. Several processes may do this at the same time.
 
     Args:
-        source, config, split: as in `transformer.text.corpus.documents`. clean: as in its `pieces`.
+        source, config, split, text_column: as in `transformer.text.corpus.documents`. clean: as in its `pieces`.
         cache: folder of shards; None: decoder-only-transformer/tokens in $XDG_CACHE_HOME, or else in ~/.cache.
 
     Raises:
         CorpusError: if the corpus cannot be read or has nothing to learn, or the tokens cannot be written.
     """
     cache = cache or _default_cache()
-    folder = cache / _key(source, config, split, tokenizer, clean)
+    what = (source, config, split, clean, text_column)
+    folder = cache / _key(tokenizer, *what)
     if folder.exists():
         try:
             return _open(folder)
@@ -61,7 +63,7 @@ def tokenized(
     logger.info("tokenising %s (%s)", source, split)
     try:
         with _partial_folder(folder) as partial:
-            _write(partial, source, config, split, tokenizer, clean)
+            _write(partial, tokenizer, *what)
             stream = _open(partial)  # what is mapped stays, whatever other processes do to the folder
             _put_in_place(partial, folder)
             return stream
@@ -76,9 +78,12 @@ def _default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "decoder-only-transformer" / "tokens"
 
 
-def _key(source: str, config: str | None, split: str, tokenizer: Tokenizer, clean: str | None) -> str:
+def _key(
+    tokenizer: Tokenizer, source: str, config: str | None, split: str, clean: str | None, text_column: str | None
+) -> str:
     everything = [_FORMAT, tokenizer.backend.to_str(), tokenizer.end_of_text, config, split]
     everything += [clean, CLEANING] if clean else []
+    everything += ["text column", text_column] if text_column else []
     return hashlib.sha256(json.dumps([*everything, fingerprint(source, config, split)]).encode()).hexdigest()
 
 
@@ -101,13 +106,19 @@ def _open(folder: Path) -> TokenStream:
 
 
 def _write(
-    folder: Path, source: str, config: str | None, split: str, tokenizer: Tokenizer, clean: str | None
+    folder: Path,
+    tokenizer: Tokenizer,
+    source: str,
+    config: str | None,
+    split: str,
+    clean: str | None,
+    text_column: str | None,
 ) -> None:
     """All files of a corpus, written part by part."""
     n_bytes, all_learned = 0, True
     with ExitStack() as stack:
         files = {name: stack.enter_context(open(folder / name, "wb")) for name in _FILES}
-        for part in token_parts(pieces(source, config, split, clean), tokenizer):
+        for part in token_parts(pieces(source, config, split, clean, text_column), tokenizer):
             assert part.learned is not None  # as long as it is a part
             files["tokens"].write(part.tokens.tobytes())
             files["learned"].write(part.learned.tobytes())

@@ -30,8 +30,10 @@ class TrainConfig:
             data set on the Hub. Rows have a text, a prompt and a completion, or messages. Also --dataset.
         output: Folder for the trained model. A run that stopped there goes on.
         data_config: Configuration of a Hub data set, such as wikitext-2-raw-v1. Also --dataset-config.
-        clean: wikipedia: take out of articles what an extraction left behind (markup, empty brackets, lists, references),
-            and leave out stubs; validation text stays as it is.
+        text_column: Column of the rows that holds the text, such as content; without it text, or one of the others
+            that are known.
+        clean: wikipedia: take out of articles what an extraction left behind (markup, empty brackets, lists,
+            references), and leave out stubs; validation text stays as it is.
         validation_data: Text to validate on, as data. Without it: the validation split of data, or else its last part.
         stream: Read the text as it is needed instead of tokenising it once to disk; takes a budget and validation text.
         token_cache: Folder of tokenised texts; without it one in the user's cache.
@@ -101,6 +103,7 @@ class TrainConfig:
     data: str
     output: str = "output"
     data_config: str | None = None
+    text_column: str | None = None
     clean: Literal["wikipedia"] | None = None
     validation_data: str | None = None
     stream: bool = False

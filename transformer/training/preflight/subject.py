@@ -218,7 +218,7 @@ class Subject:
 def _read(config: TrainConfig, characters: int) -> Iterator[Document]:
     """The beginning of the corpus, in pieces."""
     read = 0
-    for piece in pieces(config.data, config.data_config):
+    for piece in pieces(config.data, config.data_config, clean=config.clean, text_column=config.text_column):
         yield piece
         read += len(piece.text)
         if read > characters:
