@@ -48,6 +48,9 @@ _WESTERN = set("àâäáãåæçèéêëìíîïñòóôöõøœùúûüýÿßÀ
 _STRING = r'"(?:[^"\\]|\\.)*"'
 # The beginning of rows: an object with a key, in quotes of JSON or of Python; in an array, or written as a string.
 _ROWS = re.compile(rf"""(?:\s|{BOM}|\x1e)*"?(?:\[\s*)*\{{\s*(?:{_STRING}|'[^'\n]*'|\\"[^"]*")\s*:""")
+_CUT_ROW = re.compile(rf"""(?:\s|{BOM})*{_STRING}\s*:\s*(?:["\[{{]|-?\d|true|false|null)""")  # without its first "{"
+_OBJECT = re.compile(rf"\{{\s*{_STRING}\s*:")
+_NEXT_ROW = re.compile(r"""\S\s*\}\s*,?\s*\{\s*"[^"\n]{1,80}"\s*:""")  # the end of an object, and another
 _STRINGS = re.compile(rf"(?:\s|{BOM})*\[\s*{_STRING}\s*(?:,\s*[\"\[{{\]\d]|\]\s*$)")
 # Nothing but tokens of JSON, to the end or to where it is cut off, in a token. No string of JSON holds a line end.
 _TOKENS = re.compile(
@@ -148,22 +151,23 @@ def looks_like_json(text: str, whole: bool = True) -> bool:
     """Whether a file that begins with this text is JSON, in order or not, rather than prose.
 
     It is if it begins with an object that has a key, or with an array of strings; if it is an array or object of any
-    kind, and holds nothing but tokens of JSON; or if most of its lines are objects.
+    kind, and holds nothing but tokens of JSON; if that is so after the first line; or if there are objects in most of
+    its lines.
 
     Args:
         whole: this is all of the text.
     """
-    if _ROWS.match(text) or _STRINGS.match(text):
+    if _ROWS.match(text) or _CUT_ROW.match(text) or _STRINGS.match(text):
         return True
-    first, _, rest = text.lstrip(f" \t\r\n\x1e{BOM}").partition("\n")
-    for tokens in (f"{first}\n{rest}", rest):  # the first line may be a comment, or what is left of a row
-        found = _TOKENS.match(tokens) if tokens.lstrip().startswith(("[", "{")) else None
+    text = text.lstrip(f" \t\r\n\x1e{BOM}")
+    rest = text.partition("\n")[2].lstrip()  # the first line may be a comment, or what is left of a row
+    for tokens, begins in ((text, text.startswith(("[", "{"))), (rest, rest.startswith("[") or _OBJECT.search(rest))):
+        found = _TOKENS.match(tokens) if begins else None
         if found and not (whole and found["cut"]):
             return True
-    lines = text.split("\n")
-    lines = [line.strip() for line in (lines if whole else lines[:-1]) if line.strip()]
-    objects = sum(_is_object(line) for line in lines)
-    return objects > 0 and 2 * objects >= len(lines)
+    lines = [line.strip() for line in text.split("\n")[: None if whole else -1] if line.strip()]
+    rows = sum(_is_object(line) or bool(_NEXT_ROW.search(line)) for line in lines)
+    return rows > 0 and 2 * rows >= len(lines)
 
 
 def _is_object(line: str) -> bool:

@@ -17,7 +17,7 @@ from collections.abc import Collection
 from typing import Any, BinaryIO, Protocol
 
 from transformer.errors import CorpusError
-from transformer.text.file_format import BOM, is_json_name, not_utf8, open_file, unreadable
+from transformer.text.file_format import BOM, is_json_name, looks_like_json, not_utf8, open_file, unreadable
 
 Position = dict[str, Any]  # can be written as JSON
 _CHUNK = 2**20  # bytes of a file that are looked at together
@@ -181,7 +181,7 @@ class JsonRows:
                 raise self._error("expected a comma or the end of the array after a row", self._at)
             self._at += 1
             self._skip_space()
-        if isinstance(row, str):
+        if isinstance(row, str) and not looks_like_json(row):
             return {"text": row}
         if not isinstance(row, dict):
             raise CorpusError(
@@ -215,9 +215,10 @@ class JsonRows:
                 value, end = self._decoder.raw_decode(self._buffer, self._at)
             except json.JSONDecodeError as error:
                 may_be_cut = error.msg.startswith("Unterminated") or error.pos >= len(self._buffer) - _TOKEN
+                into_the_row = error.pos - self._at
                 if may_be_cut and self._fill():
                     continue
-                raise self._error(error.msg, error.pos) from error
+                raise self._error(error.msg, self._at + into_the_row) from error
             except RecursionError as error:
                 raise self._error("it is nested too deeply", self._at) from error
             except ValueError:  # an integer of thousands of digits
