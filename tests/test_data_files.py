@@ -12,9 +12,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from hub_server import Hub
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from hub_server import Hub
 from models import tiny_model, tiny_tokenizer
 from test_hub_server import run
 
@@ -29,6 +29,10 @@ from transformer.text.document import Document
 from transformer.text.file_format import looks_like_json
 from transformer.text.shards import tokenized
 from transformer.text.streaming import StreamBatches
+from transformer.training.config import TrainConfig
+from transformer.training.engine import Engine
+from transformer.training.options import parse
+from transformer.training.parts import build
 
 TEXTS = ["The river rises.", "Naïve café,\nin two lines 🦞.", "The sea."]
 ROWS = [{"text": text} for text in TEXTS]
@@ -319,6 +323,7 @@ def test_messages_name_the_file_and_the_split_that_would_work(tmp_path: Path) ->
     assert has_split(str(folder), None, "test") and not has_split(str(folder), None, "train")
     for nothing in ("", "  "):
         assert refusal(nothing).startswith("no data is named")
+    assert "cannot be opened" in refusal("x" * 5000)  # longer than a name may be
     for missing in ("missing.jsonl", "folder/missing.txt", "missing.json.gz", "./missing", "/missing"):
         assert refusal(missing) == f"there is no file or folder {missing}."
     odd = tmp_path / "a[1]"
@@ -348,17 +353,31 @@ TALK = (("User: Colour?\nAssistant:", False), (" Blue.", True))
         ({"messages": [ASKED, BLUE]}, TALK),
         ({"conversations": [ASKED, BLUE]}, TALK),
         ({"conversations": [{"from": "human", "value": "Colour?"}, {"from": "gpt", "value": "Blue."}]}, TALK),
-        ({"messages": [{**ASKED, "content": [{"type": "text", "text": "Col"}, {"type": "text", "text": "our?"}]}, BLUE]}, TALK),
+        (
+            {
+                "messages": [
+                    {**ASKED, "content": [{"type": "text", "text": "Col"}, {"type": "text", "text": "our?"}]},
+                    BLUE,
+                ]
+            },
+            TALK,
+        ),
         ({"messages": [{**ASKED, "tool_calls": None, "name": None}, {**BLUE, "tool_calls": []}]}, TALK),
-        ({"messages": [{"role": "developer", "content": "Be short."}, ASKED, BLUE]}, (("System: Be short.\n" + TALK[0][0], False), TALK[1])),
+        (
+            {"messages": [{"role": "developer", "content": "Be short."}, ASKED, BLUE]},
+            (("System: Be short.\n" + TALK[0][0], False), TALK[1]),
+        ),
         ({"instruction": "Colour?", "input": "", "output": "Blue."}, TALK),
         ({"instruction": "Colour?", "input": None, "output": "Blue."}, TALK),
         ({"instruction": "Colour?", "output": "Blue."}, TALK),
-        ({"instruction": "Colour of it?", "input": "A lobster.", "output": "Blue."}, (("User: Colour of it?\n\nA lobster.\nAssistant:", False), TALK[1])),
+        (
+            {"instruction": "Colour of it?", "input": "A lobster.", "output": "Blue."},
+            (("User: Colour of it?\n\nA lobster.\nAssistant:", False), TALK[1]),
+        ),
         ({"prompt": "Colour?", "completion": " Blue.", "text": None}, (("Colour?", False), (" Blue.", True))),
         ({"text": "Blue.", "messages": None}, (("Blue.", True),)),
     ],
-)  # fmt: skip
+)
 def test_formats_that_people_have(row: dict, parts: tuple, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", lines([row, row]))
     assert [d.parts for d in documents(path)] == [parts, parts]
@@ -368,7 +387,10 @@ def test_formats_that_people_have(row: dict, parts: tuple, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("row", "word"),
     [
-        ({"messages": [ASKED, {"role": "assistant", "content": None, "tool_calls": [{"id": "0"}]}]}, "calls a tool.*Leave"),
+        (
+            {"messages": [ASKED, {"role": "assistant", "content": None, "tool_calls": [{"id": "0"}]}]},
+            "calls a tool.*Leave",
+        ),
         ({"messages": [ASKED, {"role": "tool", "content": "x"}]}, "role.*'tool'.*Leave"),
         ({"conversations": [{"from": "function_call", "value": "x"}]}, "role.*'function_call'.*Leave"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "'image_url'.*Leave"),
@@ -381,7 +403,7 @@ def test_formats_that_people_have(row: dict, parts: tuple, tmp_path: Path) -> No
         ({"instruction": " ", "output": "b"}, "instruction.*Leave"),
         ({"prompt": [ASKED], "completion": [BLUE]}, "expected strings.*'prompt'"),
     ],
-)  # fmt: skip
+)
 def test_a_row_that_cannot_be_learned_says_what_to_do(row: dict, word: str, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", lines([row]))
     with pytest.raises(CorpusError, match=f"row 1 of .*a.jsonl: .*{word}"):
@@ -403,6 +425,19 @@ def test_a_text_column_of_any_name(tmp_path: Path) -> None:
     batches = StreamBatches(path, None, "train", tokenizer, 64, 4, 0, text_column="content")
     batch: Batch = batches.next()
     assert tokenizer.decode(batch.inputs[0][batch.targets[0] >= 0].tolist()) == "".join(TEXTS)
+
+
+def test_a_run_reads_the_column_that_it_is_told(tmp_path: Path) -> None:
+    rows = [{"content": f"{text} {number}"} for number in range(40) for text in TEXTS]
+    path = write(tmp_path / "a.jsonl", lines(rows))
+    sizes = dict(vocab_size=300, context_length=16, d_model=16, n_layers=1, n_heads=2, max_steps=1)
+    named = dict(data=path, text_column="content", output=str(tmp_path / "run"), token_cache=str(tmp_path / "cache"))
+    engine = Engine("cpu", "ddp")
+    parts = build(parse([f"--{name.replace('_', '-')}={value}" for name, value in (named | sizes).items()]), engine)
+    assert parts.training is not None
+    assert parts.tokenizer.decode(parts.training.stream.tokens.tolist()) == "".join(row["content"] for row in rows)
+    with pytest.raises(CorpusError, match="--text-column content"):
+        build(TrainConfig(**(named | sizes | {"text_column": None})), engine)  # type: ignore[arg-type]
 
 
 # ---- positions ----

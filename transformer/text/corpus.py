@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -339,7 +340,7 @@ def fingerprint(source: str, config: str | None, split: str) -> list[str]:
     Raises:
         CorpusError: if the source is not there or has no such split.
     """
-    if Path(source).is_file():
+    if os.path.isfile(source):
         return [Path(source).name, _sha256(source)]
     builder = _load_builder(source, config)
     files = (builder.config.data_files or {}).get(split)
@@ -352,7 +353,7 @@ def fingerprint(source: str, config: str | None, split: str) -> list[str]:
 
 def _splits(source: str, config: str | None) -> list[str]:
     """The names of the splits that a corpus has."""
-    if Path(source).is_file():
+    if os.path.isfile(source):
         return ["train"]
     builder = _load_builder(source, config)
     return [str(name) for name in builder.config.data_files or _load("get_dataset_split_names", source, config)]
@@ -361,7 +362,8 @@ def _splits(source: str, config: str | None) -> list[str]:
 def _no_split(source: str, config: str | None, split: str) -> CorpusError:
     there = _splits(source, config)
     those = f"--split {there[0]} reads it" if len(there) == 1 else f"it has {', '.join(there)}, for --split"
-    return CorpusError(f"{source} has no split {split!r}: {those}.")
+    training = " (A training needs files whose names say train.)" if split == "train" else ""
+    return CorpusError(f"{source} has no split {split!r}: {those}.{training}")
 
 
 def _files(source: str, config: str | None, split: str) -> list[str] | None:
@@ -370,7 +372,7 @@ def _files(source: str, config: str | None, split: str) -> list[str] | None:
     Raises:
         CorpusError: if there is no such corpus or split.
     """
-    if Path(source).is_file():
+    if os.path.isfile(source):
         if split != "train":
             raise _no_split(source, config, split)
         return [source]
@@ -380,7 +382,7 @@ def _files(source: str, config: str | None, split: str) -> list[str] | None:
     if split not in found:
         raise _no_split(source, config, split)
     files = [str(file) for file in found[split]]
-    on_the_hub = not Path(source).is_dir()
+    on_the_hub = not os.path.isdir(source)
     known = () if on_the_hub and builder.name != "json" else _READ_HERE.get(builder.name, ())
     has_options = getattr(builder.config, "field", None) is not None
     return files if all(suffix(file) in known for file in files) and not has_options else None
@@ -403,7 +405,7 @@ def _check_there(source: str) -> None:
     path = Path(source)
     if not source.strip():
         raise CorpusError("no data is named: expected a file, a folder, or the id of a data set on the Hub.")
-    if path.is_dir():
+    if os.path.isdir(source):
         if set("*?[]") & set(str(path.resolve())):
             raise CorpusError(f"the folder {source} has one of * ? [ ] in its path: rename it.")
         return
