@@ -106,11 +106,11 @@ def evaluate(options: argparse.Namespace) -> None:
 
     generator = Generator(*load(fetch(options.model)), options.dtype)
     model, tokenizer = generator.model, generator.tokenizer
-    texts = (document.text for document in documents(options.data, options.data_config, options.split))
+    texts = documents(options.data, options.data_config, options.split, options.text_column)
     detokenize = DETOKENIZERS[options.detokenize] if options.detokenize else None
     e = score(model, tokenizer, texts, options.context, options.stride, detokenize=detokenize)
     if options.json:
-        units = ("token_perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
+        units = ("token_perplexity", "word_perplexity", "harness_word_perplexity", "byte_perplexity", "bits_per_byte")
         measured = {name: getattr(e, name) for name in units} | dataclasses.asdict(e)
         finite = {name: value if math.isfinite(value) else None for name, value in measured.items()}  # JSON has no inf
         print(json.dumps({**finite, "detokenize": options.detokenize}, indent=2))
@@ -118,6 +118,9 @@ def evaluate(options: argparse.Namespace) -> None:
     of_what = ", of the text before it was detokenised" if detokenize else ""
     print(f"perplexity per token  {e.token_perplexity:.3f}   ({e.tokens:,} tokens of this model's tokenizer)")
     print(f"perplexity per word   {e.word_perplexity:.3f}   ({e.words:,} words between white space{of_what})")
+    if detokenize:
+        words = f"{e.harness_words:,} words as lm-evaluation-harness counts: also what is empty at an end of a page"
+        print(f"                      {e.harness_word_perplexity:.3f}   ({words})")
     print(f"bits per byte         {e.bits_per_byte:.4f}   ({e.n_bytes:,} bytes of UTF-8{of_what})")
     print(f"nats                  {e.nats:.1f}   ({e.documents:,} documents, context {e.context}, stride {e.stride})")
 
@@ -141,8 +144,7 @@ def card(options: argparse.Namespace) -> None:
     for named in options.evaluate:
         name, _, source = named.partition("=")
         for suffix, scored in models.items():
-            texts = (document.text for document in documents(source, split="validation"))
-            evaluations.append((name + suffix, score(scored, tokenizer, texts)))
+            evaluations.append((name + suffix, score(scored, tokenizer, documents(source, split="validation"))))
         texts = (document.text for document in documents(source, split="validation"))
         both = agreement(model, rounded, tokenizer, texts)
         share = f"{both.same / both.places:.1%} of {both.places:,} places"
@@ -262,6 +264,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluating.add_argument("--dtype", choices=_DTYPES, default="fp32", help="of the matrix products")
     evaluating.add_argument("--data", "--dataset", required=True, help="file, folder, or Hub data set")
     evaluating.add_argument("--data-config", "--dataset-config", help="configuration of a Hub data set")
+    evaluating.add_argument("--text-column", help="column of the rows that holds the text; default: those known")
     evaluating.add_argument("--split", default="validation", help="split; a single file has 'train' alone")
     evaluating.add_argument("--context", type=int, help="tokens in a window; default: the model's context")
     evaluating.add_argument("--stride", type=int, help="tokens by which it moves on; default: half the context")

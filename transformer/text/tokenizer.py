@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,6 +31,8 @@ _TEMPLATE_FILE = "chat_template.jinja"
 _MAX_TEMPLATE_BYTES = 2**20
 _CONTEXT = 64  # ids before a streamed text by which its first pieces are decoded
 _NOT_KEPT = ("auto_map", "tokenizer_file", "name_or_path")  # of somebody's settings: code, and places of his
+_LONGEST_RUN = 256  # characters between white space, or of it, that are one word of the training of a vocabulary
+_LONG_RUN = re.compile(rf"\S{{{_LONGEST_RUN + 1},}}|\s{{{_LONGEST_RUN + 1},}}")
 _TRAINING_CHARACTERS = 2**24  # more text takes more memory and time, and hardly gives another vocabulary
 
 
@@ -148,7 +151,9 @@ class Tokenizer:
 
         Every string can be encoded, and decoding gives it back unchanged. Encoding puts the end-of-text token in
         front, as where a document begins. Of more than 16 million characters, lines spread evenly over the texts
-        are learned from: half of them, a quarter and so on. Memory does not grow with the texts.
+        are learned from: half of them, a quarter and so on. Memory does not grow with the texts. Of a run of more than
+        256 characters without white space, or of white space, each 256 are learned from as a text of their own: the
+        training takes a time that grows with the square of a word's length.
 
         Args:
             texts: documents, or pieces of them.
@@ -171,7 +176,7 @@ class Tokenizer:
             initial_alphabet=ByteLevel.alphabet(),
             show_progress=False,
         )
-        lines = (line for text in texts for line in io.StringIO(text))  # with their ends, and at "\n" alone
+        lines = (part for text in texts for line in io.StringIO(text) for part in _cut_runs(line))  # with their ends
         backend.train_from_iterator(_evenly(lines, _TRAINING_CHARACTERS), trainer)
         backend.post_processor = TemplateProcessing(
             single=f"{end_of_text} $A", special_tokens=[(end_of_text, backend.token_to_id(end_of_text))]
@@ -334,6 +339,16 @@ def _chat_template(directory: Path, settings: Mapping[str, Any]) -> str | None:
     if isinstance(said, list):
         said = {one.get("name"): one.get("template") for one in said if isinstance(one, dict)}.get("default")
     return said if isinstance(said, str) else None
+
+
+def _cut_runs(line: str) -> Iterator[str]:
+    """The line, cut where a run of characters without white space, or of white space, is longer than a word may be."""
+    start = 0
+    for run in _LONG_RUN.finditer(line):
+        for stop in range(run.start() + _LONGEST_RUN, run.end(), _LONGEST_RUN):
+            yield line[start:stop]
+            start = stop
+    yield line[start:]
 
 
 def _evenly(lines: Iterable[str], characters: int) -> list[str]:

@@ -30,6 +30,8 @@ class TrainConfig:
             data set on the Hub. Rows have a text, a prompt and a completion, or messages. Also --dataset.
         output: Folder for the trained model. A run that stopped there goes on.
         data_config: Configuration of a Hub data set, such as wikitext-2-raw-v1. Also --dataset-config.
+        text_column: Column of the rows that holds the text, such as content; without it text, or one of the others
+            that are known.
         clean: wikipedia: take out of articles what an extraction left behind (markup, empty brackets, lists,
             references), and leave out stubs; validation text stays as it is.
         max_documents: Train on the first so many documents (articles, rows) alone; without it on all of them.
@@ -107,6 +109,7 @@ class TrainConfig:
     data: str
     output: str = "output"
     data_config: str | None = None
+    text_column: str | None = None
     clean: Literal["wikipedia"] | None = None
     max_documents: int | None = None
     validation_data: str | None = None

@@ -70,10 +70,10 @@ def _tokenizer(config: TrainConfig, engine: Engine) -> Tokenizer:
         tokenizer = Tokenizer.load(config.tokenizer)
     else:
         logger.info("training a tokenizer of %s tokens on %s", f"{config.vocab_size:,}", config.data)
-        found = pieces(config.data, config.data_config, clean=config.clean, max_documents=config.max_documents)
+        found = pieces(config.data, config.data_config, "train", config.clean, config.text_column, config.max_documents)
         texts = (piece.text for piece in (islice(found, _STREAMED_PIECES) if config.stream else found))
         tokenizer = Tokenizer.train(texts, config.vocab_size, whole=config.whole_tokens)
-    if has_conversations(config.data, config.data_config):
+    if has_conversations(config.data, config.data_config, config.text_column):
         tokenizer.chat_template = CHAT_TEMPLATE  # what it will have learned, whatever was its template before
     tokenizer.save(kept)
     return tokenizer
@@ -110,15 +110,17 @@ def _text(
             config.seed,
             engine.rank,
             engine.world,
+            text_column=config.text_column,
         )
         return source, None, validation
 
     cache = Path(config.token_cache) if config.token_cache else None
 
     def read(data: str, data_config: str | None, split: str) -> TokenStream:
-        return tokenized(data, data_config, split, tokenizer, cache)
+        return tokenized(data, data_config, split, tokenizer, cache, text_column=config.text_column)
 
-    stream = tokenized(config.data, config.data_config, "train", tokenizer, cache, config.clean, config.max_documents)
+    train = (config.data, config.data_config, "train")
+    stream = tokenized(*train, tokenizer, cache, config.clean, config.text_column, config.max_documents)
     logger.info("%s tokens to train on (%s)", f"{len(stream.tokens):,}", config.data)
     span = None
     if config.validation_data:
@@ -144,9 +146,9 @@ def _text(
 def _streamed_validation(config: TrainConfig, tokenizer: Tokenizer) -> TokenStream:
     """The first documents of the validation text, which are kept in memory."""
     if config.validation_data:
-        found = documents(config.validation_data)
+        found = documents(config.validation_data, text_column=config.text_column)
     elif has_split(config.data, config.data_config, "validation"):
-        found = documents(config.data, config.data_config, "validation")
+        found = documents(config.data, config.data_config, "validation", config.text_column)
     else:
         raise ConfigError(f"{config.data} has no validation split: give validation_data to stream it.")
     return tokenize(islice(found, _STREAMED_VALIDATION), tokenizer)
