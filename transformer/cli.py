@@ -12,6 +12,7 @@ import math
 import sys
 from pathlib import Path
 
+from transformer.credentials import guard_output
 from transformer.errors import ConfigError, TransformerError
 
 DEFAULT_MODEL = str(Path(__file__).resolve().parent.parent / "weights")
@@ -21,6 +22,7 @@ _DTYPES = ("auto", "fp32", "bf16", "int8")
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; the exit status is 1 after an error, whose one sentence is on standard error."""
+    guard_output()
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and options.command is not preflight:

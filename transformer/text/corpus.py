@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from transformer.credentials import check_login, scrub
 from transformer.errors import CorpusError
 from transformer.text.conversation import Parts, conversation
 from transformer.text.document import Document, are_wikitext_lines, articles, join_pieces, pieces_of
@@ -109,7 +110,7 @@ class Corpus:
             try:
                 row = next(self._rows, None)
             except Exception as error:  # whatever the reader of this format raises in mid-file
-                raise CorpusError(f"{self.source} cannot be read to its end: {error}") from error
+                raise CorpusError(f"{self.source} cannot be read to its end: {error}") from scrub(error)
             if row is None:
                 self._check_found()
                 return
@@ -146,7 +147,7 @@ class Corpus:
         try:
             head = list(itertools.islice(self._dataset, _ROWS_TO_LOOK_AT))
         except Exception as error:
-            raise CorpusError(f"{self.source} cannot be read: {error}") from error
+            raise CorpusError(f"{self.source} cannot be read: {error}") from scrub(error)
         columns = set(self._dataset.column_names or (head[0] if head else {}))
         if "messages" in columns:
             return "messages"
@@ -254,6 +255,8 @@ def _load(function: str, source: str, config: str | None, **options: Any) -> Any
     datasets.utils.logging.disable_progress_bar()
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # or local files too ask the Hub, and wait for an answer
     try:
+        if "data_files" not in options and not Path(source).exists():
+            check_login()
         return getattr(datasets, function)(source, config, **options)
     except Exception as error:
-        raise CorpusError(f"{source} cannot be opened as a data set: {error}") from error
+        raise CorpusError(f"{source} cannot be opened as a data set: {error}") from scrub(error)
