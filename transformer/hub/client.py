@@ -70,7 +70,7 @@ def ask(request: Callable[[], T], failure: str, kind: type[TransformerError], to
 def _wait(error: Exception, seconds: float) -> float | None:
     """Seconds after which another attempt makes sense; None if it does not."""
     if isinstance(error, DamagedFile) and isinstance(error.__cause__, Exception):  # and could not be fetched again
-        return _wait(error.__cause__, seconds)
+        return None if isinstance(error.__cause__, httpx2.ConnectError) else _wait(error.__cause__, seconds)
     if isinstance(error, _FINAL) or not isinstance(error, _FAILURES):
         return None
     if isinstance(error, LocalEntryNotFoundError):  # nothing in the cache, and for this reason not from the Hub either
@@ -87,9 +87,8 @@ def _wait(error: Exception, seconds: float) -> float | None:
 
 def _cause(error: Exception) -> str:
     if isinstance(error, DamagedFile) and isinstance(error.__cause__, Exception):
-        absent = isinstance(error.__cause__, (OfflineModeIsEnabled, LocalEntryNotFoundError))
-        refused = isinstance(error.__cause__.__cause__, HfHubHTTPError)
-        why = "the Hub cannot be reached." if absent and not refused else _cause(error.__cause__)
+        unreachable = isinstance(error.__cause__, (OfflineModeIsEnabled, httpx2.ConnectError))
+        why = "the Hub cannot be reached." if unreachable else _cause(error.__cause__)
         return f"{error}, and cannot be fetched again: {why}"
     if isinstance(error, LocalTokenNotFoundError):
         return "nobody is logged in; set HF_TOKEN or run `hf auth login`."
