@@ -302,8 +302,8 @@ def test_offline_a_damaged_file_is_a_sentence_and_stays_until_it_can_be_replaced
             with pytest.raises(CheckpointError) as refusal:
                 fetch("user/lm")
             assert str(refusal.value) == (
-                "user/lm cannot be fetched from the Hub: model.safetensors in the Hub's cache is damaged, and cannot be "
-                "fetched again: the Hub cannot be reached."
+                "user/lm cannot be fetched from the Hub: model.safetensors in the Hub's cache is damaged, and cannot "
+                "be fetched again: the Hub cannot be reached."
             )
     assert (fetch("user/lm") / "model.safetensors").read_bytes() == expected
 

@@ -306,6 +306,8 @@ def _parser() -> argparse.ArgumentParser:
     importing.add_argument("checkpoint", help="the .pt file")
     importing.add_argument("output", help="folder for the model directory")
     importing.add_argument("--tokenizer", help="tokenizer.json, folder or Hub id, such as openai-community/gpt2")
-    importing.add_argument("--heads", choices=("average", "sum"), default="average", help="how its heads are joined")
+    importing.add_argument(
+        "--heads", choices=("average", "sum"), help="how its heads are joined; default: known by its tensors' names"
+    )
     importing.add_argument("--pad-token-id", type=int, help="its padding id; default: known by vocabulary size")
     return parser
