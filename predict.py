@@ -23,11 +23,15 @@ class Predictor(BasePredictor):
 
     def setup(self, weights: Optional[str] = None) -> None:
         """Open the model: `weights` (COG_WEIGHTS, a URL or path), else HF_MODEL_ID, else the embedded one."""
+        from transformer.cog_folders import keep_removing_empty
+        from transformer.credentials import guard_output
         from transformer.device import pick_device
         from transformer.hub.checkpoint import load
         from transformer.hub.source import fetch
         from transformer.inference.compiled import serve
 
+        guard_output()
+        keep_removing_empty()
         source = weights or os.environ.get("HF_MODEL_ID") or EMBEDDED_WEIGHTS
         self.generator = serve(*load(fetch(source), pick_device()))
 

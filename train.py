@@ -51,10 +51,12 @@ def train(
 ) -> TrainingOutput:
     """Train on `train_data`; the weights are a tar of the model directory, as COG_WEIGHTS takes it."""
     from transformer.cli import DEFAULT_MODEL
+    from transformer.credentials import guard_output
     from transformer.hub.source import pack
     from transformer.training.config import TrainConfig
     from transformer.training.run import train as run
 
+    guard_output()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = TrainConfig(
         data=str(train_data),
@@ -86,11 +88,13 @@ def train(
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the options are those of `TrainConfig`."""
+    from transformer.credentials import guard_output
     from transformer.errors import TransformerError
     from transformer.training.interrupt import Interrupted
     from transformer.training.options import parse
     from transformer.training.run import train as run
 
+    guard_output()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         run(parse(sys.argv[1:] if arguments is None else arguments))

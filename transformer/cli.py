@@ -12,6 +12,7 @@ import math
 import sys
 from pathlib import Path
 
+from transformer.credentials import guard_output
 from transformer.errors import ConfigError, TransformerError
 
 DEFAULT_MODEL = str(Path(__file__).resolve().parent.parent / "weights")
@@ -21,6 +22,7 @@ _DTYPES = ("auto", "fp32", "bf16", "int8")
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; the exit status is 1 after an error, whose one sentence is on standard error."""
+    guard_output()
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and options.command is not preflight:
@@ -307,6 +309,8 @@ def _parser() -> argparse.ArgumentParser:
     importing.add_argument("checkpoint", help="the .pt file")
     importing.add_argument("output", help="folder for the model directory")
     importing.add_argument("--tokenizer", help="tokenizer.json, folder or Hub id, such as openai-community/gpt2")
-    importing.add_argument("--heads", choices=("average", "sum"), default="average", help="how its heads are joined")
+    importing.add_argument(
+        "--heads", choices=("average", "sum"), help="how its heads are joined; default: known by its tensors' names"
+    )
     importing.add_argument("--pad-token-id", type=int, help="its padding id; default: known by vocabulary size")
     return parser

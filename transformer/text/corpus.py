@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from transformer.credentials import check_login, scrub
 from transformer.errors import CorpusError
 from transformer.text.conversation import Parts
 from transformer.text.document import Document, articles, first_documents, join_pieces, pieces_of
@@ -259,7 +260,7 @@ class _DatasetRows:
         try:
             head = list(itertools.islice(dataset, _ROWS_TO_LOOK_AT))
         except Exception as error:
-            raise CorpusError(f"{source} cannot be read: {_first_line(error)}") from error
+            raise CorpusError(f"{source} cannot be read: {_first_line(error)}") from scrub(error)
         self.layout = find_layout(head, dataset.column_names or (), source, text_column) if head else _NO_ROWS
         self._iterator = iter(dataset)
         self._count = 0  # rows read
@@ -270,7 +271,7 @@ class _DatasetRows:
         try:
             row = next(self._iterator, None)
         except Exception as error:  # whatever the reader of this format raises in mid-file
-            raise CorpusError(f"{self._source} cannot be read to its end: {_first_line(error)}") from error
+            raise CorpusError(f"{self._source} cannot be read to its end: {_first_line(error)}") from scrub(error)
         if row is None:
             return None
         self._untouched = None
@@ -426,9 +427,11 @@ def _load(function: str, source: str, config: str | None, split: str | None = No
     if split is not None:
         options["split"] = split
     try:
+        if "data_files" not in options and not Path(source).exists():
+            check_login()
         return getattr(datasets, function)(source, config, **options)
     except Exception as error:
-        raise CorpusError(f"{source} cannot be opened as a data set: {_first_line(error)}") from error
+        raise CorpusError(f"{source} cannot be opened as a data set: {_first_line(error)}") from scrub(error)
 
 
 def _first_line(error: Exception) -> str:

@@ -18,6 +18,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 
+from transformer.checksum import cached_checksum, is_intact
+from transformer.credentials import check_login, scrub
 from transformer.errors import CheckpointError, ConfigError
 from transformer.files import read_json, whole_file
 from transformer.text import suspicion, wordpiece
@@ -280,16 +282,28 @@ class StreamDecoder:
 
 def _download(hub_id: str) -> Path:
     """The `tokenizer.json` of the Hub model `user/name` or `user/name@revision`."""
-    from huggingface_hub import hf_hub_download  # imported late: a local tokenizer needs no network client
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     name, _, revision = hub_id.partition("@")
     try:
+        check_login()
         with suppress(LocalEntryNotFoundError):  # not every model has one
-            hf_hub_download(name, "tokenizer_config.json", revision=revision or None)
-        return Path(hf_hub_download(name, "tokenizer.json", revision=revision or None))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise CheckpointError(f"{hub_id} is no file, no folder, and no tokenizer on the Hub: {error}") from error
+            _download_file(name, "tokenizer_config.json", revision or None)
+        return _download_file(name, "tokenizer.json", revision or None)
+    except Exception as error:  # the client lets through those of the libraries that it uses
+        raise CheckpointError(f"{hub_id} is no file, no folder, and no tokenizer on the Hub: {error}") from scrub(error)
+
+
+def _download_file(name: str, file: str, revision: str | None) -> Path:
+    """A file in the Hub's cache, fetched if it is not there, or is damaged."""
+    from huggingface_hub import hf_hub_download  # imported late: a local tokenizer needs no network client
+
+    for again in (False, True):
+        path = Path(hf_hub_download(name, file, revision=revision, force_download=again))
+        digest = cached_checksum(path)
+        if digest is None or is_intact(path, digest):
+            return path
+    raise CheckpointError(f"{file} has not the checksum that the Hub says it has.")
 
 
 @contextmanager
