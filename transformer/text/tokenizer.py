@@ -11,7 +11,6 @@ from typing import Any
 
 from tokenizers import Tokenizer as Backend
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
-from tokenizers.decoders import DecodeStream
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
@@ -20,6 +19,7 @@ from tokenizers.trainers import BpeTrainer
 from transformer.errors import CheckpointError, ConfigError
 from transformer.files import read_json, whole_file
 from transformer.text import suspicion, wordpiece
+from transformer.text.stream_decoder import StreamDecoder, decode
 
 END_OF_TEXT = "<|endoftext|>"
 # What the end-of-text token is called in tokenizers that do not say so themselves.
@@ -28,7 +28,6 @@ _MAX_BYTES = 33 * 2**20  # of a file: the largest known, of 262,144 tokens, has 
 _MAX_HOLES = 100_000  # ids below the largest one that no token has; every one costs a row of the embedding
 _TEMPLATE_FILE = "chat_template.jinja"
 _MAX_TEMPLATE_BYTES = 2**20
-_CONTEXT = 64  # ids before a streamed text by which its first pieces are decoded
 _NOT_KEPT = ("auto_map", "tokenizer_file", "name_or_path")  # of somebody's settings: code, and places of his
 _TRAINING_CHARACTERS = 2**24  # more text takes more memory and time, and hardly gives another vocabulary
 
@@ -244,33 +243,11 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """The text of `ids`."""
-        return self.backend.decode(list(ids), skip_special_tokens=skip_special)
+        return decode(self.backend, ids, skip_special)
 
     def stream(self, before: Sequence[int] = ()) -> StreamDecoder:
         """A decoder for ids that arrive one at a time, after the ids `before`."""
-        return StreamDecoder(self, before)
-
-
-class StreamDecoder:
-    """Text pieces from token ids that arrive one at a time; a piece never ends within a UTF-8 character.
-
-    Bytes that are no character become U+FFFD, as in `Tokenizer.decode`. A character that is not complete when the
-    ids end is not shown.
-
-    Args:
-        before: ids that stand before them: of a text's first token some tokenizers leave out the space in front.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
-        self._backend = tokenizer.backend
-        before = list(before)[-_CONTEXT:]
-        if tokenizer.decode(before).endswith("\ufffd"):  # the library would wait for the rest of a character
-            before = []
-        self._stream = DecodeStream(ids=before, skip_special_tokens=True)
-
-    def add(self, token_id: int) -> str:
-        """The text that `token_id` completes; often empty within a character of several tokens."""
-        return self._stream.step(self._backend, token_id) or ""
+        return StreamDecoder(self.backend, before)
 
 
 def _download(hub_id: str) -> Path:
