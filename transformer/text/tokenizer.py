@@ -18,12 +18,13 @@ from tokenizers.trainers import BpeTrainer
 
 from transformer.errors import CheckpointError, ConfigError
 from transformer.files import read_json, whole_file
-from transformer.text import suspicion, wordpiece
+from transformer.text import byte_level, prefix_space, suspicion, wordpiece
 from transformer.text.stream_decoder import StreamDecoder, decode
 
 END_OF_TEXT = "<|endoftext|>"
 # What the end-of-text token is called in tokenizers that do not say so themselves.
 _KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
+_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")  # the first that a directory has
 _MAX_BYTES = 33 * 2**20  # of a file: the largest known, of 262,144 tokens, has 32
 _MAX_HOLES = 100_000  # ids below the largest one that no token has; every one costs a row of the embedding
 _TEMPLATE_FILE = "chat_template.jinja"
@@ -104,7 +105,8 @@ class Tokenizer:
 
     @classmethod
     def load(cls, source: str | Path) -> Tokenizer:
-        """Open a `tokenizer.json` or BERT's `vocab.txt`, a directory that holds one, or that of a model on the Hub.
+        """Open a `tokenizer.json`, BERT's `vocab.txt` or GPT-2's `vocab.json` (with the `merges.txt` beside it), a
+        directory that holds one, or that of a model on the Hub.
 
         BERT's [CLS] and [SEP] are put around no text; [SEP] is the end of text.
 
@@ -113,20 +115,20 @@ class Tokenizer:
         """
         path = Path(source)
         if path.is_dir():
-            path = next((path / name for name in ("tokenizer.json", "vocab.txt") if (path / name).exists()), path)
+            path = next((path / name for name in _FILES if (path / name).exists()), path / _FILES[0])
         elif not path.exists():
             path = _download(str(source))
-        if path.is_file() and path.stat().st_size > _MAX_BYTES:
-            raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes, more than any tokenizer needs.")
+        settings = _optional_json(path.with_name("tokenizer_config.json"))
+        config = _optional_json(path.with_name("config.json"))
         with _reported(f"{path} is not a tokenizer that can be read"):
-            backend = wordpiece.open_vocabulary(path) if path.suffix == ".txt" else Backend.from_file(str(path))
+            backend = _open(path, settings, config)
             fault = suspicion.fault(backend)
         if fault:
             raise CheckpointError(f"{path} is refused: {fault}.")
         backend.no_truncation()  # what a file says of these is how somebody else used it once
         backend.no_padding()
         wordpiece.leave_texts_bare(backend)
-        settings = _optional_json(path.with_name("tokenizer_config.json"))
+        prefix_space.apply_setting(backend, settings, config)
         ends = _end_ids(path.parent)
         pad = _token(settings.get("pad_token"))
         if pad is None and backend.token_to_id(wordpiece.PAD) is not None:
@@ -264,11 +266,37 @@ def _download(hub_id: str) -> Path:
         raise CheckpointError(f"{hub_id} is no file, no folder, and no tokenizer on the Hub: {error}") from error
 
 
+def _open(path: Path, settings: Mapping[str, Any], config: Mapping[str, Any]) -> Backend:
+    """The tokenizer of a file, whose name says of what kind it is.
+
+    Raises:
+        CheckpointError: if it is not there, is too large, or is part of a tokenizer of another kind.
+        Exception: if it cannot be read.
+    """
+    merges = path.with_name("merges.txt")
+    pair = path.name == "vocab.json"
+    if not path.exists() or (pair and prefix_space.tokenizer_class(settings, config) != "GPT2Tokenizer"):
+        raise CheckpointError(
+            f"{path.parent} has no tokenizer.json. Make one: python -c \"from transformers import AutoTokenizer as A; "
+            f"A.from_pretrained('{path.parent}').save_pretrained('{path.parent}')\""
+        )
+    if pair and not merges.exists():
+        raise CheckpointError(f"{path.parent} has a vocab.json without its merges.txt.")
+    for file in (path, merges) if pair else (path,):
+        if file.is_file() and file.stat().st_size > _MAX_BYTES:
+            raise CheckpointError(f"{file} has {file.stat().st_size:,} bytes, more than any tokenizer needs.")
+    if pair:
+        return byte_level.open_vocabulary(path, merges, settings)
+    return wordpiece.open_vocabulary(path) if path.suffix == ".txt" else Backend.from_file(str(path))
+
+
 @contextmanager
 def _reported(failure: str) -> Iterator[None]:
     """What the library raises, as our error that begins with `failure`: bare Exception, or a panic, which is none."""
     try:
         yield
+    except CheckpointError:
+        raise
     except BaseException as error:
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise CheckpointError(
