@@ -8,17 +8,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from transformer.errors import CheckpointError
 from transformer.inference.linear import Precision
 from transformer.inference.memory import Memory
 from transformer.model import Transformer
 
 
 class ServedTransformer(ABC):
-    """A model to serve or to evaluate, not to train: it keeps the weights as they were when it was made."""
+    """A model to serve or to evaluate, not to train: it keeps the weights as they were when it was made.
+
+    Raises:
+        CheckpointError: if there are NaN or infinity among the weights. Rounded to int8 they would look like others.
+    """
 
     training = False
 
     def __init__(self, model: Transformer, precision: Precision) -> None:
+        for name, parameter in model.named_parameters():
+            if not all_finite(parameter):
+                raise CheckpointError(f"the weights {name!r} hold numbers that are NaN or infinite: they are damaged.")
         self.config, self.precision = model.config, precision
         self.device: torch.device = model.token_embedding.weight.device
 
@@ -37,3 +45,9 @@ class ServedTransformer(ABC):
     @abstractmethod
     def step(self, tokens_B: Tensor, memory: Memory) -> Tensor:
         """Read one more token of every text; scores for the tokens that follow, (B, V)."""
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether there is neither NaN nor infinity in a tensor. Its sum is quick, and says so for nearly all of them."""
+    tensor = tensor.detach()
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())

@@ -12,7 +12,6 @@ from typing import Any
 
 from tokenizers import Tokenizer as Backend
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
-from tokenizers.decoders import DecodeStream
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
@@ -22,16 +21,17 @@ from transformer.checksum import cached_checksum, is_intact
 from transformer.credentials import check_login, scrub
 from transformer.errors import CheckpointError, ConfigError
 from transformer.files import read_json, whole_file
-from transformer.text import suspicion, wordpiece
+from transformer.text import byte_level, prefix_space, suspicion, wordpiece
+from transformer.text.stream_decoder import StreamDecoder, decode
 
 END_OF_TEXT = "<|endoftext|>"
 # What the end-of-text token is called in tokenizers that do not say so themselves.
 _KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
+_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")  # the first that a directory has
 _MAX_BYTES = 33 * 2**20  # of a file: the largest known, of 262,144 tokens, has 32
 _MAX_HOLES = 100_000  # ids below the largest one that no token has; every one costs a row of the embedding
 _TEMPLATE_FILE = "chat_template.jinja"
 _MAX_TEMPLATE_BYTES = 2**20
-_CONTEXT = 64  # ids before a streamed text by which its first pieces are decoded
 _NOT_KEPT = ("auto_map", "tokenizer_file", "name_or_path")  # of somebody's settings: code, and places of his
 _LONGEST_RUN = 256  # characters between white space, or of it, that are one word of the training of a vocabulary
 _LONG_RUN = re.compile(rf"\S{{{_LONGEST_RUN + 1},}}|\s{{{_LONGEST_RUN + 1},}}")
@@ -110,7 +110,8 @@ class Tokenizer:
 
     @classmethod
     def load(cls, source: str | Path) -> Tokenizer:
-        """Open a `tokenizer.json` or BERT's `vocab.txt`, a directory that holds one, or that of a model on the Hub.
+        """Open a `tokenizer.json`, BERT's `vocab.txt` or GPT-2's `vocab.json` (with the `merges.txt` beside it), a
+        directory that holds one, or that of a model on the Hub.
 
         BERT's [CLS] and [SEP] are put around no text; [SEP] is the end of text.
 
@@ -119,20 +120,20 @@ class Tokenizer:
         """
         path = Path(source)
         if path.is_dir():
-            path = next((path / name for name in ("tokenizer.json", "vocab.txt") if (path / name).exists()), path)
+            path = next((path / name for name in _FILES if (path / name).exists()), path / _FILES[0])
         elif not path.exists():
             path = _download(str(source))
-        if path.is_file() and path.stat().st_size > _MAX_BYTES:
-            raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes, more than any tokenizer needs.")
+        settings = _optional_json(path.with_name("tokenizer_config.json"))
+        config = _optional_json(path.with_name("config.json"))
         with _reported(f"{path} is not a tokenizer that can be read"):
-            backend = wordpiece.open_vocabulary(path) if path.suffix == ".txt" else Backend.from_file(str(path))
+            backend = _open(path, settings, config)
             fault = suspicion.fault(backend)
         if fault:
             raise CheckpointError(f"{path} is refused: {fault}.")
         backend.no_truncation()  # what a file says of these is how somebody else used it once
         backend.no_padding()
         wordpiece.leave_texts_bare(backend)
-        settings = _optional_json(path.with_name("tokenizer_config.json"))
+        prefix_space.apply_setting(backend, settings, config)
         ends = _end_ids(path.parent)
         pad = _token(settings.get("pad_token"))
         if pad is None and backend.token_to_id(wordpiece.PAD) is not None:
@@ -251,33 +252,11 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """The text of `ids`."""
-        return self.backend.decode(list(ids), skip_special_tokens=skip_special)
+        return decode(self.backend, ids, skip_special)
 
     def stream(self, before: Sequence[int] = ()) -> StreamDecoder:
         """A decoder for ids that arrive one at a time, after the ids `before`."""
-        return StreamDecoder(self, before)
-
-
-class StreamDecoder:
-    """Text pieces from token ids that arrive one at a time; a piece never ends within a UTF-8 character.
-
-    Bytes that are no character become U+FFFD, as in `Tokenizer.decode`. A character that is not complete when the
-    ids end is not shown.
-
-    Args:
-        before: ids that stand before them: of a text's first token some tokenizers leave out the space in front.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
-        self._backend = tokenizer.backend
-        before = list(before)[-_CONTEXT:]
-        if tokenizer.decode(before).endswith("\ufffd"):  # the library would wait for the rest of a character
-            before = []
-        self._stream = DecodeStream(ids=before, skip_special_tokens=True)
-
-    def add(self, token_id: int) -> str:
-        """The text that `token_id` completes; often empty within a character of several tokens."""
-        return self._stream.step(self._backend, token_id) or ""
+        return StreamDecoder(self.backend, before)
 
 
 def _download(hub_id: str) -> Path:
@@ -306,11 +285,37 @@ def _download_file(name: str, file: str, revision: str | None) -> Path:
     raise CheckpointError(f"{file} has not the checksum that the Hub says it has.")
 
 
+def _open(path: Path, settings: Mapping[str, Any], config: Mapping[str, Any]) -> Backend:
+    """The tokenizer of a file, whose name says of what kind it is.
+
+    Raises:
+        CheckpointError: if it is not there, is too large, or is part of a tokenizer of another kind.
+        Exception: if it cannot be read.
+    """
+    merges = path.with_name("merges.txt")
+    pair = path.name == "vocab.json"
+    if not path.exists() or (pair and prefix_space.tokenizer_class(settings, config) != "GPT2Tokenizer"):
+        raise CheckpointError(
+            f"{path.parent} has no tokenizer.json. Make one: python -c \"from transformers import AutoTokenizer as A; "
+            f"A.from_pretrained('{path.parent}').save_pretrained('{path.parent}')\""
+        )
+    if pair and not merges.exists():
+        raise CheckpointError(f"{path.parent} has a vocab.json without its merges.txt.")
+    for file in (path, merges) if pair else (path,):
+        if file.is_file() and file.stat().st_size > _MAX_BYTES:
+            raise CheckpointError(f"{file} has {file.stat().st_size:,} bytes, more than any tokenizer needs.")
+    if pair:
+        return byte_level.open_vocabulary(path, merges, settings)
+    return wordpiece.open_vocabulary(path) if path.suffix == ".txt" else Backend.from_file(str(path))
+
+
 @contextmanager
 def _reported(failure: str) -> Iterator[None]:
     """What the library raises, as our error that begins with `failure`: bare Exception, or a panic, which is none."""
     try:
         yield
+    except CheckpointError:
+        raise
     except BaseException as error:
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise CheckpointError(
