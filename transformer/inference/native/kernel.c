@@ -1,7 +1,7 @@
 /* One pass of a decoder-only Transformer over new tokens, for x86 processors with AVX-512 and VNNI.
 
-   All threads run it, and share each of its loops (threads.h), so that a token costs little more than the reading of
-   the weights. Everything that is multiplied stands in blocks of 16 columns, one vector wide:
+   All of it is one parallel region, in which the threads share each loop (threads.h), so that a token costs little more
+   than the reading of the weights. Everything that is multiplied stands in blocks of 16 columns, one vector wide:
 
        column n of input k is at   block[n / 16] + k * stride + n % 16
 
@@ -12,6 +12,7 @@
 
 #include <immintrin.h>
 #include <math.h>
+#include <omp.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -510,6 +511,7 @@ typedef struct {
     Rows rows; /* prepared by all threads, if there are many */
     char *scratch; /* of the threads, one after the other */
     int64_t scratch_size;
+    Share *shares;
 } Pass;
 
 typedef struct { /* of one thread */
@@ -559,6 +561,7 @@ static uintptr_t take_memory(Pass *pass, uintptr_t from, int threads) {
     pass->projected = take(&from, pass->count * pass->projected_width * sizeof(float));
     pass->mixed = take(&from, pass->count * pass->mixed_width * sizeof(float));
     pass->hidden = take(&from, pass->count * pass->hidden_width * sizeof(float));
+    pass->shares = take(&from, threads * sizeof(Share));
     pass->chunks = take(&from, (pass->count + 1) * sizeof(int64_t));
     if (pass->count > FEW_ROWS) pass->rows = take_rows(pass, &from);
     Worker none;
@@ -590,9 +593,8 @@ static void prepare_row(const Norm *norm, const float *x, const Product *next, R
 
 /* out (count, outputs) = `added`, if any, + the product of rows x (count, n), normalised first.
 
-   With `activation`, p is the first product of a feed-forward layer, and out its activated outputs.
-   Returns 0 if the thread has left the pass, as all loops do. */
-static int product(const Pass *pass, Worker *w, const Norm *norm, const float *x, int64_t x_stride, int64_t n,
+   With `feed_forward`, p is the first product of a feed-forward layer, and out its activated outputs. */
+static void product(const Pass *pass, Worker *w, const Norm *norm, const float *x, int64_t x_stride, int64_t n,
                    const Product *p, Target to, int feed_forward) {
     const Model *m = pass->m;
     int64_t count = pass->count, gated = feed_forward && m->activation == SWIGLU;
@@ -605,7 +607,7 @@ static int product(const Pass *pass, Worker *w, const Norm *norm, const float *x
     }
     if (prepared) {
         EACH(r, count) prepare_row(norm, x + r * x_stride, p, &rows, r, n);
-        if (!complete(w->thread, count)) return 0;
+        complete(w->thread, count);
     }
     int64_t pieces = (columns + PIECE - 1) / PIECE;
     EACH(i, pieces) {
@@ -625,15 +627,15 @@ static int product(const Pass *pass, Worker *w, const Norm *norm, const float *x
             activate(m->activation, from, from + PIECE, to.out + r * to.stride + column, some);
         }
     }
-    return complete(w->thread, pieces);
+    complete(w->thread, pieces);
 }
 
-static int normalise_rows(const Pass *pass, Worker *w, const Norm *norm, float *x) {
+static void normalise_rows(const Pass *pass, Worker *w, const Norm *norm, float *x) {
     EACH(r, pass->count) normalise(norm, x + r * pass->width, x + r * pass->width, pass->m->width);
-    return complete(w->thread, pass->count);
+    complete(w->thread, pass->count);
 }
 
-static int embed(const Pass *pass, Worker *w) {
+static void embed(const Pass *pass, Worker *w) {
     const Model *m = pass->m;
     EACH(r, pass->count) {
         int64_t token = pass->tokens[r], position = pass->positions[r];
@@ -644,10 +646,10 @@ static int embed(const Pass *pass, Worker *w) {
         const Memory *memory = pass->memory;
         if (memory->real) memory->real[pass->texts[r] * memory->capacity + position] = token != m->pad_token;
     }
-    return complete(w->thread, pass->count);
+    complete(w->thread, pass->count);
 }
 
-static int attention(const Pass *pass, Worker *w, int64_t layer) {
+static void attention(const Pass *pass, Worker *w, int64_t layer) {
     const Model *m = pass->m;
     const Layer *l = m->layers + layer;
     int64_t heads = m->n_kv_heads, stride = pass->projected_width;
@@ -657,7 +659,7 @@ static int attention(const Pass *pass, Worker *w, int64_t layer) {
             remember(m, l, pass->memory, layer, pass->texts[r], pass->positions[r], i % heads,
                      pass->projected + r * stride, w->attention);
         }
-        if (!complete(w->thread, pass->count * heads)) return 0;
+        complete(w->thread, pass->count * heads);
     }
     EACH(i, pass->n_chunks * heads) {
         int64_t first = pass->chunks[i / heads], end = pass->chunks[i / heads + 1], text = pass->texts[first];
@@ -668,49 +670,42 @@ static int attention(const Pass *pass, Worker *w, int64_t layer) {
         attend(m, l, pass->memory, layer, text, pass->positions + first, end - first, i % heads, projected, stride,
                pass->mixed + first * pass->mixed_width, pass->mixed_width, w->attention);
     }
-    return complete(w->thread, pass->n_chunks * heads);
+    complete(w->thread, pass->n_chunks * heads);
 }
 
 /* The legacy model's: heads are added up. */
-static int add_heads(const Pass *pass, Worker *w) {
+static void add_heads(const Pass *pass, Worker *w) {
     const Model *m = pass->m;
     EACH(r, pass->count)
         for (int64_t i = 0; i < m->n_heads * m->value_width; i++)
             pass->x[r * pass->width + i % m->width] += pass->mixed[r * pass->mixed_width + i] * (float)m->head_weight;
-    return complete(w->thread, pass->count);
+    complete(w->thread, pass->count);
 }
 
-static int read_layer(const Pass *pass, Worker *w, int64_t layer) {
+static void read_layer(const Pass *pass, Worker *w, int64_t layer) {
     const Model *m = pass->m;
     const Layer *l = m->layers + layer;
     int first = m->norm_first;
     Target projected = {.out = pass->projected, .stride = pass->projected_width};
     Target hidden = {.out = pass->hidden, .stride = pass->hidden_width};
     Target x = {.out = pass->x, .added = pass->x, .stride = pass->width};
-    const Norm *norm = first ? &l->attention_norm : &nothing;
-    if (!product(pass, w, norm, pass->x, pass->width, m->width, &l->project, projected, 0)) return 0;
-    if (!attention(pass, w, layer)) return 0;
-    if (!l->output.weight) {
-        if (!add_heads(pass, w)) return 0;
-    } else if (!product(pass, w, &nothing, pass->mixed, pass->mixed_width, m->n_heads * m->value_width, &l->output, x, 0))
-        return 0;
-    if (!first && !normalise_rows(pass, w, &l->attention_norm, pass->x)) return 0;
-    norm = first ? &l->feed_forward_norm : &nothing;
-    if (!product(pass, w, norm, pass->x, pass->width, m->width, &l->up, hidden, 1)) return 0;
-    if (!product(pass, w, &nothing, pass->hidden, pass->hidden_width, m->hidden, &l->down, x, 0)) return 0;
-    return first || normalise_rows(pass, w, &l->feed_forward_norm, pass->x);
+    product(pass, w, first ? &l->attention_norm : &nothing, pass->x, pass->width, m->width, &l->project, projected, 0);
+    attention(pass, w, layer);
+    if (l->output.weight)
+        product(pass, w, &nothing, pass->mixed, pass->mixed_width, m->n_heads * m->value_width, &l->output, x, 0);
+    else add_heads(pass, w);
+    if (!first) normalise_rows(pass, w, &l->attention_norm, pass->x);
+    product(pass, w, first ? &l->feed_forward_norm : &nothing, pass->x, pass->width, m->width, &l->up, hidden, 1);
+    product(pass, w, &nothing, pass->hidden, pass->hidden_width, m->hidden, &l->down, x, 0);
+    if (!first) normalise_rows(pass, w, &l->feed_forward_norm, pass->x);
 }
 
-static int read_pass(const void *argument, Thread *thread) {
-    const Pass *pass = argument;
+static void read_pass(const Pass *pass, Worker *w) {
     const Model *m = pass->m;
-    Worker worker = {.thread = thread}, *w = &worker;
-    take_scratch(pass, w, (uintptr_t)(pass->scratch + thread->index * pass->scratch_size));
-    if (!embed(pass, w)) return 0;
-    for (int64_t layer = 0; layer < m->n_layers; layer++)
-        if (!read_layer(pass, w, layer)) return 0;
+    embed(pass, w);
+    for (int64_t layer = 0; layer < m->n_layers; layer++) read_layer(pass, w, layer);
     Target logits = {.out = pass->logits, .stride = round_up(m->vocabulary)};
-    return !pass->logits || product(pass, w, &m->final_norm, pass->x, pass->width, m->width, &m->head, logits, 0);
+    if (pass->logits) product(pass, w, &m->final_norm, pass->x, pass->width, m->width, &m->head, logits, 0);
 }
 
 /* Read `count` tokens, each with its text and its position; those of one text stand together, in their order.
@@ -729,7 +724,16 @@ Result read_tokens(const Model *m, const Memory *memory, int64_t count, const in
     if (!work) return OUT_OF_MEMORY;
     take_memory(&pass, (uintptr_t)work, threads);
     cut_chunks(&pass);
-    run(read_pass, &pass, threads);
+    Team team = {.shares = pass.shares};
+    memset(team.shares, 0, threads * sizeof(Share));
+#pragma omp parallel num_threads(threads)
+    {
+        Thread thread = {.team = &team, .index = omp_get_thread_num(), .threads = omp_get_num_threads()};
+        Worker worker = {.thread = &thread};
+        take_scratch(&pass, &worker, (uintptr_t)(pass.scratch + thread.index * pass.scratch_size));
+        read_pass(&pass, &worker);
+        finish(&thread);
+    }
     free(work);
     return DONE;
 }

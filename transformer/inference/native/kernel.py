@@ -17,7 +17,8 @@ from transformer.files import whole_file
 
 SOURCE = Path(__file__).with_name("kernel.c")
 _HEADER = SOURCE.with_name("threads.h")
-_FLAGS = ["-O3", "-march=native", "-fopenmp-simd", "-pthread", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math"]
+_FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC"]
+_FLAGS += ["-shared"]
 _NEEDED = {"avx512f", "avx512bw", "avx512_vnni", "f16c"}  # as Linux names them
 _SECONDS = 120  # that a compiler may take; it takes two
 
