@@ -16,6 +16,7 @@ from transformer.training.parts import Parts
 from transformer.training.preflight import (
     alignment,
     budget,
+    completions,
     free_points,
     learning,
     magnitudes,
@@ -44,10 +45,12 @@ _TEXT: tuple[_Checking, ...] = (
     free_points.repeated,
     free_points.constant_columns,
     texts.round_trip,
+    texts.encoding,
     texts.markers,
     texts.unknown,
     texts.bytes_per_token,
     overlap.overlap,
+    completions.completions,
 )
 _MODEL: tuple[_Checking, ...] = (
     visibility.causality,
@@ -101,11 +104,11 @@ def _checks(subject: Subject) -> Iterator[Check]:
     memory = _made(budget.memory, subject)
     yield memory
     if memory.verdict == "fail":  # a step would take the whole process with it
-        yield _made(partial(budget.forecast, step_seconds=None), subject)
+        yield from _plans(subject, None)
         return
     learnable = alignment.with_targets(subject)
     if learnable is None:  # as said by then: there is nothing that a model could be tried with
-        yield _made(partial(budget.forecast, step_seconds=None), subject)
+        yield from _plans(subject, None)
         return
     for check in _MODEL:
         yield _made(check, learnable)
@@ -115,7 +118,14 @@ def _checks(subject: Subject) -> Iterator[Check]:
         yield _broken("gradients", error)
         return
     yield learning.gradients(learnable, step)
-    yield _made(partial(budget.forecast, step_seconds=step.seconds), subject)
+    yield from _plans(subject, step.seconds)
+
+
+def _plans(subject: Subject, step_seconds: float | None) -> Iterator[Check]:
+    for name, plan in (("passes over the text", budget.passes), ("forecast", budget.forecast)):
+        checking = partial(plan, step_seconds=step_seconds)
+        checking.__name__ = name  # type: ignore[attr-defined]
+        yield _made(checking, subject)
 
 
 def _made(check: _Checking, subject: Subject, verdict: Verdict = "fail") -> Check:

@@ -91,7 +91,7 @@ def _places(rows: Rows, stream: TokenStream, padding_ids: Collection[int], first
     agrees = (text[:, :-1] == rows.inputs) & there[:, :-1]
     columns = np.arange(length)
     real = present & (columns >= first[:, None]) & (columns < last[:, None])
-    for row in np.flatnonzero(exact & ((first > 0) | (last < stops))):
+    for row in np.flatnonzero(exact & ((first > 0) | (last < stops))).tolist():
         while first[row] > 0 and agrees[row, first[row] - 1]:
             first[row] -= 1
         while last[row] < stops[row] and agrees[row, last[row]]:
