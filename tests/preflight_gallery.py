@@ -34,6 +34,7 @@ from transformer.training.engine import Engine
 from transformer.training.parts import Parts, build
 from transformer.training.preflight import Report, preflight, text_checks
 from transformer.training.preflight.alignment import ids
+from transformer.training.preflight.budget import passes
 from transformer.training.preflight.subject import Subject
 
 ROOT = Path(__file__).parents[1]
@@ -156,7 +157,7 @@ class Case:
 def texts() -> list[Case]:
     """Texts of all kinds, with the same small settings."""
     digits = "0123456789"
-    repeated, encoding = "repeated tokens", "markers in the text"
+    repeated, marked = "repeated tokens", "markers in the text"
     twice = "validation in training"
     return [
         Case("prose", prose()),
@@ -167,7 +168,7 @@ def texts() -> list[Case]:
         Case(
             "markdown documents",
             {"train.jsonl": rows(lambda p, n: {"text": f"# {words_of(p, 2)}\n\n{say(p)}\n\n---\n"})},
-            warns=(encoding,),
+            warns=(marked,),
         ),
         Case(
             "markdown table",
@@ -184,7 +185,7 @@ def texts() -> list[Case]:
         Case(
             "program log",
             lines(lambda p, n: f"[INFO] 2024-01-{n % 28 + 1:02} worker {p.randint(1, 9)}: {say(p)}"),
-            warns=(encoding,),
+            warns=(marked,),
         ),
         Case("log with levels", lines(lambda p, n: f"[{p.choice(['INFO', 'WARNING', 'ERROR', 'DEBUG'])}] {say(p)}")),
         Case("one long line", " ".join(sentences(300))),
@@ -209,12 +210,12 @@ def texts() -> list[Case]:
             options=dict(vocab_size=257),
             warns=(repeated,),
         ),
-        Case("one line again and again", "the same line of text stands here\n" * 400, warns=(twice, encoding)),
+        Case("one line again and again", "the same line of text stands here\n" * 400, warns=(twice, marked)),
         Case("one paragraph again and again", prose(12) * 30, warns=(twice,)),
         Case(
             "licence header in each document",
             {"train.jsonl": rows(lambda p, n: {"text": f"Copyright the authors\n{say(p, 20, 60)}"})},
-            warns=(encoding,),
+            warns=(marked,),
         ),
         Case("russian", script("абвгдежзийклмнопрстуфхцчшщыьэюя")),
         Case("greek", script("αβγδεζηθικλμνξοπρστυφχψωάέήίόύώ")),
@@ -241,11 +242,12 @@ def texts() -> list[Case]:
         Case(
             "json in a text file",
             "[\n" + lines(lambda p, n: f'  {{"id": {n}, "name": "{words_of(p)}", "tags": []}},') + "]\n",
+            warns=(marked, twice),
         ),
         Case(
             "html",
             lines(lambda p, n: f'<tr class="row"><td><s>{words_of(p)}</s></td><td>{say(p)}</td></tr>'),
-            warns=(encoding,),
+            warns=(marked, twice),
         ),
         Case(
             "xml",
@@ -254,12 +256,13 @@ def texts() -> list[Case]:
                     f"  <entry>\n    <start>{n}</start>\n    <end>{n + 1}</end>\n    <t>{say(p)}</t>\n  </entry>"
                 )
             ),
+            warns=(marked, twice),
         ),
         Case(
             "latex",
             lines(lambda p, n: f"\\section{{{words_of(p, 2)}}}\n{say(p)} $x_{n} = \\frac{{1}}{{{n + 1}}}$ \\\\"),
         ),
-        Case("sql", lines(lambda p, n: f"INSERT INTO users VALUES ({n}, '{words_of(p)}', NULL);"), warns=(encoding,)),
+        Case("sql", lines(lambda p, n: f"INSERT INTO users VALUES ({n}, '{words_of(p)}', NULL);"), warns=(marked,)),
         Case("ini", lines(lambda p, n: f"[SECTION_{n}]\nname = {words_of(p)}\nvalue = {p.randint(0, 99)}\n")),
         Case(
             "subtitles",
@@ -271,7 +274,11 @@ def texts() -> list[Case]:
             ),
         ),
         Case("dictionary", lines(lambda p, n: f"{words_of(p)} (n.): {say(p)}; see {words_of(p)}.")),
-        Case("play", lines(lambda p, n: f"{p.choice(['HAMLET', 'OPHELIA', 'HORATIO'])}.\n{say(p)}.\n[Exit]\n")),
+        Case(
+            "play",
+            lines(lambda p, n: f"{p.choice(['HAMLET', 'OPHELIA', 'HORATIO'])}.\n{say(p)}.\n[Exit]\n"),
+            warns=(marked,),
+        ),
         Case("diff", lines(lambda p, n: f"{p.choice('+- ')}    {words_of(p)} = {words_of(p)}({p.randint(0, 9)})")),
         Case(
             "chess",
@@ -280,6 +287,7 @@ def texts() -> list[Case]:
                     f'[Event "{words_of(p)}"]\n[Result "1-0"]\n1. e4 e5 2. Nf3 {p.choice(["Nc6", "d6"])} 3. Bb5 1-0\n'
                 )
             ),
+            warns=(marked, twice),
         ),
         Case(
             "ascii art",
@@ -288,7 +296,7 @@ def texts() -> list[Case]:
         Case(
             "board",
             lines(lambda p, n: "+---+---+---+\n" + "| {} | {} | {} |".format(*p.choices("XO ", k=3))),
-            warns=(encoding, twice),
+            warns=(marked, twice),
         ),
         Case("word list", "\n".join(sorted({w for s in range(12) for w in syllables("abcdefghijklmnop", 150, s)}))),
         Case("minified", "".join(f"function f{n}(a,b){{return a+b*{n}}};" for n in range(400))),
@@ -306,9 +314,7 @@ def texts() -> list[Case]:
             "wikitext",
             "".join(f" = {words_of(chance(n), 2).title()} = \n\n {say(chance(n), 20, 60)} . \n\n" for n in range(60)),
         ),
-        Case(
-            "stories between end-of-text", "\n<|endoftext|>\n".join(prose(12, n) for n in range(30)), warns=(encoding,)
-        ),
+        Case("stories between end-of-text", "\n<|endoftext|>\n".join(prose(12, n) for n in range(30)), warns=(marked,)),
         Case(
             "words separated by unknown",
             {"train.jsonl": rows(lambda p, n: {"text": say(p, 20, 50).replace(" the ", " <unk> ")})},
@@ -327,6 +333,7 @@ def texts() -> list[Case]:
                 200,
             ),
             ".jsonl",
+            dict(context_length=256),
         ),
         Case("quoted answers", rows(quoted), ".jsonl", options=dict(context_length=128), warns=("completions",)),
         Case(
@@ -339,7 +346,7 @@ def texts() -> list[Case]:
             "llama 2's layout",
             rows(lambda p, n: {"text": f"<s>[INST] {say(p)}? [/INST] {say(p)}. </s>"}),
             ".jsonl",
-            warns=(encoding,),
+            warns=(marked,),
         ),
         Case(
             "chatml as text",
@@ -349,13 +356,13 @@ def texts() -> list[Case]:
                 }
             ),
             ".jsonl",
-            warns=(encoding,),
+            warns=(marked,),
         ),
         Case(
             "instruction layout",
             rows(lambda p, n: {"text": f"### Instruction:\n{say(p)}\n\n### Response:\n{say(p)}"}),
             ".jsonl",
-            warns=(encoding,),
+            warns=(marked,),
         ),
     ]
 
@@ -404,13 +411,18 @@ def fine_tuning() -> list[Case]:
     """From the model in weights/, and with the tokenizers of others."""
     weights = dict(init_from=str(ROOT / "weights"), context_length=64, learning_rate=5e-4)
     russian = script("абвгдежзийклмнопрстуфхцчшщыьэюя")
-    few = "bytes per token"
+    few, spaces = "bytes per token", "repeated tokens"
     gpt2, bert = "tokenizers/gpt2", "tokenizers/bert-base-uncased"
     return [
         Case("weights, prose", prose(), options=weights),
         Case("weights, python", of_files("transformer/model/*.py"), options=weights),
         Case("weights, README", (ROOT / "README.md").read_text(), options=weights),
-        Case("weights, table", lines(lambda p, n: f"| {words_of(p):12} | {p.randint(1, 999):6} |"), options=weights),
+        Case(
+            "weights, table",
+            lines(lambda p, n: f"| {words_of(p):12} | {p.randint(1, 999):6} |"),
+            options=weights,
+            warns=(few, spaces),
+        ),
         Case("weights, conversations", rows(conversation), ".jsonl", weights),
         Case("weights, prompts and completions", rows(question), ".jsonl", weights),
         Case("weights, another language", russian, options=weights, warns=(few,)),
@@ -601,7 +613,7 @@ def mistakes() -> list[Mistake]:
         Mistake("targets not shifted", (follow,), ("shifted by 0",), collate=shifted(0)),
         Mistake("targets shifted by two", (follow,), ("shifted by 2",), collate=shifted(2)),
         Mistake("inputs of another text", (in_text,), ("not this text",), collate=other_inputs),
-        Mistake("batches without targets", ("something to learn",), ("No token",), collate=masked, silent=(follow,)),
+        Mistake("batches without targets", ("something to learn",), ("masks all",), collate=masked, silent=(follow,)),
         Mistake(
             "nothing is learned", ("something to learn",), ("No token",), plant=with_stream(lambda *_: None, False)
         ),
@@ -706,7 +718,7 @@ def examine(case: Case, folder: Path, complete: bool = False, mistake: Mistake |
     if complete:
         return preflight(parts, config, engine())
     subject = Subject.of(parts, config, engine())
-    return Report((ids(subject), *text_checks(subject)))
+    return Report((ids(subject), *text_checks(subject), passes(subject, None)))
 
 
 def wrong(case: Case, report: Report) -> list[str]:

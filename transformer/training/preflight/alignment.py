@@ -22,6 +22,7 @@ from transformer.training.preflight.subject import Subject
 _SHOWN_ROWS = 2
 _SHOWN_HEAD, _SHOWN_TAIL = 7, 3
 _EMPTY = 0.2  # of the windows may have nothing to learn
+_MOSTLY_EMPTY = 0.5  # of them: below that, batches without any target are no chance
 _SAMPLED = 4096  # windows of the text in which targets are looked for
 _LEAST_STEPS = 8  # from one row to the next, of which an order can be said
 _IN_ORDER = 0.5  # of them go to the next window of the text; in a random order of n windows 1 in n does
@@ -95,6 +96,12 @@ def to_learn(subject: Subject) -> Check:
         return Check(name, f"{measured}; none in validation", expected, "fail", cause)
     if share == 1 and _nothing_at_all(subject):
         return Check(name, measured, expected, "fail", f"No token of the text would be learned: {cure}.")
+    if missing == len(subject.batches) and subject.training is not None and share < _MOSTLY_EMPTY:
+        cause = (
+            f"None of {missing} batches has a target, although {1 - share:.0%} of the windows of the text have: something "
+            "masks all targets after they were cut."
+        )
+        return Check(name, measured, expected, "fail", cause)
     if share > _EMPTY or missing:
         what = (
             f"{share:.0%} of {of_all} have nothing to learn" if share > _EMPTY else f"{missing} batches have no target"
@@ -183,10 +190,20 @@ def same_again(subject: Subject) -> Check:
     # A text of repetitions has equal rows: no row may come more often than it stands in the text.
     most = np.zeros(len(index), np.int64)
     np.maximum.at(most, inverse.reshape(-1), np.where(found.exact, found.count, len(rows)))
-    if subject.training is not None and found.searched_all and (counts > most).any():
+    if _within_epoch(subject, found) and found.searched_all and (counts > most).any():
         cause = "The source repeats rows within an epoch: as much of the text would never be read."
         return Check(name, measured, expected, "fail", cause)
     return Check(name, measured, expected)
+
+
+def _within_epoch(subject: Subject, found: Places) -> bool:
+    """Whether the rows that were looked at can all be of one epoch, in which no window comes twice."""
+    windows = subject.training
+    if windows is None:
+        return False
+    overlapping = windows.stride < windows.length
+    most = len(windows) * windows.length if overlapping else windows.stop - windows.first - 1
+    return int(found.real.sum()) <= most
 
 
 def shuffled(subject: Subject) -> Check:

@@ -161,7 +161,7 @@ def passes(subject: Subject, step_seconds: float | None) -> Check:
         return Check(name, f"{number:.3g}", expected)
     cause = (
         f"The run goes over the text {number:,.0f} times: a model learns it by heart, and its validation loss rises "
-        "long before the end (the best model is kept); lower --max-epochs or --max-steps, give --patience, or more text."
+        "long before the end (the best model is kept); lower --max-epochs or --max-steps, add --patience or text."
     )
     return Check(name, f"{number:,.3g}", expected, "warn", cause)
 

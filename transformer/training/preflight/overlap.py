@@ -24,6 +24,7 @@ _MOST_VALIDATION = 2**19
 _MEASURED = 2**14  # tokens whose bytes are counted
 _SHARE = 0.1  # of the validation text that may stand in the training text
 _DOCUMENT = 0.8  # of a document's runs: then it is the same document
+_DIFFERENT = 0.75  # of a run's tokens are another than the one before, or it says nothing
 _LEAST_RUNS = 32  # a shorter document may well be said twice
 _TABLE_BITS = 24
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, from the golden ratio: a multiplier that mixes well
@@ -40,10 +41,11 @@ def overlap(subject: Subject) -> Check:
     if len(tokens) < length:
         return Check(name, "the validation text is too short to say", expected)
     wanted, number = np.unique(hashes(tokens, length), return_inverse=True)
-    known = _seen(wanted, _training(subject), length)[number]
-    share = float(known.mean())
+    says = _says_something(tokens, length)
+    known = _seen(wanted, _training(subject), length)[number] & says
+    share = float(known.sum() / max(1, says.sum()))
     twins = _twins(validation, known, length)
-    where = f"{share:.1%} of {len(known):,} runs, {len(twins)} of {_documents(validation)} documents"
+    where = f"{share:.1%} of {int(says.sum()):,} runs, {len(twins)} of {_documents(validation)} documents"
     if share < _SHARE and not twins:
         return Check(name, where, expected)
     start = twins[0] if twins else int(known.argmax())
@@ -59,6 +61,12 @@ def overlap(subject: Subject) -> Check:
         "the two, or give other --validation-data."
     )
     return Check(name, where, expected, "warn", cause)
+
+
+def _says_something(tokens: np.ndarray, length: int) -> np.ndarray:
+    """(N - length + 1,) bool: runs that are not mostly one token again and again, such as a space or a dash."""
+    changes = np.concatenate([[0], np.cumsum(tokens[1:] != tokens[:-1])])
+    return changes[length - 1 :] - changes[: len(tokens) - length + 1] >= _DIFFERENT * (length - 1)
 
 
 def _length(n_bytes: int, n_tokens: int) -> int:

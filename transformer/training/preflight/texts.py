@@ -163,15 +163,18 @@ def _undone(run: str, codec: str) -> str | None:
 
 def markers(subject: Subject) -> Check:
     """No text that stands at the beginning or end of nearly every document or line, like a written "[SEP]"."""
-    documents = list(dict.fromkeys(text.strip() for text in subject.learned_texts if text.strip()))
-    lines = list(dict.fromkeys(line.strip() for text in documents for line in text.splitlines() if line.strip()))
+    documents = [text.strip() for text in subject.learned_texts if text.strip()]
+    lines = [line.strip() for text in documents for line in text.splitlines() if line.strip()]
     name, expected = "markers in the text", "none at the ends of nearly all documents or lines, or again and again"
     for what, units, least in (("document", documents, _LEAST_DOCUMENTS), ("line", lines, _LEAST_LINES)):
-        if len(units) < least:
+        different = list(dict.fromkeys(units))
+        if len(different) < least:
             continue
         for at_end in (True, False):
-            marker, share, is_special = marker_of(units, at_end)
-            if marker:
+            # Of different ones, since one that is repeated has its own end; and of all, or they are not nearly all.
+            marker, _, is_special = marker_of(different, at_end)
+            share = sum(unit.endswith(marker) if at_end else unit.startswith(marker) for unit in units) / len(units)
+            if marker and share >= _NEARLY_ALL:
                 side = "ends" if at_end else "begins"
                 pieces = len(subject.tokenizer.encode_documents([marker])[0])
                 tokens = sum(map(len, subject.tokenizer.encode_documents(units[:200]))) / len(units[:200])
