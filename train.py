@@ -44,6 +44,11 @@ def train(
         description="Tokens of the tokenizer of a model from scratch", default=8192, ge=300, le=65536
     ),
     seed: int = Input(description="Seed of the weights and of the order of the text", default=0, ge=0),
+    preflight: str = Input(
+        description="Checks before the first step. A check that fails: stop the training, or warn and go on; off: no checks",
+        default="stop",
+        choices=["stop", "warn", "off"],
+    ),
     hub_model_id: Optional[str] = Input(
         description="Publish the model on the Hugging Face Hub as user/name, private", default=None
     ),
@@ -76,6 +81,7 @@ def train(
         n_heads=int(n_heads),
         vocab_size=int(vocab_size),
         seed=int(seed),
+        preflight=preflight,  # type: ignore[arg-type]  # one of the choices: Cog has checked it
         push_to=hub_model_id or None,
     )
     try:

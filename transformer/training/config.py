@@ -12,6 +12,7 @@ from transformer.errors import ConfigError
 from transformer.model import ModelConfig
 from transformer.training.budget import SCHEDULES, Budget
 
+PREFLIGHT = ("stop", "warn", "off")
 # What a run may change when it goes on: where and how it computes, how long, and what it shows.
 _FREE = {
     *("output", "token_cache", "resume", "restart", "checkpoint_every", "keep_checkpoints"),
@@ -99,8 +100,8 @@ class TrainConfig:
         compile: Compile the training step with torch.compile; it takes a C++ compiler and about a minute.
         parallel: What several processes do: ddp (each has the whole model) or fsdp (each has a part of every tensor).
         trackers: Also report to these: tensorboard, wandb, trackio. They are installed by the user.
-        preflight: Check text, batches and model before the first step, in under a minute at the default size; what
-            cannot be right stops the run.
+        preflight: Check text, batches and model before the first step. stop: a check that fails stops the run. warn:
+            it is a warning, and the run goes on. off: nothing is checked.
         push_to: Publish the trained model on the Hub as user/name, with the token of HF_TOKEN or `hf auth login`.
         push_public: Let everyone see it, if the repository is new.
         device: auto, cpu, cuda or mps.
@@ -169,7 +170,7 @@ class TrainConfig:
     compile: bool = False
     parallel: str = "ddp"
     trackers: tuple[str, ...] = ()
-    preflight: bool = True
+    preflight: Literal["stop", "warn", "off"] = "stop"
     push_to: str | None = None
     push_public: bool = False
     device: str = "auto"
@@ -194,6 +195,8 @@ class TrainConfig:
                 raise ConfigError(f"{name} is a {what}, in [0, 1], not {getattr(self, name)}.")
         if self.schedule not in SCHEDULES:
             raise ConfigError(f"schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}.")
+        if self.preflight not in PREFLIGHT:
+            raise ConfigError(f"preflight must be one of {', '.join(PREFLIGHT)}, not {self.preflight!r}.")
         if self.max_cost and not self.price_per_hour:
             raise ConfigError("max_cost needs price_per_hour: what the machine costs in an hour.")
         if self.start_from_bigrams and (self.stream or self.init_from or self.embeddings_from):

@@ -30,6 +30,8 @@ def parse(arguments: list[str], program: str = "train.py") -> TrainConfig:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     known, rest = first.parse_known_args([_own_name(argument) for argument in arguments])
+    if "--no-preflight" in rest or "--preflight=False" in rest:
+        raise ConfigError("--no-preflight is no option any more: write --preflight off.")
     options = read(known.config) if known.config else {}
     # `data` is the one option without a default: on the command line it is asked for unless the file has it.
     default = TrainConfig(**{"data": tyro.MISSING, **options})
@@ -70,6 +72,8 @@ def read(name: str) -> dict[str, Any]:
     options = {str(key).replace("-", "_"): value for key, value in options.items()}
     fields = {field.name: str(field.type) for field in dataclasses.fields(TrainConfig)}
     for key, value in options.items():
+        if key == "preflight" and isinstance(value, bool):  # YAML reads off as false
+            options[key] = value = "stop" if value else "off"
         if key not in fields:
             raise ConfigError(f"{name} has an option {key} that does not exist: see train.py --help.")
         options[key] = _converted(f"{key} in {name}", value, fields[key])

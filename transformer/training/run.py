@@ -59,7 +59,7 @@ def train(config: TrainConfig, hub_token: str | None = None) -> Progress:
             else "a stream of text",
             f"{engine.world} × {engine.device.type}",
         )
-        if config.preflight and not state.exists(config.checkpoints):  # or it has begun already
+        if config.preflight != "off" and not state.exists(config.checkpoints):  # or it has begun already
             _preflight(parts, config, engine)
         rows = validation_batches(validation, config.validation_windows, _VALIDATION_ROWS, engine.rank, engine.world)
         if engine.device.type == "cpu":
@@ -81,7 +81,7 @@ def train(config: TrainConfig, hub_token: str | None = None) -> Progress:
 
 
 def _preflight(parts: Parts, config: TrainConfig, engine: Engine) -> None:
-    """Check the run in its first process, while the others wait; all of them stop if it fails.
+    """Check the run in its first process, while the others wait; all of them stop if it fails, unless it is to warn.
 
     Raises:
         PreflightError: with cause and cure of what failed. ConfigError: if an option cannot work.
@@ -91,10 +91,10 @@ def _preflight(parts: Parts, config: TrainConfig, engine: Engine) -> None:
         try:
             report = preflight(parts, config, engine)
             logger.info("%s", report.table())
-            for check in report.warned:
+            for check in (*report.failed, *report.warned) if config.preflight == "warn" else report.warned:
                 logger.warning("%s: %s", check.name, check.cause_and_cure)
-            if report.failed:
-                error = PreflightError(f"{report.sentences()} (--no-preflight trains all the same.)")
+            if report.failed and config.preflight == "stop":
+                error = PreflightError(f"{report.sentences()} (--preflight warn trains all the same.)")
         except TransformerError as raised:
             error = raised
     if engine.sum(float(error is not None))[0]:
