@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gzip
 import io
 import shutil
@@ -18,6 +19,7 @@ _MAX_BYTES = 32 * 2**30  # unpacked
 _MAX_MEMBERS = 10_000  # the ones that are left out included
 _MAX_RATIO = 50  # times smaller that compression makes a model: weights hardly shrink, and tokenizers by ten at most
 _FREE_BYTES = 2**24  # that a small archive may hold in any case
+_unpacked: set[Path] = set()  # folders that `unpack` made, to be removed at the latest when the interpreter exits
 _MAX_READ = 2**22  # bytes at once: tarfile reads a header in one piece, however long it says that it is
 
 
@@ -30,26 +32,41 @@ def pack(directory: Path, archive: Path, wanted: Callable[[str], bool]) -> None:
 
 
 def unpack(archive: Path, wanted: Callable[[str], bool]) -> Path:
-    """The model directory within a tar, plain or gzipped, in a folder of its own.
+    """The model directory within a tar, plain or gzipped, in a temporary folder of its own.
 
-    Only regular files with wanted names are taken, wherever in the tar they stand.
+    The folder is there until `discard`, or until the interpreter exits. Only regular files with wanted names are
+    taken, wherever in the tar they stand.
 
     Raises:
         CheckpointError: if it is no tar, holds no model, or more than a model: known before it is unpacked.
     """
     directory = Path(tempfile.mkdtemp(prefix="model-"))
+    _unpacked.add(directory)
     try:
         with open(archive, "rb") as file:
             _unpack(archive, file, wanted, directory)
         if not (directory / "config.json").exists():
             raise CheckpointError(f"{archive} holds no model: there is no config.json in it.")
     except BaseException as error:
-        shutil.rmtree(directory)
+        discard(directory)
         # tarfile and gzip raise these, and others where a header is broken on purpose
         if isinstance(error, (tarfile.TarError, EOFError, OSError, ValueError, ArithmeticError)):
             raise CheckpointError(f"{archive} is not a tar that can be read: {_first_line(error)}") from error
         raise
     return directory
+
+
+def discard(directory: Path) -> None:
+    """Remove a folder that `unpack` made, when its model is loaded; any other is left alone."""
+    if directory in _unpacked:
+        _unpacked.remove(directory)
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@atexit.register
+def _discard_all() -> None:
+    for directory in list(_unpacked):
+        discard(directory)
 
 
 def _unpack(archive: Path, file: BinaryIO, wanted: Callable[[str], bool], directory: Path) -> None:
