@@ -73,7 +73,10 @@ class Predictor(BasePredictor):
             default="",
         ),
         seed: Optional[int] = Input(
-            description="The same seed gives the same text. Blank: a random one.", default=None, ge=0, le=4294967295
+            description="The same seed gives the same text. Blank: a random one.",
+            default=None,
+            ge=0,
+            le=9223372036854775807,
         ),
         system_prompt: str = Input(
             description="What a chat begins with: how the model is to answer. For models with a chat template.",

@@ -79,13 +79,13 @@ def test_a_head_that_is_missing_names_the_field_that_would_tie_it(said: bool | N
         ("transformer.ln_f.bias", torch.zeros(32, dtype=torch.int8), r"'transformer.ln_f.bias' is of torch.int8"),
     ],
 )
-def test_a_tensor_is_named_as_in_the_file(
-    tensor: str, broken: torch.Tensor | None, word: str, tmp_path: Path
-) -> None:
+def test_a_tensor_is_named_as_in_the_file(tensor: str, broken: torch.Tensor | None, word: str, tmp_path: Path) -> None:
     change(tiny_model_directory(tmp_path, "gpt2", tie_embeddings=False), {tensor: broken})
     with pytest.raises(CheckpointError, match=word):
         checkpoint.load_model(tmp_path)
-    bare = {name.removeprefix("transformer."): value for name, value in load_file(tmp_path / "model.safetensors").items()}
+    bare = {
+        name.removeprefix("transformer."): value for name, value in load_file(tmp_path / "model.safetensors").items()
+    }
     save_file(bare, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=word.replace("transformer.", "")):
         checkpoint.load_model(tmp_path)

@@ -26,6 +26,10 @@ class CorpusError(TransformerError):
     """A text source is missing, empty or not in a format that can be read."""
 
 
+class WriteError(TransformerError):
+    """A file cannot be written: there is no room, the folder is read-only, or a folder has its name."""
+
+
 class PublishError(TransformerError):
     """A model could not be published; it is still where it was."""
 

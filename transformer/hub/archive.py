@@ -22,6 +22,7 @@ _MAX_BYTES = 32 * 2**30  # unpacked
 _MAX_MEMBERS = 10_000  # the ones that are left out included
 _MAX_RATIO = 50  # times smaller that compression makes a model: weights hardly shrink, and tokenizers by ten at most
 _FREE_BYTES = 2**24  # that a small archive may hold in any case
+_unpacked: dict[Path, int] = {}  # folders that `unpack` made, with the descriptors that hold their locks
 _MAX_READ = 2**22  # bytes at once: tarfile reads a header in one piece, however long it says that it is
 _PREFIX = "decoder-only-transformer-model-"  # of a folder that a tar was unpacked into
 
@@ -39,9 +40,10 @@ def pack(directory: Path, archive: Path, wanted: Callable[[str], bool]) -> None:
 
 
 def unpack(archive: Path, wanted: Callable[[str], bool], name: str | None = None) -> Path:
-    """The model directory within a tar, plain or gzipped, in a folder of its own that lasts as long as this process.
+    """The model directory within a tar, plain or gzipped, in a temporary folder of its own.
 
-    Only regular files with wanted names are taken, wherever in the tar they stand.
+    The folder is there until `discard`, or until the interpreter exits. Only regular files with wanted names are
+    taken, wherever in the tar they stand.
 
     Args:
         name: what messages call the tar; by default its path.
@@ -52,14 +54,14 @@ def unpack(archive: Path, wanted: Callable[[str], bool], name: str | None = None
     """
     name = name or str(archive)
     directory, lock = _own_folder()
+    _unpacked[directory] = lock
     try:
         with open(archive, "rb") as file:
             _unpack(name, file, wanted, directory)
         if not (directory / "config.json").exists():
             raise DamagedArchive(f"{name} holds no model: there is no config.json in it.")
     except BaseException as error:
-        shutil.rmtree(directory)
-        os.close(lock)
+        discard(directory)
         if isinstance(error, OSError) and error.errno is not None:
             raise CheckpointError(f"{name} cannot be unpacked: {error.strerror} ({directory}).") from error
         # tarfile and gzip raise these, and others where a header is broken on purpose
@@ -67,6 +69,13 @@ def unpack(archive: Path, wanted: Callable[[str], bool], name: str | None = None
             raise DamagedArchive(f"{name} is not a tar that can be read: {_first_line(error)}") from error
         raise
     return directory
+
+
+def discard(directory: Path) -> None:
+    """Remove a folder that `unpack` made, when its model is loaded; any other is left alone."""
+    if (lock := _unpacked.pop(directory, None)) is not None:
+        shutil.rmtree(directory, ignore_errors=True)
+        os.close(lock)
 
 
 def _unpack(name: str, file: BinaryIO, wanted: Callable[[str], bool], directory: Path) -> None:

@@ -207,8 +207,10 @@ def model_state(tensors: State, config: ModelConfig, ours: State) -> dict[str, T
     missing = [theirs for theirs, rule in rules.items() if not _names(rule) <= present | _computed(config)]
     if missing:
         first = missing[0].removeprefix(base) if bare else missing[0]
-        hint = "" if missing != ["lm_head.weight"] else (
-            ' If the head of this model is its embedding, set "tie_word_embeddings": true in config.json.'
+        hint = (
+            ""
+            if missing != ["lm_head.weight"]
+            else (' If the head of this model is its embedding, set "tie_word_embeddings": true in config.json.')
         )
         raise CheckpointError(f"the weights lack {len(missing)} tensors, the first of them {first!r}.{hint}")
     return state

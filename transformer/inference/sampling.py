@@ -44,6 +44,8 @@ class SamplingOptions:
             raise ConfigError(f"seed must be from 0 to 2^63 - 1, not {self.seed}.")
         if self.min_tokens > self.max_tokens:
             raise ConfigError(f"min_tokens {self.min_tokens} is more than max_tokens {self.max_tokens}.")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed must be a whole number from 0 to 2^63 - 1, not {self.seed}.")
         if any(not stop for stop in self.stop):
             raise ConfigError("a stop sequence is empty: every text would end at once.")
 

@@ -48,7 +48,9 @@ def surprisal_of(model: Transformer, tokens_N: Tensor, alternatives: int = 5) ->
             hidden = model.hidden_states(inputs_T[None].to(device))[0, scored.to(device)]
             logits = model.head(hidden).float().cpu()  # (n, V)
             if not logits.isfinite().all():
-                raise CheckpointError("the model's scores are not finite numbers: its weights are damaged or too large.")
+                raise CheckpointError(
+                    "the model's scores are not finite numbers: its weights are damaged or too large."
+                )
             log_probabilities = logits.log_softmax(-1)
             own = log_probabilities.gather(1, targets_T[scored, None])  # (n, 1)
             top = log_probabilities.topk(min(alternatives, logits.shape[1]))

@@ -296,7 +296,7 @@ def _open(path: Path, settings: Mapping[str, Any], config: Mapping[str, Any]) ->
     pair = path.name == "vocab.json"
     if not path.exists() or (pair and prefix_space.tokenizer_class(settings, config) != "GPT2Tokenizer"):
         raise CheckpointError(
-            f"{path.parent} has no tokenizer.json. Make one: python -c \"from transformers import AutoTokenizer as A; "
+            f'{path.parent} has no tokenizer.json. Make one: python -c "from transformers import AutoTokenizer as A; '
             f"A.from_pretrained('{path.parent}').save_pretrained('{path.parent}')\""
         )
     if pair and not merges.exists():

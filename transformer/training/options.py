@@ -13,6 +13,7 @@ import yaml
 
 from transformer.errors import ConfigError
 from transformer.training.config import TrainConfig
+from transformer.training.effects import refuse_without_effect
 
 _PRESETS = Path(__file__).with_name("presets")
 _OTHER_NAMES = {"--dataset": "--data", "--dataset-config": "--data-config"}  # as other programs call them
@@ -25,7 +26,8 @@ def parse(arguments: list[str], program: str = "train.py") -> TrainConfig:
         program: whose command line it is.
 
     Raises:
-        ConfigError: if a file or an option in it is wrong. SystemExit: if an argument is, after saying how.
+        ConfigError: if a file or an option in it is wrong, or an option that is given has no effect.
+        SystemExit: if an argument is wrong, after saying how.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
@@ -39,7 +41,17 @@ def parse(arguments: list[str], program: str = "train.py") -> TrainConfig:
         "Train a decoder-only Transformer.\n\n--config NAME|FILE: begin with the options of a preset "
         f"({', '.join(presets())}) or of a YAML or TOML file; other options override them."
     )
-    return tyro.cli(TrainConfig, prog=program, description=description, args=rest, default=default)
+    config = tyro.cli(TrainConfig, prog=program, description=description, args=rest, default=default)
+    on_the_command_line = _given(rest)
+    refuse_without_effect(config, {*on_the_command_line, *options}, options.keys() - on_the_command_line)
+    return config
+
+
+def _given(arguments: list[str]) -> set[str]:
+    """The names of the options on a command line, those with their default value too."""
+    fields = {field.name for field in dataclasses.fields(TrainConfig)}
+    names = {one.partition("=")[0][2:].replace("-", "_") for one in arguments if one.startswith("--")}
+    return fields & (names | {name.removeprefix("no_") for name in names})
 
 
 def _own_name(argument: str) -> str:
