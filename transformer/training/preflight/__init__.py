@@ -10,16 +10,21 @@ from functools import partial
 import torch
 
 from transformer.errors import ConfigError
+from transformer.text.batches import IGNORE
 from transformer.training.config import TrainConfig
 from transformer.training.engine import Engine
 from transformer.training.parts import Parts
 from transformer.training.preflight import (
     alignment,
     budget,
+    compiled,
+    forward,
     free_points,
     learning,
     magnitudes,
+    order,
     overlap,
+    steps,
     texts,
     visibility,
 )
@@ -47,18 +52,16 @@ _TEXT: tuple[_Checking, ...] = (
     texts.bytes_per_token,
     overlap.overlap,
 )
+# What needs the model; then what needs targets to learn from as well.
 _MODEL: tuple[_Checking, ...] = (
+    order.shuffled,
     visibility.causality,
     visibility.documents_apart,
     visibility.padding_unseen,
-    magnitudes.counted,
-    magnitudes.initial_loss,
-    magnitudes.positions,
-    magnitudes.residual,
-    visibility.cached,
-    learning.one_batch,
-    learning.rate,
 )
+_STEPS: tuple[_Checking, ...] = (steps.tied, steps.dropout, steps.evaluation, steps.resumed)
+_WEIGHTS: tuple[_Checking, ...] = (magnitudes.initial_loss, magnitudes.positions, magnitudes.residual)
+_LEARNING: tuple[_Checking, ...] = (learning.one_batch, learning.rate)
 
 
 def preflight(parts: Parts, config: TrainConfig, engine: Engine) -> Report:
@@ -95,19 +98,61 @@ def _checks(subject: Subject) -> Iterator[Check]:
     if memory.verdict == "fail":  # a step would take the whole process with it
         yield _made(partial(budget.forecast, step_seconds=None), subject)
         return
+    sound = True
     for check in _MODEL:
+        found = _made(check, subject)
+        sound &= found.verdict != "fail"
+        yield found
+    for found in _forward(subject):
+        sound &= found.verdict != "fail"
+        yield found
+    if sound:  # otherwise these would see the same mistake, and give it another name
+        yield _made(visibility.cached, subject)
+        yield from _stepping(subject)
+        for check in _STEPS:
+            yield _made(check, subject)
+        if subject.config.compile:
+            yield _made(compiled.compiled, subject)
+    for check in _WEIGHTS:
         yield _made(check, subject)
+    has_targets = bool((subject.fullest.targets != IGNORE).any())
+    if has_targets:
+        for check in _LEARNING:
+            yield _made(check, subject)
     try:
         step = learning.real_step(subject)
     except Exception as error:
         yield _broken("gradients", error)
         return
-    yield learning.gradients(subject, step)
+    if has_targets:
+        yield learning.gradients(subject, step)
     yield _made(partial(budget.forecast, step_seconds=step.seconds), subject)
 
 
+def _forward(subject: Subject) -> Iterator[Check]:
+    """Each part of the network beside its formula."""
+    try:
+        findings = forward.findings(subject)
+    except Exception as error:
+        yield _broken("forward pass", error)
+        return
+    for check in forward.PARTS:
+        yield check(findings)
+
+
+def _stepping(subject: Subject) -> Iterator[Check]:
+    """What some steps of a small model do."""
+    try:
+        made = steps.steps(subject)
+    except Exception as error:
+        yield _broken("steps", error)
+        return
+    for check in steps.OF_STEPS:
+        yield check(made)
+
+
 def _made(check: _Checking, subject: Subject) -> Check:
-    name, begin = getattr(check, "__name__", "forecast"), time.perf_counter()
+    name, begin = getattr(check, "__name__", "forecast"), time.process_time()
     try:
         return check(subject)
     except ConfigError:
@@ -115,7 +160,7 @@ def _made(check: _Checking, subject: Subject) -> Check:
     except Exception as error:
         return _broken(name, error)
     finally:
-        logger.debug("%s took %.2f s", name, time.perf_counter() - begin)
+        logger.debug("%s took %.2f s of processor time", name, time.process_time() - begin)
 
 
 def _broken(name: str, error: Exception) -> Check:
