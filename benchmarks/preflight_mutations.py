@@ -2,8 +2,8 @@
 
     python -m benchmarks.preflight_mutations [--only NAME ...] [--json]
 
-Each mutation replaces one text in a copy of the package; the text has to occur exactly once in its file. The preflight of a
-tiny run then runs with that copy, in a process of its own. It is named rightly if the first check that fails (or
+Each mutation replaces one text in a copy of the package; the text has to occur exactly once in its file. The preflight
+of a tiny run then runs with that copy, in a process of its own. It is named rightly if the first check that fails (or
 warns, if none fails) is one of those that the mutation belongs to. "unchanged" lines are the same runs without a
 mutation, of which none may fail.
 """
@@ -80,8 +80,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "bf16 attention: blocks are masked as the first",
         "attention",
         "mask = causal_mask(stop - start, start, device=query.device)",
-        "mask = causal_mask(stop - start, 0, device=query.device).new_ones(stop - start, start).logical_not() if 0 else "
-        "torch.cat([causal_mask(stop - start, 0), torch.zeros(stop - start, start, dtype=torch.bool)], dim=1)",
+        "mask = causal_mask(stop, device=query.device)[: stop - start]",
         "causality",
         "attention",
         **BF16,
@@ -276,9 +275,21 @@ MUTATIONS: tuple[Mutation, ...] = (
         "tied weights",
     ),
     # ---- the loss ----
-    _training("the loss is a mean", "loss", 'reduction="sum"', 'reduction="mean"', "loss"),
-    _training("padding counts in the loss", "loss", "targets.flatten(),", "targets.flatten().clamp(min=0),", "loss"),
-    _training("targets shifted in the loss", "loss", "targets.flatten(),", "targets.flatten().roll(-1),", "loss"),
+    _training("the loss is a mean", "loss", 'reduction="sum"', 'reduction="mean"', "what the loss counts"),
+    _training(
+        "padding counts in the loss",
+        "loss",
+        "targets.flatten(),",
+        "targets.flatten().clamp(min=0),",
+        "what the loss counts",
+    ),
+    _training(
+        "targets shifted in the loss",
+        "loss",
+        "targets.flatten(),",
+        "targets.flatten().roll(-1),",
+        "what the loss counts",
+    ),
     _training(
         "documents are not told apart",
         "loss",
@@ -575,13 +586,18 @@ def results(only: list[str] | None = None) -> list[Result]:
             for options in UNCHANGED:
                 name = f"unchanged {options or ''}".strip()
                 found.append(judged(name, (), in_process_of_its_own(None, options, data)))
+                _tell(found[-1])
         for mutation in MUTATIONS:
             if not only or mutation.name in only:
                 report = in_process_of_its_own(mutation, mutation.options, data)
                 found.append(judged(mutation.name, mutation.checks, report))
-                if os.environ.get("VERBOSE"):
-                    print(found[-1], file=sys.stderr, flush=True)
+                _tell(found[-1])
     return found
+
+
+def _tell(result: Result) -> None:
+    """A line at once, since all of them take minutes."""
+    print(f"{result.name}: {result.verdict} {list(result.all)}, {result.seconds} s", file=sys.stderr, flush=True)
 
 
 def main() -> None:

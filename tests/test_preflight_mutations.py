@@ -1,4 +1,4 @@
-"""One line of the source broken: preflight names it. Trained weights of any architecture: preflight does not stop them."""
+"""Preflight names one broken line of the source, and does not stop the fine-tuning of any architecture."""
 
 import json
 import subprocess
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import preflight_mutations
 from models import tiny_tokenizer
 from test_preflight import TRAIN, VALID, write
 
+from benchmarks import preflight_mutations
 from transformer.model import ModelConfig, Transformer
 from transformer.text.batches import EpochBatches, Windows
 from transformer.text.document import Document
@@ -22,7 +22,7 @@ from transformer.training.preflight.subject import Alone
 from transformer.training.trainer import LanguageModelLoss, Stepper, make_optimizers
 
 ROOT = Path(__file__).parent.parent
-# One of each kind: attention of bf16 training, positions, a residual, the loss, batches, the step, validation, resuming.
+# One of each kind: attention in bf16, scores, positions, residuals, loss, batches, step, validation, checkpoint.
 FAST = (
     "bf16 attention: a block sees all of itself",
     "no sqrt(d_k)",

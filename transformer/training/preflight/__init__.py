@@ -107,10 +107,11 @@ def _checks(subject: Subject) -> Iterator[Check]:
         sound &= found.verdict != "fail"
         yield found
     if sound:  # otherwise these would see the same mistake, and give it another name
-        yield _made(visibility.cached, subject)
-        yield from _stepping(subject)
-        for check in _STEPS:
-            yield _made(check, subject)
+        for found in (*_stepping(subject), *(_made(check, subject) for check in _STEPS)):
+            sound &= found.verdict != "fail"
+            yield found
+        if sound:
+            yield _made(visibility.cached, subject)
         if subject.config.compile:
             yield _made(compiled.compiled, subject)
     for check in _WEIGHTS:

@@ -34,7 +34,7 @@ _PARTS = {
     "attention": "softmax(Q K^T / sqrt(d_k)) V of each head",
     "feed-forward": "two matrices and the configured activation",
     "residuals and norms": "each sub-layer is normalised and added to its input",
-    "loss": "-log p of each target, summed, IGNORE left out",
+    "what the loss counts": "-log p of each target, summed, IGNORE left out",
 }
 
 
@@ -103,9 +103,6 @@ def findings(subject: Subject) -> Findings:
     if choice := formulas.unknown_choice(subject.model.config):
         return Findings({}, {}, choice)
     model = probe.small_model(subject.model, _VOCABULARY, probe.WINDOW).to(subject.engine.device)
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
     batch = _batch(subject, model)
     stepper = subject.stepper(model, batch)
     wrong: dict[str, str] = {}
@@ -162,12 +159,12 @@ class _Comparing:
             ("positions", self.added),
             *((kind, partial(look, i)) for i in range(self.config.n_layers) for kind, look in self.of_layers()),
             ("residuals and norms", self.final_norm),
-            ("loss", self.loss),
+            ("what the loss counts", self.loss),
         ):
             try:
                 found = look()
             except NotCalled as missing:
-                if name == "loss":  # it is of a model whose end is named already
+                if name == "what the loss counts":  # it is of a model whose end is named already
                     continue
                 found = f"The module {missing} takes no part in {self.where}: the model does not call it."
             if isinstance(found, tuple):

@@ -23,17 +23,21 @@ def small_config(config: ModelConfig, vocab_size: int, context_length: int) -> M
     """The architecture with few, narrow layers: every choice the same, every size smaller."""
     n_kv_heads = min(config.kv_heads, 2)
     group = min(config.n_heads // config.kv_heads, 2)
-    width = min(config.d_model, 32)
+    n_heads, head_dim = n_kv_heads * group, min(config.key_dim, 16)
+    # What fits together in the model fits together here: not every format knows other sizes.
+    width = n_heads * head_dim if config.d_model == config.n_heads * config.key_dim else min(config.d_model, 32)
+    is_fourfold = config.feed_forward_dim == 4 * config.d_model
     return replace(
         config,
         vocab_size=vocab_size,
         context_length=min(config.context_length, context_length),
         d_model=width,
         n_layers=min(config.n_layers, 2),
-        n_heads=n_kv_heads * group,
+        n_heads=n_heads,
         n_kv_heads=n_kv_heads,
-        head_dim=min(config.key_dim, 16),
-        d_feed_forward=min(config.feed_forward_dim, 64),
+        head_dim=head_dim,
+        d_feed_forward=4 * width if is_fourfold else min(config.feed_forward_dim, 2 * width),
+        dropout=0.0,
         pad_token_id=None if config.pad_token_id is None else min(config.pad_token_id, vocab_size - 1),
     )
 
