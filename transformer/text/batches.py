@@ -101,6 +101,9 @@ class BatchSource(Protocol):
     def next(self) -> Batch:
         """This process's rows of the next batch."""
 
+    def at(self, progress: float) -> None:
+        """The run is this far, in [0, 1]: what the next batches may depend on."""
+
     def state(self) -> dict[str, Any]:
         """The position after the last batch, which can be written as JSON."""
 
@@ -137,6 +140,9 @@ class EpochBatches:
         self._taken += 1
         return rows_of_rank(self.windows, indices, self.rank, self.world)
 
+    def at(self, progress: float) -> None:
+        """The order does not depend on it."""
+
     def state(self) -> dict[str, Any]:
         return {"batches": self._taken}
 
@@ -156,6 +162,40 @@ class EpochBatches:
         if epoch != self._ordered:
             self._ordered, self._order = epoch, epoch_order(len(self.windows), self.seed, epoch)
         return self._order[number * self.batch_size : (number + 1) * self.batch_size]
+
+
+class ShortWindowsFirst:
+    """Batches of short windows until a part of the run is over, and of long ones from then on.
+
+    Short windows cost less attention, and what a model learns first is near (Press et al., 2021, "Shortformer").
+
+    Args:
+        share: part of the run, in [0, 1), with short windows.
+    """
+
+    def __init__(self, short: EpochBatches, long: EpochBatches, share: float) -> None:
+        self.short, self.long, self.share = short, long, share
+        self._current = short
+
+    @property
+    def steps_in_epoch(self) -> int:
+        return self.long.steps_in_epoch
+
+    def next(self) -> Batch:
+        return self._current.next()
+
+    def at(self, progress: float) -> None:
+        self._current = self.short if progress < self.share else self.long
+
+    def state(self) -> dict[str, Any]:
+        return {"short": self.short.state(), "long": self.long.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.short.restore(state["short"])
+        self.long.restore(state["long"])
+
+    def describe_last(self) -> str:
+        return self._current.describe_last()
 
 
 def epoch_order(n_windows: int, seed: int, epoch: int) -> np.ndarray:

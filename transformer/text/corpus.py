@@ -12,7 +12,7 @@ from typing import Any
 
 from transformer.errors import CorpusError
 from transformer.text.conversation import Parts, conversation
-from transformer.text.document import Document, are_wikitext_lines, articles, join_pieces, pieces_of
+from transformer.text.document import Document, are_wikitext_lines, articles, first_documents, join_pieces, pieces_of
 from transformer.text.wikipedia import clean_articles
 
 logger = logging.getLogger("transformer")
@@ -42,14 +42,21 @@ def documents(source: str, config: str | None = None, split: str = "train") -> I
 
 
 def pieces(
-    source: str, config: str | None = None, split: str = "train", clean: str | None = None
+    source: str,
+    config: str | None = None,
+    split: str = "train",
+    clean: str | None = None,
+    max_documents: int | None = None,
 ) -> Iterator[Document]:
     """As `documents`, but one that is longer than memory may hold comes in pieces that say they continue it.
 
     Args:
+        max_documents: only so many, the first ones; no more is downloaded of a data set on the Hub.
         clean: "wikipedia": articles are cleaned, and poor ones left out, by `transformer.text.wikipedia`.
     """
     found = Corpus(source, config, split).read()
+    if max_documents is not None:
+        found = first_documents(found, max_documents)
     if clean is None:
         yield from found
         return

@@ -81,6 +81,15 @@ def are_wikitext_lines(rows: list[str]) -> bool:
     return all("\n" not in row[:-1] for row in rows) and any(_WIKITEXT_TITLE.match(row) for row in rows)
 
 
+def first_documents(pieces: Iterable[Document], count: int) -> Iterator[Document]:
+    """The pieces of the first `count` documents."""
+    for piece in pieces:
+        count -= not piece.continues
+        if count < 0:
+            return
+        yield piece
+
+
 def join_pieces(pieces: Iterable[Document]) -> Iterator[Document]:
     """Whole documents, from pieces of them."""
     parts: list[tuple[str, bool]] = []

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import numpy as np
 
 from transformer.errors import CorpusError
 from transformer.text.corpus import fingerprint, pieces
+from transformer.text.document import Document
 from transformer.text.tokenizer import Tokenizer
 from transformer.text.tokens import TokenStream, token_dtype, token_parts
 from transformer.text.wikipedia import VERSION as CLEANING
@@ -39,20 +40,22 @@ def tokenized(
     tokenizer: Tokenizer,
     cache: Path | None = None,
     clean: str | None = None,
+    max_documents: int | None = None,
 ) -> TokenStream:
     """The tokens of a corpus as memory-mapped arrays; made now if they are not in `cache` yet.
 
     Memory does not grow with the corpus. Several processes may do this at the same time.
 
     Args:
-        source, config, split: as in `transformer.text.corpus.documents`. clean: as in its `pieces`.
+        source, config, split: as in `transformer.text.corpus.documents`. clean, max_documents: as in its
+            `pieces`.
         cache: folder of shards; None: decoder-only-transformer/tokens in $XDG_CACHE_HOME, or else in ~/.cache.
 
     Raises:
         CorpusError: if the corpus cannot be read or has nothing to learn, or the tokens cannot be written.
     """
     cache = cache or _default_cache()
-    folder = cache / _key(source, config, split, tokenizer, clean)
+    folder = cache / _key(source, config, split, tokenizer, clean, max_documents)
     if folder.exists():
         try:
             return _open(folder)
@@ -61,7 +64,7 @@ def tokenized(
     logger.info("tokenising %s (%s)", source, split)
     try:
         with _partial_folder(folder) as partial:
-            _write(partial, source, config, split, tokenizer, clean)
+            _write(partial, tokenizer, pieces(source, config, split, clean, max_documents), source)
             stream = _open(partial)  # what is mapped stays, whatever other processes do to the folder
             _put_in_place(partial, folder)
             return stream
@@ -76,9 +79,17 @@ def _default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "decoder-only-transformer" / "tokens"
 
 
-def _key(source: str, config: str | None, split: str, tokenizer: Tokenizer, clean: str | None) -> str:
+def _key(
+    source: str,
+    config: str | None,
+    split: str,
+    tokenizer: Tokenizer,
+    clean: str | None,
+    max_documents: int | None,
+) -> str:
     everything = [_FORMAT, tokenizer.backend.to_str(), tokenizer.end_of_text, config, split]
     everything += [clean, CLEANING] if clean else []
+    everything += [max_documents] if max_documents else []
     return hashlib.sha256(json.dumps([*everything, fingerprint(source, config, split)]).encode()).hexdigest()
 
 
@@ -100,14 +111,12 @@ def _open(folder: Path) -> TokenStream:
     return TokenStream(mapped("tokens", meta["dtype"]), learned, mapped("starts", "int64"), meta["n_bytes"])
 
 
-def _write(
-    folder: Path, source: str, config: str | None, split: str, tokenizer: Tokenizer, clean: str | None
-) -> None:
-    """All files of a corpus, written part by part."""
+def _write(folder: Path, tokenizer: Tokenizer, text: Iterable[Document], source: str) -> None:
+    """All files of a corpus, written part by part. text: of `pieces`; source: where it is from."""
     n_bytes, all_learned = 0, True
     with ExitStack() as stack:
         files = {name: stack.enter_context(open(folder / name, "wb")) for name in _FILES}
-        for part in token_parts(pieces(source, config, split, clean), tokenizer):
+        for part in token_parts(text, tokenizer):
             assert part.learned is not None  # as long as it is a part
             files["tokens"].write(part.tokens.tobytes())
             files["learned"].write(part.learned.tobytes())

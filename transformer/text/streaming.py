@@ -59,6 +59,9 @@ class StreamBatches:
         self._taken += 1
         return rows_of_rank(self._windows, self._batches[self._taken - 1], self._rank, self._world)
 
+    def at(self, progress: float) -> None:
+        """The order does not depend on it."""
+
     def state(self) -> dict[str, Any]:
         return {"epoch": self._epoch, "block": self._block, "taken": self._taken, "begins": self._begins}
 

@@ -28,7 +28,9 @@ _BACK_MATTER = re.compile(
     re.IGNORECASE,
 )
 _HEADING_WITH_STOP = re.compile(r"[A-Z0-9][^.!?:;]{0,60}\.")
-_TAG = re.compile(r"</?(?:br|dl|dt|dd|li|ul|ol|div|span|small|big|center|poem|p|blockquote|nowiki|i|b|u)\b[^<>]*>", re.I)
+_TAG = re.compile(
+    r"</?(?:br|dl|dt|dd|li|ul|ol|div|span|small|big|center|poem|p|blockquote|nowiki|i|b|u)\b[^<>]*>", re.I
+)
 _MARKUP = re.compile(
     r"</?[a-z]+(?:\s[^<>]*)?/?>|\{\{|\}\}|\{\||\|\}|\[\[|^\s*[|!]|\b(?:style|class|colspan|rowspan|bgcolor|cellpadding)="
     r"|\burlencode\b|\b(?:formula|codice)_\d|^\S{1,30} ?=\s*\S*$|&[a-z]{2,6};"
@@ -37,8 +39,8 @@ _EMPTY_QUOTES = re.compile(r'(?:^|[\s(])""(?=[\s,.;:)]|$)')
 _AS_OF = re.compile(r"(^|[.] )?\bs of (?=\d{4}\[ ?\[update\]\])")  # "As of" has lost its first letter to a template
 _UPDATE_NOTICE = re.compile(r"\[ ?\[update\]\]")
 _EMPTY_BRACKETS = re.compile(r"[ \u00a0]?(?:\((?:[\s;:,/\]]|or|and)*\)|\[\s*\])")
-_BRACKET_START = re.compile(r"\((?:\s*[;:,\]])+\s*|\(\s+")
-_BRACKET_END = re.compile(r"(?:\s*[;:,])+\s*\)|\s+\)")
+_BRACKET_START = re.compile(r"\((?:\s*(?:[;:,\]]|(?:or|and)(?=\s*[;:,])))+\s*|\(\s+")
+_BRACKET_END = re.compile(r"(?:\s*[;:,]|(?<=[;:,])\s*\])+\s*\)|\s+\)")
 _SPACE_BEFORE = re.compile(r" +(?=[,.;:!?](?:\s|$))")
 _SENTENCE_END = (".", "!", "?", '."', '!"', '?"', ".)", ".”", "…")
 
@@ -52,8 +54,8 @@ def clean_article(text: str) -> str:
     Returns:
         The paragraphs and headings that are left, one a line; blank lines between paragraphs stay where they were.
     """
-    lines = _without_back_matter(text.split("\n"))
-    lines = _without_lists([line for line in map(_clean_line, lines) if line is not None])
+    cleaned = map(_clean_line, _without_back_matter(text.split("\n")))
+    lines = _without_lists([line for line in cleaned if line is not None])
     while lines and (not lines[-1] or _is_heading(lines[-1])):  # of a section of which nothing is left
         lines.pop()
     return "\n".join(lines).strip()

@@ -61,6 +61,6 @@ def learning_rate(schedule: str, progress: float, warmup: float, decay: float, f
     if progress < warmup:
         return progress / warmup
     begin = max(warmup, 1.0 - decay) if schedule == "wsd" else warmup
-    falling = min(1.0, max(0.0, (progress - begin) / (1.0 - begin)))
+    falling = min(1.0, max(0.0, (progress - begin) / (1.0 - begin))) if begin < 1.0 else 0.0
     left = 0.5 * (1.0 + math.cos(math.pi * falling)) if schedule == "cosine" else 1.0 - falling
     return final + (1.0 - final) * left

@@ -15,7 +15,7 @@ from transformer.training.budget import SCHEDULES, Budget
 # What a run may change when it goes on: where and how it computes, how long, and what it shows.
 _FREE = {
     *("output", "token_cache", "resume", "restart", "checkpoint_every", "keep_checkpoints"),
-    *("max_epochs", "max_steps", "max_tokens", "max_minutes", "max_cost", "price_per_hour", "patience"),
+    *("max_epochs", "max_steps", "max_tokens", "max_minutes", "max_cost", "price_per_hour", "patience", "decay"),
     *("validate_every", "sample_prompt", "trackers", "parallel", "precision", "compile", "device"),
     *("push_to", "push_public", "preflight"),
 }
@@ -30,8 +30,9 @@ class TrainConfig:
             data set on the Hub. Rows have a text, a prompt and a completion, or messages. Also --dataset.
         output: Folder for the trained model. A run that stopped there goes on.
         data_config: Configuration of a Hub data set, such as wikitext-2-raw-v1. Also --dataset-config.
-        clean: wikipedia: take out of articles what an extraction left behind (markup, empty brackets, lists, references),
-            and leave out stubs; validation text stays as it is.
+        clean: wikipedia: take out of articles what an extraction left behind (markup, empty brackets, lists,
+            references), and leave out stubs; validation text stays as it is.
+        max_documents: Train on the first so many documents (articles, rows) alone; without it on all of them.
         validation_data: Text to validate on, as data. Without it: the validation split of data, or else its last part.
         stream: Read the text as it is needed instead of tokenising it once to disk; takes a budget and validation text.
         token_cache: Folder of tokenised texts; without it one in the user's cache.
@@ -50,6 +51,9 @@ class TrainConfig:
         freeze_embeddings: Leave the token embeddings as they are.
         preset: Architecture: paper, gpt2, modern or blog.
         context_length: Tokens the model can attend to.
+        short_window_share: Part of the run that trains on shorter windows, which are faster, before those of
+            context_length.
+        short_window_length: Tokens of these windows; a batch of them has about as many tokens as one of the others.
         d_model: Width of the model.
         n_layers: Number of layers.
         n_heads: Number of attention heads.
@@ -68,6 +72,8 @@ class TrainConfig:
         decay: Part of the run in which the learning rate of wsd falls.
         final_learning_rate: Where the schedule ends, as a part of learning_rate.
         weight_decay: Decay of the weights, of matrices alone.
+        ema_decay: Validate and save an exponential moving average of the weights with this decay in a step, such as
+            0.999; without it the weights themselves.
         beta2: AdamW's decay of the squared gradients.
         clip: Largest norm of the gradient.
         max_loss: Stop as diverged when the loss is above so many nats per token; without it three times that of
@@ -102,6 +108,7 @@ class TrainConfig:
     output: str = "output"
     data_config: str | None = None
     clean: Literal["wikipedia"] | None = None
+    max_documents: int | None = None
     validation_data: str | None = None
     stream: bool = False
     token_cache: str | None = None
@@ -117,6 +124,8 @@ class TrainConfig:
     freeze_embeddings: bool = False
     preset: str = "modern"
     context_length: int = 512
+    short_window_share: float = 0.0
+    short_window_length: int = 256
     d_model: int = 256
     n_layers: int = 6
     n_heads: int = 4
@@ -135,6 +144,7 @@ class TrainConfig:
     final_learning_rate: float = 0.05
     weight_decay: float = 0.1
     beta2: float = 0.95
+    ema_decay: float | None = None
     clip: float = 1.0
     max_loss: float | None = None
     max_epochs: float | None = None
@@ -164,12 +174,16 @@ class TrainConfig:
     def __post_init__(self) -> None:
         positive = "batch_size accumulate context_length learning_rate clip validation_windows keep_checkpoints"
         limits = "max_loss max_epochs max_steps max_tokens max_minutes max_cost price_per_hour"
-        other = "patience validate_every checkpoint_every window_stride embedding_learning_rate"
+        other = "patience validate_every checkpoint_every window_stride embedding_learning_rate max_documents"
         for name in f"{positive} {limits} {other}".split():
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"{name} must be more than 0, not {value}.")
-        for name, what in (("warmup", "part of the run"), ("prompt_share", "part of the windows")):
+        for name, what in (
+            ("warmup", "part of the run"),
+            ("prompt_share", "part of the windows"),
+            ("short_window_share", "part of the run"),
+        ):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} is a {what}, in [0, 1), not {getattr(self, name)}.")
         for name, what in (("decay", "part of the run"), ("final_learning_rate", "part of learning_rate")):
@@ -181,8 +195,17 @@ class TrainConfig:
             raise ConfigError("max_cost needs price_per_hour: what the machine costs in an hour.")
         if self.start_from_bigrams and (self.stream or self.init_from or self.embeddings_from):
             raise ConfigError("start_from_bigrams excludes stream, init_from and embeddings_from.")
-        if self.clean and self.stream:
-            raise ConfigError("clean has no effect on a stream: leave out one of them.")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ConfigError(f"ema_decay must be in (0, 1), not {self.ema_decay}.")
+        if self.short_window_share and not 0 < self.short_window_length < self.context_length:
+            raise ConfigError(
+                f"short_window_length must be below context_length ({self.context_length}), "
+                f"not {self.short_window_length}."
+            )
+        if self.short_window_share and (self.stream or self.window_stride):
+            raise ConfigError("short_window_share excludes stream and window_stride.")
+        if self.stream and (self.clean or self.max_documents):
+            raise ConfigError("clean and max_documents have no effect on a stream: leave them out, or stream.")
         if self.resume and self.restart:
             raise ConfigError("resume and restart exclude each other.")
 

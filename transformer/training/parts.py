@@ -14,7 +14,7 @@ from transformer.hub import checkpoint
 from transformer.hub.embeddings import pretrained_embeddings, use_embeddings
 from transformer.hub.source import fetch
 from transformer.model import Transformer
-from transformer.text.batches import BatchSource, EpochBatches, Windows
+from transformer.text.batches import BatchSource, EpochBatches, ShortWindowsFirst, Windows
 from transformer.text.conversation import CHAT_TEMPLATE
 from transformer.text.corpus import documents, has_conversations, has_split, pieces
 from transformer.text.shards import tokenized
@@ -70,7 +70,7 @@ def _tokenizer(config: TrainConfig, engine: Engine) -> Tokenizer:
         tokenizer = Tokenizer.load(config.tokenizer)
     else:
         logger.info("training a tokenizer of %s tokens on %s", f"{config.vocab_size:,}", config.data)
-        found = pieces(config.data, config.data_config, clean=config.clean)
+        found = pieces(config.data, config.data_config, clean=config.clean, max_documents=config.max_documents)
         texts = (piece.text for piece in (islice(found, _STREAMED_PIECES) if config.stream else found))
         tokenizer = Tokenizer.train(texts, config.vocab_size, whole=config.whole_tokens)
     if has_conversations(config.data, config.data_config):
@@ -113,11 +113,12 @@ def _text(
         )
         return source, None, validation
 
-    def read(data: str, data_config: str | None, split: str, clean: str | None = None) -> TokenStream:
-        cache = Path(config.token_cache) if config.token_cache else None
-        return tokenized(data, data_config, split, tokenizer, cache, clean)
+    cache = Path(config.token_cache) if config.token_cache else None
 
-    stream = read(config.data, config.data_config, "train", config.clean)
+    def read(data: str, data_config: str | None, split: str) -> TokenStream:
+        return tokenized(data, data_config, split, tokenizer, cache)
+
+    stream = tokenized(config.data, config.data_config, "train", tokenizer, cache, config.clean, config.max_documents)
     logger.info("%s tokens to train on (%s)", f"{len(stream.tokens):,}", config.data)
     span = None
     if config.validation_data:
@@ -129,7 +130,15 @@ def _text(
         cut = _held_out_from(size)
         span, validation = (0, cut), Windows(stream, context, pad, (cut - 1, size))
     training = Windows(stream, context, pad, span, config.window_stride, config.prompt_share, config.seed)
-    return EpochBatches(training, config.batch_size, config.seed, engine.rank, engine.world), training, validation
+    source = EpochBatches(training, config.batch_size, config.seed, engine.rank, engine.world)
+    if config.short_window_share:
+        length = config.short_window_length
+        short = Windows(stream, length, pad, span, None, config.prompt_share, config.seed)
+        rows = max(1, round(config.batch_size * context / length))
+        source = ShortWindowsFirst(
+            EpochBatches(short, rows, config.seed, engine.rank, engine.world), source, config.short_window_share
+        )
+    return source, training, validation
 
 
 def _streamed_validation(config: TrainConfig, tokenizer: Tokenizer) -> TokenStream:

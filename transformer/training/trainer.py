@@ -11,6 +11,7 @@ import math
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from transformer.model import Transformer
 from transformer.text.batches import IGNORE, Batch, BatchSource
 from transformer.text.tokenizer import Tokenizer
 from transformer.training import state
+from transformer.training.averaging import WeightAverage, without_average
 from transformer.training.budget import Progress, learning_rate
 from transformer.training.config import TrainConfig
 from transformer.training.engine import Engine
@@ -67,6 +69,7 @@ class Trainer:
         module = engine.prepare(loss)
         # After sharding, which puts other parameters in the place of the first.
         self.optimizers = make_optimizers(model, config)
+        self.average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
         self.stepper = Stepper(module, self.optimizers, source, tokenizer, config, engine)
         # Validation goes around the compiled and the copied module: it would compile a second time.
         self._score = module if engine.sharded else loss.forward
@@ -86,6 +89,7 @@ class Trainer:
             while (done := self.budget.spent(progress)) < 1.0 and not self._out_of_patience():
                 part = learning_rate(config.schedule, done, config.warmup, config.decay, config.final_learning_rate)
                 set_learning_rate(self.optimizers, part)
+                self.source.at(done)
                 step_begin = time.perf_counter()
                 step = self.stepper.step(progress.step + 1)
                 now, main = time.perf_counter(), float(self.engine.main)
@@ -93,6 +97,8 @@ class Trainer:
                 clocks = (main * (now - begin), main * (now - step_begin), interrupt.signal)
                 seconds, step_seconds, stop = self.engine.sum(*clocks)
                 progress.step += 1
+                if self.average:
+                    self.average.update(progress.step)
                 progress.tokens += step.tokens
                 progress.seconds = earlier + seconds
                 progress.training_seconds += step_seconds
@@ -122,7 +128,11 @@ class Trainer:
         return nats / counted
 
     def _validate(self, watch: Watch) -> None:
-        """Measure, show, and keep the model if it is the best so far."""
+        """Measure, show, and keep the model, or the average of its weights, if it is the best so far."""
+        with self.average.applied() if self.average else nullcontext():
+            self._validate_weights(watch)
+
+    def _validate_weights(self, watch: Watch) -> None:
         progress, loss = self.progress, self.validation_loss()
         whole = state.whole_model(self.model) if self.engine.sharded else self.model
         if math.isfinite(loss) and loss < progress.best_loss:
@@ -172,7 +182,7 @@ class Trainer:
 
     def _checkpoint(self) -> None:
         """Save all that the run goes on from."""
-        tensors = state.collect(self.model, self.optimizers)
+        tensors = state.collect(self.model, self.optimizers) | (self.average.collect() if self.average else {})
         if self.engine.main:
             facts = {
                 "progress": dataclasses.asdict(self.progress),
@@ -202,7 +212,9 @@ class Trainer:
                     f"{self.output} holds a run with {name} {before!r}, not {value!r}: "
                     "go on with its options, choose another output, or begin anew with --restart."
                 )
-        state.restore(self.model, self.optimizers, found.tensors)
+        state.restore(self.model, self.optimizers, without_average(found.tensors))
+        if self.average:
+            self.average.restore(found.tensors)
         self.source.restore(found.facts["data"])
         for name, value in found.facts["progress"].items():
             setattr(self.progress, name, value)

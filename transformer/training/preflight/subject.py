@@ -65,6 +65,9 @@ class Again:
     def next(self) -> Batch:
         return self.batch
 
+    def at(self, progress: float) -> None:
+        pass
+
     def state(self) -> dict[str, Any]:
         return {}
 
@@ -232,7 +235,7 @@ class Subject:
 def _read(config: TrainConfig, characters: int) -> Iterator[Document]:
     """The beginning of the corpus, in pieces."""
     read = 0
-    for piece in pieces(config.data, config.data_config):
+    for piece in pieces(config.data, config.data_config, clean=config.clean, max_documents=config.max_documents):
         yield piece
         read += len(piece.text)
         if read > characters:

@@ -1,0 +1,155 @@
+"""What a run of many hours needs: averaged weights, short windows first, a budget that is changed on the way."""
+
+import json
+
+import pytest
+import torch
+
+from tests.models import tiny_model
+from transformer.errors import CheckpointError, ConfigError
+from transformer.hub.checkpoint import load_model
+from transformer.text.batches import EpochBatches, ShortWindowsFirst, Windows
+from transformer.text.document import Document
+from transformer.text.tokenizer import Tokenizer
+from transformer.text.tokens import tokenize
+from transformer.training.averaging import WeightAverage, without_average
+from transformer.training.config import TrainConfig
+from transformer.training.run import train
+
+TEXT = "".join(
+    f"The river number {n} is in the province of {n * n}, and it is {n} kilometres long.\n" for n in range(400)
+)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "rivers.txt"
+    path.write_text(TEXT)
+    return str(path)
+
+
+def options(text, output, **others):
+    sizes = dict(d_model=16, n_layers=1, n_heads=2, n_kv_heads=1, vocab_size=300, context_length=32, batch_size=4)
+    return TrainConfig(**{**sizes, **dict(data=text, output=str(output), preflight=False, max_steps=12), **others})
+
+
+def test_the_average_is_the_one_of_the_formula():
+    model = tiny_model("modern")
+    average = WeightAverage(model, decay=0.5)
+    expected = [parameter.detach().clone() for parameter in model.parameters()]
+    for step in range(1, 6):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = [decay * e + (1 - decay) * p for e, p in zip(expected, model.parameters(), strict=True)]
+        average.update(step)
+    current = [parameter.detach().clone() for parameter in model.parameters()]
+    with average.applied():
+        torch.testing.assert_close(list(model.parameters()), expected)
+    torch.testing.assert_close(list(model.parameters()), current, rtol=0, atol=0)
+
+
+def test_the_weights_come_back_after_an_error():
+    model = tiny_model("modern")
+    average = WeightAverage(model, decay=0.9)
+    with torch.no_grad():
+        model.token_embedding.weight.add_(1)
+    before = model.token_embedding.weight.detach().clone()
+    with pytest.raises(ZeroDivisionError), average.applied():
+        raise ZeroDivisionError
+    assert torch.equal(model.token_embedding.weight, before)
+
+
+def test_an_average_of_another_model_is_refused():
+    with pytest.raises(CheckpointError, match="no average of these weights"):
+        WeightAverage(tiny_model("modern"), 0.9).restore({})
+
+
+def test_what_is_saved_is_the_average_and_a_resumed_run_ends_with_the_same_bits(text, tmp_path):
+    run = dict(ema_decay=0.8, seed=3, schedule="wsd")
+    train(options(text, tmp_path / "whole", **run))
+    train(options(text, tmp_path / "plain", seed=3, schedule="wsd"))
+    # The same run in two parts; the second has the budget of the whole, which may change on a resume.
+    train(options(text, tmp_path / "parts", **run, validate_every=6, checkpoint_every=6))
+    for newest in sorted((tmp_path / "parts" / "checkpoints").glob("step-00000012-*")):
+        newest.unlink()
+    train(options(text, tmp_path / "parts", **run, validate_every=6, checkpoint_every=6))
+    whole, plain, parts = (load_model(tmp_path / name).state_dict() for name in ("whole", "plain", "parts"))
+    assert not torch.equal(whole["token_embedding.weight"], plain["token_embedding.weight"])
+    for name, tensor in whole.items():
+        assert torch.equal(parts[name], tensor), name
+
+
+def test_the_decay_of_wsd_may_change_on_a_resume(text, tmp_path):
+    train(options(text, tmp_path, schedule="wsd", max_steps=4, warmup=0.0, decay=0.0))
+    train(options(text, tmp_path, schedule="wsd", max_steps=8, warmup=0.0, decay=0.5, final_learning_rate=0.05))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rates = [line["learning_rate"] for line in lines if "learning_rate" in line]
+    assert len(rates) == 8 and rates[0] == rates[4] > rates[5] > rates[7]
+
+
+def test_short_windows_come_first_and_a_resume_knows_both_positions(text):
+    tokenizer = Tokenizer.train([TEXT], 300)
+    stream = tokenize([Document.of(TEXT)], tokenizer)
+
+    def source():
+        short, long = EpochBatches(Windows(stream, 8), 8, 0), EpochBatches(Windows(stream, 32), 2, 0)
+        return ShortWindowsFirst(short, long, 0.5)
+
+    batches = source()
+    shapes, seen = [], []
+    for step in range(8):
+        batches.at(step / 8)
+        seen.append(batches.next())
+        shapes.append(tuple(seen[-1].inputs.shape))
+        if step == 5:
+            state = json.loads(json.dumps(batches.state()))
+    assert shapes == [(8, 8)] * 4 + [(2, 32)] * 4
+    again = source()
+    again.restore(state)
+    again.at(6 / 8)
+    assert torch.equal(again.next().inputs, seen[6].inputs)
+
+
+def test_a_run_with_short_windows_passes_its_preflight_and_trains_on_both(text, tmp_path):
+    progress = train(
+        options(
+            text, tmp_path, short_window_share=0.5, short_window_length=8, preflight=True, max_steps=6, batch_size=2
+        )
+    )
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    tokens = [line["tokens"] for line in lines if "learning_rate" in line]
+    assert progress.step == 6 and tokens == [64 * step for step in range(1, 7)]
+
+
+def test_only_the_first_documents_are_read(tmp_path):
+    rows = [{"text": f"Article {n}. " + "It is a long story. " * 20} for n in range(10)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train(options(str(path), tmp_path / "out", max_documents=3, max_steps=1, context_length=8, batch_size=1))
+    tokenizer = Tokenizer.load(tmp_path / "out")
+    assert tokenizer.encode_documents(["Article 9"]) != []
+    vocabulary = tokenizer.backend.get_vocab()
+    assert "2" in vocabulary
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert lines
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (dict(ema_decay=1.0), "ema_decay must be in"),
+        (dict(short_window_share=0.5, short_window_length=32), "short_window_length must be below"),
+        (dict(short_window_share=0.5, short_window_length=8, window_stride=4), "excludes"),
+        (dict(stream=True, clean="wikipedia"), "no effect on a stream"),
+        (dict(max_documents=0), "must be more than 0"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(wrong, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        options("text.txt", "out", **wrong)
+
+
+def test_the_tensors_of_an_average_are_told_from_the_others():
+    assert without_average({"average.a": torch.ones(1), "model.a": torch.zeros(1)}).keys() == {"model.a"}
