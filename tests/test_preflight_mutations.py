@@ -29,7 +29,7 @@ FAST = (
     "positions are constant",
     "a dropped residual",
     "padding counts in the loss",
-    "no shuffling",
+    "targets are the inputs",
     "no zero_grad",
     "validation in training mode",
     "the place in the text is not taken from the checkpoint",

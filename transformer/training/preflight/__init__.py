@@ -22,7 +22,6 @@ from transformer.training.preflight import (
     free_points,
     learning,
     magnitudes,
-    order,
     overlap,
     steps,
     texts,
@@ -52,9 +51,8 @@ _TEXT: tuple[_Checking, ...] = (
     texts.bytes_per_token,
     overlap.overlap,
 )
-# What needs the model; then what needs targets to learn from as well.
-_MODEL: tuple[_Checking, ...] = (
-    order.shuffled,
+# Who sees whom; what the steps of a small model do; how large the weights are; what is learned from targets.
+_VISIBLE: tuple[_Checking, ...] = (
     visibility.causality,
     visibility.documents_apart,
     visibility.padding_unseen,
@@ -98,36 +96,43 @@ def _checks(subject: Subject) -> Iterator[Check]:
     if memory.verdict == "fail":  # a step would take the whole process with it
         yield _made(partial(budget.forecast, step_seconds=None), subject)
         return
-    sound = True
-    for check in _MODEL:
-        found = _made(check, subject)
-        sound &= found.verdict != "fail"
-        yield found
-    for found in _forward(subject):
-        sound &= found.verdict != "fail"
-        yield found
-    if sound:  # otherwise these would see the same mistake, and give it another name
-        for found in (*_stepping(subject), *(_made(check, subject) for check in _STEPS)):
-            sound &= found.verdict != "fail"
-            yield found
-        if sound:
-            yield _made(visibility.cached, subject)
-        if subject.config.compile:
-            yield _made(compiled.compiled, subject)
-    for check in _WEIGHTS:
-        yield _made(check, subject)
-    has_targets = bool((subject.fullest.targets != IGNORE).any())
-    if has_targets:
-        for check in _LEARNING:
-            yield _made(check, subject)
+    yield from model_checks(subject)
     try:
         step = learning.real_step(subject)
     except Exception as error:
         yield _broken("gradients", error)
         return
-    if has_targets:
+    if _has_targets(subject):
         yield learning.gradients(subject, step)
     yield _made(partial(budget.forecast, step_seconds=step.seconds), subject)
+
+
+def model_checks(subject: Subject) -> Iterator[Check]:
+    """The checks of the model and of its steps, but for those of one whole step.
+
+    After a mistake that others would see too, and give another name, those are left out.
+    """
+    sound = True
+    for found in (*(_made(check, subject) for check in _VISIBLE), *_forward(subject)):
+        sound &= found.verdict != "fail"
+        yield found
+    if sound:
+        for found in (*_stepping(subject), *(_made(check, subject) for check in _STEPS)):
+            sound &= found.verdict != "fail"
+            yield found
+    if sound:
+        yield _made(visibility.cached, subject)
+        if subject.config.compile:
+            yield _made(compiled.compiled, subject)
+    for check in _WEIGHTS:
+        yield _made(check, subject)
+    if _has_targets(subject):
+        for check in _LEARNING:
+            yield _made(check, subject)
+
+
+def _has_targets(subject: Subject) -> bool:
+    return bool((subject.fullest.targets != IGNORE).any())
 
 
 def _forward(subject: Subject) -> Iterator[Check]:
