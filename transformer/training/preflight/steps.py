@@ -310,7 +310,7 @@ def dropout(subject: Subject) -> Check:
     def nats(training: bool, seed: int) -> float:
         torch.manual_seed(seed)
         with torch.set_grad_enabled(training):
-            return float(stepper.nats(batches[0], model_loss(training)))
+            return float(stepper.nats(batches[0], model_loss(training)).detach())
 
     def model_loss(training: bool) -> nn.Module:
         stepper.module.train(training)

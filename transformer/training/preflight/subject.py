@@ -279,6 +279,19 @@ def undisturbed() -> Iterator[None]:
 
 
 @contextmanager
+def without_dropout(model: Transformer) -> Iterator[None]:
+    """Within it nothing is dropped, although the model is in training mode."""
+    before = {module: module.p for module in model.modules() if isinstance(module, nn.Dropout)}
+    for module in before:
+        module.p = 0.0
+    try:
+        yield
+    finally:
+        for module, p in before.items():
+            module.p = p
+
+
+@contextmanager
 def recorded(model: Transformer) -> Iterator[list[Tensor]]:
     """Within it the output of the last layer, (B, T, D), is kept of every forward pass, without its graph."""
     outputs: list[Tensor] = []

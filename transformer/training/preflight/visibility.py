@@ -18,7 +18,7 @@ from transformer.model import KeyValueCache, Transformer
 from transformer.text.batches import Batch
 from transformer.training.preflight import probe
 from transformer.training.preflight.check import Check, Verdict
-from transformer.training.preflight.subject import Subject, other_tokens, recorded
+from transformer.training.preflight.subject import Subject, other_tokens, recorded, without_dropout
 
 _PLACES = 4  # of a long window, spread over it, before and behind which everything is changed
 _SHORT = 32  # tokens of a window of which all places are tried
@@ -203,15 +203,14 @@ def _differs(subject: Subject, base: Tensor, changed: Tensor, document: Tensor |
 def _hidden(subject: Subject, tokens: Tensor, document: Tensor | None = None) -> Tensor:
     """(B, T, D) hidden states, on the CPU, as a step of the run computes them: with gradients, in its precision.
 
-    No more rows at once than a batch has, so that they fit. Dropout draws the same each time. document: (1, T); None:
-    the rows are one document.
+    Without dropout, and no more rows at once than a batch has, so that they fit. document: (1, T); None: the rows are
+    one document.
     """
     document = torch.zeros_like(tokens) if document is None else document.expand_as(tokens)
     stepper, targets, found = subject.headless_stepper, torch.zeros_like(tokens), []
     parts = zip(*(tensor.split(len(subject.batches[0].inputs)) for tensor in (tokens, targets, document)), strict=True)
     for part in parts:
-        torch.manual_seed(0)
-        with torch.enable_grad(), recorded(subject.headless) as outputs:
+        with torch.enable_grad(), without_dropout(subject.headless), recorded(subject.headless) as outputs:
             stepper.nats(Batch(*part), stepper.module)
         found.append(outputs[0].float().cpu())
     return torch.cat(found)
