@@ -90,9 +90,8 @@ def attention(
         if "keys" in normalised:
             key = norm(key, module.key_norm, rms)  # type: ignore[arg-type]
     if config.positions == "rotary":
-        sign = -1 if "backwards" in rotated else 1
-        query = rotate(query, positions, config, sign) if "queries" in rotated else query
-        key = rotate(key, positions, config, sign) if "keys" in rotated else key
+        query = rotate(query, positions, config) if "queries" in rotated else query
+        key = rotate(key, positions, config) if "keys" in rotated else key
     group = torch.arange(n_heads) % n_kv if strided_groups else torch.arange(n_heads) // (n_heads // n_kv)
     key, value = key[:, group], value[:, group]
     scores = query @ key.transpose(-2, -1)

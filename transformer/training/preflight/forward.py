@@ -195,7 +195,7 @@ class _Comparing:
     def added(self) -> str | float:
         expected = formulas.added_positions(self.model, self.config, self.positions)
         if expected is None:
-            return 0.0
+            return self.rotated()
         before, after = self.values.of("position_embedding")
         entered = self.values.of("dropout")[0]
         distance = max(self._apart(after - before, expected), self._apart(entered, after))
@@ -206,6 +206,25 @@ class _Comparing:
         if self._apart(after - before, first) <= self.close:
             return f"In {self.where} every token has the position of the first: positions are constant."
         return f"In {self.where} what is added for the positions is not what the formula gives at each token's place."
+
+    def rotated(self) -> str | float:
+        before, after = self.values.of("layers.0.attention.rotary")  # one module for all layers; its last call
+        heads_last = partial(torch.transpose, dim0=1, dim1=2)
+
+        def apart(expected: Tensor) -> float:
+            return self._apart(heads_last(after), heads_last(expected))
+
+        distance = apart(formulas.rotate(before, self.positions, self.config))
+        if distance <= self.close:
+            return distance
+        if apart(before) <= self.close:
+            return f"In {self.where} rotary positions turn nothing: every token has the position of the first."
+        if apart(formulas.rotate(before, self.positions, self.config, sign=-1)) <= self.close:
+            return f"In {self.where} rotary positions turn the wrong way: the sign of the sine is wrong."
+        return (
+            f"In {self.where} rotary positions do not turn pairs of numbers by position times theta^(-2i/E): look at the "
+            "signs, the order of the pairs, and the positions."
+        )
 
     def attention(self, layer: int) -> str | float | tuple[str, str]:
         module = self.model.layers[layer].attention
@@ -230,10 +249,9 @@ class _Comparing:
         yield "attention", "the scores are not divided by sqrt(d_k)", mask, dict(scaled=False)
         if config.positions == "rotary":
             for rotated, cause in (
-                ("nothing", "queries and keys are not turned by their positions, or all by the same one"),
+                ("nothing", "queries and keys are not turned by their positions"),
                 ("queries", "rotary positions turn the queries alone, not the keys"),
                 ("keys", "rotary positions turn the keys alone, not the queries"),
-                ("queries and keys backwards", "rotary positions turn the wrong way: the sign of the sine is wrong"),
             ):
                 yield "positions", cause, mask, dict(rotated=rotated)
         if config.qk_norm:

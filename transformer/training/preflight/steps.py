@@ -12,6 +12,7 @@ import logging
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -350,7 +351,9 @@ def resumed(subject: Subject) -> Check:
             runs.append(
                 trainer.Trainer(model.train(), subject.tokenizer, Listed(batches), batches[:1], config, _lone(subject))
             )
-            runs[-1].run()
+            # In a thread of its own, where a run leaves signals alone: one that asks to stop is for the real run.
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(runs[-1].run).result()
         first, second = runs
         saved = checkpoint.load_model(folder)
     if second.progress.step != first.progress.step:
