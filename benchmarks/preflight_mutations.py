@@ -156,7 +156,6 @@ MUTATIONS: tuple[Mutation, ...] = (
         "positions",
         "torch.cat([-angles.sin(), angles.sin()]",
         "torch.cat([angles.sin(), angles.sin()]",
-        "attention",
         "positions",
     ),
     _model(

@@ -55,7 +55,6 @@ _TEXT: tuple[_Checking, ...] = (
 _VISIBLE: tuple[_Checking, ...] = (
     visibility.causality,
     visibility.documents_apart,
-    visibility.padding_unseen,
 )
 _STEPS: tuple[_Checking, ...] = (steps.tied, steps.dropout, steps.evaluation, steps.resumed)
 _WEIGHTS: tuple[_Checking, ...] = (magnitudes.initial_loss, magnitudes.positions, magnitudes.residual)
@@ -115,6 +114,10 @@ def model_checks(subject: Subject) -> Iterator[Check]:
     sound = True
     for found in (*(_made(check, subject) for check in _VISIBLE), *_forward(subject)):
         sound &= found.verdict != "fail"
+        yield found
+    if sound:
+        found = _made(visibility.padding_unseen, subject)
+        sound = found.verdict != "fail"
         yield found
     if sound:
         for found in (*_stepping(subject), *(_made(check, subject) for check in _STEPS)):

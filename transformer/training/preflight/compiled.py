@@ -7,6 +7,8 @@ spent once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -30,28 +32,27 @@ def compiled(subject: Subject) -> Check:
     module = Alone(subject.engine.device).prepare(trainer.LanguageModelLoss(model, subject.bf16))
     module.compile(dynamic=False)  # as Trainer does
     batch = subject.fullest
-    loss, gradient = _of_step(subject, module, batch)
+    loss, gradient = _of_step(subject, model, module, batch)
     close = _CLOSE[subject.bf16 or subject.engine.device.type != "cpu"]
     measured = f"loss {loss:.5g}"
     if not model.config.dropout:
-        wanted, gradient_wanted = _of_step(subject, module.forward, batch)
+        wanted, gradient_wanted = _of_step(subject, model, module.forward, batch)
         apart = float((gradient - gradient_wanted).norm() / gradient_wanted.norm().clamp(min=1e-30))
         measured += f", uncompiled {wanted:.5g}; gradients {apart:.1e} apart"
         if not (abs(loss - wanted) <= close * abs(wanted) and apart <= close):
             cause = "Compiled, the step computes something else: train without --compile, or with other versions."
             return Check(name, measured, expected, "fail", cause)
-    before, after = (_of_step(subject, module, one)[0] for one in _before_and_after(subject, batch))
+    before, after = (_of_step(subject, model, module, one)[0] for one in _before_and_after(subject, batch))
     if not abs(before - after) <= _NOISE * abs(before):
         cause = "In the compiled step a token sees what comes after it: the loss is too good and no use."
         return Check(name, f"{before:.6g} becomes {after:.6g}", expected, "fail", cause)
     return Check(name, measured, expected)
 
 
-def _of_step(subject: Subject, score: nn.Module | object, batch: Batch) -> tuple[float, Tensor]:
+def _of_step(subject: Subject, model: nn.Module, score: Callable[..., Tensor], batch: Batch) -> tuple[float, Tensor]:
     """The nats of a batch by a compiled module or its uncompiled `forward`, and their gradient in one vector."""
-    model = score.model if isinstance(score, nn.Module) else score.__self__.model  # type: ignore[attr-defined]
     torch.manual_seed(0)
-    nats = subject.headless_stepper.nats(batch, score)  # type: ignore[arg-type]
+    nats = subject.headless_stepper.nats(batch, score)
     model.zero_grad()
     nats.backward()
     gradients = [p.grad.detach().float().cpu().flatten() for p in model.parameters() if p.grad is not None]

@@ -109,7 +109,7 @@ def attention(
 def feed_forward(x: Tensor, module: nn.Module, config: ModelConfig, activation: str | None = None) -> Tensor:
     """(B, T, D) the two layers with the configured activation, or another."""
     hidden = linear(x, module.up)  # type: ignore[arg-type]
-    gate = linear(x, module.gate) if config.activation == "swiglu" else None  # type: ignore[arg-type]
+    gate = linear(x, module.gate) if config.activation == "swiglu" else hidden  # type: ignore[arg-type]
     match activation or config.activation:
         case "swiglu":
             hidden = hidden * F.silu(gate)

@@ -92,7 +92,7 @@ def gradients(subject: Subject, step: RealStep) -> Check:
     asked = ["token_embedding.weight"] if subject.config.freeze_embeddings else []
     frozen = [name for name in step.frozen if name not in asked]
     zero: Verdict = "fail" if step.tokens >= _MANY and not subject.trained else "warn"
-    for names, what, verdict, cause in (
+    wrong: tuple[tuple[list[str], str, Verdict, str], ...] = (
         (
             step.infinite,
             "not finite",
@@ -102,7 +102,8 @@ def gradients(subject: Subject, step: RealStep) -> Check:
         (step.missing, "absent", "fail", "the loss does not depend on it: it is not connected"),
         (step.zero, "zero", zero, "nothing that it does reaches the loss: it is cut off, or its unit is dead"),
         (frozen, "switched off", "fail", "it is frozen though nobody asked for it: requires_grad is False"),
-    ):
+    )
+    for names, what, verdict, cause in wrong:
         if names:
             shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             cause = f"The gradient of {shown} is {what}: {cause}."

@@ -28,7 +28,7 @@ from transformer.training import trainer
 from transformer.training.config import TrainConfig
 from transformer.training.optimizers import set_learning_rate
 from transformer.training.preflight import probe
-from transformer.training.preflight.check import Check
+from transformer.training.preflight.check import Check, Verdict
 from transformer.training.preflight.subject import Alone, Subject
 from transformer.training.step import Stepper
 
@@ -282,7 +282,7 @@ def evaluation(subject: Subject) -> Check:
         nats = [float(stepper.nats(batch, stepper.module)) for batch in batches]
     wanted = sum(nats) / sum(counts)
     if any(modes):
-        verdict = "fail" if dropout else "warn"
+        verdict: Verdict = "fail" if dropout else "warn"
         cause = "Validation runs in training mode, so that dropout disturbs what is measured: call model.eval() before."
         return Check(name, "in training mode", expected, verdict, cause)
     if not was_training:
@@ -437,7 +437,7 @@ def _by_hand(stepper: Stepper, model: Transformer, batches: list[Batch], of_step
 
 def _sum(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     names = {name for one in parts for name in one}
-    return {name: sum((one[name] for one in parts if name in one), torch.zeros(())) for name in names}  # type: ignore[misc]
+    return {name: sum((one[name] for one in parts if name in one), torch.zeros(())) for name in names}
 
 
 def _flat(gradients: dict[str, Tensor], model: nn.Module) -> Tensor:
