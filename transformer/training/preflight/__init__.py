@@ -10,17 +10,21 @@ from functools import partial
 import torch
 
 from transformer.errors import ConfigError
+from transformer.text.batches import IGNORE
 from transformer.training.config import TrainConfig
 from transformer.training.engine import Engine
 from transformer.training.parts import Parts
 from transformer.training.preflight import (
     alignment,
     budget,
+    compiled,
     completions,
+    forward,
     free_points,
     learning,
     magnitudes,
     overlap,
+    steps,
     texts,
     visibility,
 )
@@ -52,18 +56,14 @@ _TEXT: tuple[_Checking, ...] = (
     overlap.overlap,
     completions.completions,
 )
-_MODEL: tuple[_Checking, ...] = (
+# Who sees whom; what the steps of a small model do; how large the weights are; what is learned from targets.
+_VISIBLE: tuple[_Checking, ...] = (
     visibility.causality,
     visibility.documents_apart,
-    visibility.padding_unseen,
-    magnitudes.counted,
-    magnitudes.initial_loss,
-    magnitudes.positions,
-    magnitudes.residual,
-    visibility.cached,
-    learning.one_batch,
-    learning.rate,
 )
+_STEPS: tuple[_Checking, ...] = (steps.tied, steps.dropout, steps.evaluation, steps.resumed)
+_WEIGHTS: tuple[_Checking, ...] = (magnitudes.initial_loss, magnitudes.positions, magnitudes.residual)
+_LEARNING: tuple[_Checking, ...] = (learning.one_batch, learning.rate)
 
 
 def preflight(parts: Parts, config: TrainConfig, engine: Engine) -> Report:
@@ -110,8 +110,7 @@ def _checks(subject: Subject) -> Iterator[Check]:
     if learnable is None:  # as said by then: there is nothing that a model could be tried with
         yield from _plans(subject, None)
         return
-    for check in _MODEL:
-        yield _made(check, learnable)
+    yield from model_checks(learnable)
     try:
         step = learning.real_step(learnable)
     except Exception as error:
@@ -128,8 +127,62 @@ def _plans(subject: Subject, step_seconds: float | None) -> Iterator[Check]:
         yield _made(checking, subject)
 
 
+def model_checks(subject: Subject) -> Iterator[Check]:
+    """The checks of the model and of its steps, but for those of one whole step.
+
+    After a mistake that others would see too, and give another name, those are left out.
+    """
+    sound = True
+    for found in (*(_made(check, subject) for check in _VISIBLE), *_forward(subject)):
+        sound &= found.verdict != "fail"
+        yield found
+    if sound:
+        found = _made(visibility.padding_unseen, subject)
+        sound = found.verdict != "fail"
+        yield found
+    if sound:
+        for found in (*_stepping(subject), *(_made(check, subject) for check in _STEPS)):
+            sound &= found.verdict != "fail"
+            yield found
+    if sound:
+        yield _made(visibility.cached, subject)
+        if subject.config.compile:
+            yield _made(compiled.compiled, subject)
+    for check in _WEIGHTS:
+        yield _made(check, subject)
+    if _has_targets(subject):
+        for check in _LEARNING:
+            yield _made(check, subject)
+
+
+def _has_targets(subject: Subject) -> bool:
+    return bool((subject.fullest.targets != IGNORE).any())
+
+
+def _forward(subject: Subject) -> Iterator[Check]:
+    """Each part of the network beside its formula."""
+    try:
+        findings = forward.findings(subject)
+    except Exception as error:
+        yield _broken("forward pass", error)
+        return
+    for check in forward.PARTS:
+        yield check(findings)
+
+
+def _stepping(subject: Subject) -> Iterator[Check]:
+    """What some steps of a small model do."""
+    try:
+        made = steps.steps(subject)
+    except Exception as error:
+        yield _broken("steps", error)
+        return
+    for check in steps.OF_STEPS:
+        yield check(made)
+
+
 def _made(check: _Checking, subject: Subject, verdict: Verdict = "fail") -> Check:
-    name, begin = getattr(check, "__name__", "forecast"), time.perf_counter()
+    name, begin = getattr(check, "__name__", "forecast"), time.process_time()
     try:
         return check(subject)
     except ConfigError:
@@ -137,7 +190,7 @@ def _made(check: _Checking, subject: Subject, verdict: Verdict = "fail") -> Chec
     except Exception as error:
         return _broken(name, error, verdict)
     finally:
-        logger.debug("%s took %.2f s", name, time.perf_counter() - begin)
+        logger.debug("%s took %.2f s of processor time", name, time.process_time() - begin)
 
 
 def _broken(name: str, error: Exception, verdict: Verdict = "fail") -> Check:

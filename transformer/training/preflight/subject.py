@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from transformer.device import computes_in_bf16
 from transformer.model import Transformer
-from transformer.text.batches import Batch, BatchSource, Windows, validation_batches
+from transformer.text.batches import IGNORE, Batch, BatchSource, Windows, validation_batches
 from transformer.text.corpus import pieces
 from transformer.text.document import Document, join_pieces
 from transformer.text.tokenizer import Tokenizer
@@ -47,6 +47,9 @@ class Alone(Engine):
 
     def gradients(self, module: nn.Module, last: bool) -> Any:
         return nullcontext()
+
+    def log(self, numbers: dict[str, Any], step: int) -> None:
+        pass
 
 
 class Again:
@@ -169,6 +172,17 @@ class Subject:
         """Whether the run multiplies in bf16."""
         return computes_in_bf16(self.engine.device, self.config.precision)
 
+    @cached_property
+    def trained(self) -> bool:
+        """Whether the model begins with weights that were not drawn by its own initialisation."""
+        config = self.config
+        return bool(config.init_from or config.embeddings_from or config.start_from_bigrams)
+
+    @cached_property
+    def fullest(self) -> Batch:
+        """Of `batches` the one with the most targets."""
+        return max(self.batches, key=lambda batch: int((batch.targets != IGNORE).sum()))
+
     def fresh(self, dropout: bool = True) -> Transformer:
         """A copy of the model on the device of the run, in training mode, that may be changed."""
         model = copy.deepcopy(self.model).to(self.engine.device).train()
@@ -241,6 +255,15 @@ def cut(batch: Batch, rows: int, length: int) -> Batch:
     return Batch(batch.inputs[part], batch.targets[part], batch.document[part])
 
 
+def other_tokens(tokens: Tensor, first: int, stop: int, subject: Subject) -> Tensor:
+    """The tokens with another one from `first` until before `stop`, which is no padding."""
+    size, fixed = subject.model.config.vocab_size, subject.model.config.pad_token_id
+    one, another = [id for id in range(size - 1, -1, -1) if id != fixed][:2]
+    changed = tokens.clone()
+    changed[:, first:stop] = torch.where(tokens[:, first:stop] == one, another, one)
+    return changed
+
+
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Within it random numbers may be drawn: outside nobody notices."""
@@ -257,19 +280,24 @@ def undisturbed() -> Iterator[None]:
 
 
 @contextmanager
+def without_dropout(model: Transformer) -> Iterator[None]:
+    """Within it nothing is dropped, although the model is in training mode."""
+    before = {module: module.p for module in model.modules() if isinstance(module, nn.Dropout)}
+    for module in before:
+        module.p = 0.0
+    try:
+        yield
+    finally:
+        for module, p in before.items():
+            module.p = p
+
+
+@contextmanager
 def recorded(model: Transformer) -> Iterator[list[Tensor]]:
-    """Within it what the model's `hidden_states` returns is kept, whoever calls it."""
+    """Within it the output of the last layer, (B, T, D), is kept of every forward pass, without its graph."""
     outputs: list[Tensor] = []
-    original, own = model.hidden_states, model.__dict__.get("hidden_states")
-
-    def recording(*arguments: Any, **options: Any) -> Tensor:
-        outputs.append(original(*arguments, **options))
-        return outputs[-1]
-
-    model.hidden_states = recording  # type: ignore[method-assign]
+    handle = model.layers[-1].register_forward_hook(lambda _, inputs, output: outputs.append(output.detach()))
     try:
         yield outputs
     finally:
-        del model.hidden_states
-        if own is not None:  # somebody had put another in the place of the class's
-            model.hidden_states = own  # type: ignore[method-assign]
+        handle.remove()

@@ -1,0 +1,106 @@
+"""Preflight names one broken line of the source, and does not stop the fine-tuning of any architecture."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from models import tiny_tokenizer
+from test_preflight import TRAIN, VALID, write
+
+from benchmarks import preflight_mutations
+from transformer.model import ModelConfig, Transformer
+from transformer.text.batches import EpochBatches, Windows
+from transformer.text.document import Document
+from transformer.text.tokens import tokenize
+from transformer.training.config import TrainConfig
+from transformer.training.parts import Parts
+from transformer.training.preflight import Report, preflight
+from transformer.training.preflight.subject import Alone
+from transformer.training.trainer import LanguageModelLoss, Stepper, make_optimizers
+
+ROOT = Path(__file__).parent.parent
+# One of each kind: attention in bf16, scores, positions, residuals, loss, batches, step, validation, checkpoint.
+FAST = (
+    "bf16 attention: a block sees all of itself",
+    "no sqrt(d_k)",
+    "positions are constant",
+    "a dropped residual",
+    "padding counts in the loss",
+    "targets are the inputs",
+    "no zero_grad",
+    "validation in training mode",
+    "the place in the text is not taken from the checkpoint",
+)
+ARCHITECTURES = {
+    "paper": dict(preset="paper"),
+    "gpt2": dict(preset="gpt2"),
+    "qwen3": dict(preset="modern"),
+    "blog": dict(preset="blog"),
+    "llama": dict(preset="modern", qk_norm=False),
+    "opt": dict(preset="gpt2", activation="relu"),
+}
+
+
+def test_the_mutations_are_many_and_each_breaks_one_line() -> None:
+    mutations = preflight_mutations.MUTATIONS
+    assert len(mutations) >= 30 and len({mutation.name for mutation in mutations}) == len(mutations)
+    for mutation in mutations:
+        source = (preflight_mutations.PACKAGE / mutation.file).read_text()
+        assert source.count(mutation.old) == 1, mutation.name
+        compile(source.replace(mutation.old, mutation.new), mutation.file, "exec")
+
+
+def test_mutations_of_each_kind_are_named_rightly() -> None:
+    command = [sys.executable, "-m", "benchmarks.preflight_mutations", "--json", "--only", *FAST]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    results = json.loads(done.stdout)
+    assert [result["name"] for result in results] == list(FAST)
+    assert not [result for result in results if not result["rightly"]]
+
+
+@pytest.mark.parametrize("steps", [0, 10, 60])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_fine_tuning_is_not_stopped(architecture: str, steps: int, tmp_path: Path) -> None:
+    report = fine_tuning(tmp_path, steps, **ARCHITECTURES[architecture])
+    assert not report.failed, report.table()
+
+
+def test_weights_that_grew_warn_at_most(tmp_path: Path) -> None:
+    report = fine_tuning(tmp_path, 0, scale=8.0, preset="modern", precision="bf16")
+    assert not report.failed, report.table()
+
+
+def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    report = fine_tuning(tmp_path, 0, scale=float("nan"), preset="modern")
+    assert report.failed
+
+
+def fine_tuning(
+    folder: Path, steps: int, preset: str, scale: float = 1.0, precision: str = "fp32", **choices: object
+) -> Report:
+    """The preflight of a run that begins with a model after so many steps, or with weights of another size."""
+    torch.manual_seed(0)
+    tokenizer, device = tiny_tokenizer(), torch.device("cpu")
+    sizes = dict(context_length=32, d_model=32, n_layers=2, n_heads=4, dropout=0.0)
+    model = Transformer(ModelConfig.preset(preset, **{**sizes, **choices}, vocab_size=tokenizer.vocab_size))
+    data = write(folder, TRAIN[:40])
+    config = TrainConfig(
+        data=data, init_from="weights", context_length=32, batch_size=8, precision=precision, learning_rate=5e-4
+    )
+    training, validation = (
+        Windows(tokenize([Document.of(text) for text in texts], tokenizer), 32) for texts in (TRAIN[:40], VALID)
+    )
+    source = EpochBatches(training, 8, 0)
+    if steps:
+        stepper = Stepper(
+            LanguageModelLoss(model), make_optimizers(model, config), source, tokenizer, config, Alone(device)
+        )
+        for number in range(steps):
+            stepper.step(number + 1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(scale)
+    return preflight(Parts(tokenizer, model, source, training, validation), config, Alone(device))

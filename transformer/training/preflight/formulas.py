@@ -1,0 +1,148 @@
+"""The parts of the network written a second time, from the papers, in fp64: what the model's own are compared with.
+
+They are computed on the CPU from a module's parameters, without kernels, caches or precision settings. A variant is a
+known mistake: where the model gives what a variant gives, the mistake has a name.
+
+Dimensions: B batch · T window · D d_model · H heads · K key-value heads · E head_dim · F d_feed_forward
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from transformer.model import ModelConfig
+
+# The choices that these formulas know. A model with any other is not compared.
+_SIZES = "vocab_size context_length d_model n_layers n_heads n_kv_heads head_dim d_feed_forward"
+_CHOICES = (
+    "positions rope_theta norm norm_placement norm_eps activation heads qk_norm bias feed_forward_bias head_bias "
+    "scale_embeddings tie_embeddings dropout pad_token_id"
+)
+_KNOWN = {*_SIZES.split(), *_CHOICES.split()}
+
+
+def unknown_choice(config: ModelConfig) -> str:
+    """A choice of the architecture that these formulas do not know, which is not at its default; or an empty string."""
+    for field in dataclasses.fields(config):
+        if field.name not in _KNOWN and getattr(config, field.name) != field.default:
+            return field.name
+    return ""
+
+
+def norm(x: Tensor, module: nn.Module, config: ModelConfig) -> Tensor:
+    """LayerNorm: (x - mean) / sqrt(variance + eps) * weight + bias. RMSNorm: x / sqrt(mean square + eps) * weight."""
+    if config.norm == "layer":
+        x = x - x.mean(dim=-1, keepdim=True)
+    x = x / (x.square().mean(dim=-1, keepdim=True) + config.norm_eps).sqrt()
+    return _affine(x, module)
+
+
+def added_positions(model: nn.Module, config: ModelConfig, positions: Tensor) -> Tensor | None:
+    """(B, T, D) what is added to the embeddings at `positions` (B, T); None: nothing is."""
+    if config.positions == "rotary":
+        return None
+    if config.positions == "learned":
+        return _double(model.position_embedding.weight)[positions]  # type: ignore[union-attr]
+    even = torch.arange(0, config.d_model, 2, dtype=torch.float64)
+    angles = positions[..., None] / 10_000 ** (even / config.d_model)
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+
+
+def rotate(x: Tensor, positions: Tensor, config: ModelConfig, sign: int = 1) -> Tensor:
+    """RoPE: pairs (x_i, x_{i + E/2}) as complex numbers, times exp(i position theta^(-2i/E)); x is (B, H, T, E)."""
+    half = x.shape[-1] // 2
+    frequencies = config.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half)
+    turn = torch.polar(torch.ones((), dtype=torch.float64), sign * positions[:, None, :, None] * frequencies)
+    turned = torch.complex(x[..., :half].contiguous(), x[..., half:].contiguous()) * turn
+    return torch.cat([turned.real, turned.imag], dim=-1)
+
+
+def attention(
+    x: Tensor,
+    module: nn.Module,
+    config: ModelConfig,
+    positions: Tensor,
+    mask: Tensor,
+    scaled: bool = True,
+    rotated: str = "queries and keys",
+    normalised: str = "queries and keys",
+    strided_groups: bool = False,
+    mixed_heads: bool = False,
+    summed: bool = False,
+    softmax_dim: int = -1,
+) -> Tensor:
+    """(B, T, D) softmax(Q K^T / sqrt(d_k)) V of every head, joined; everything after `mask` (B, T, T) is a mistake."""
+    n_heads, n_kv, batch, length = config.n_heads, config.kv_heads, x.shape[0], x.shape[1]
+
+    def heads(name: str, count: int) -> Tensor:
+        return linear(x, getattr(module, name)).view(batch, length, count, -1).transpose(1, 2)  # (B, count, T, ·)
+
+    query, key, value = heads("query", n_heads), heads("key", n_kv), heads("value", n_kv)
+    if config.qk_norm:
+        rms = dataclasses.replace(config, norm="rms")
+        if "queries" in normalised:
+            query = norm(query, module.query_norm, rms)  # type: ignore[arg-type]
+        if "keys" in normalised:
+            key = norm(key, module.key_norm, rms)  # type: ignore[arg-type]
+    if config.positions == "rotary":
+        query = rotate(query, positions, config) if "queries" in rotated else query
+        key = rotate(key, positions, config) if "keys" in rotated else key
+    group = torch.arange(n_heads) % n_kv if strided_groups else torch.arange(n_heads) // (n_heads // n_kv)
+    key, value = key[:, group], value[:, group]
+    scores = query @ key.transpose(-2, -1)
+    if scaled:
+        scores = scores / math.sqrt(config.key_dim)
+    weights = scores.masked_fill(~mask[:, None], -math.inf).softmax(dim=softmax_dim).nan_to_num()
+    found = weights.masked_fill(~mask[:, None], 0.0) @ value  # (B, H, T, ·)
+    if config.heads != "concatenate":
+        total = found.sum(dim=1)
+        return total if summed or config.heads == "sum" else total / n_heads
+    joined = found.reshape(batch, length, -1) if mixed_heads else found.transpose(1, 2).flatten(2)
+    return linear(joined, module.output)  # type: ignore[arg-type]
+
+
+def feed_forward(x: Tensor, module: nn.Module, config: ModelConfig, activation: str | None = None) -> Tensor:
+    """(B, T, D) the two layers with the configured activation, or another."""
+    hidden = linear(x, module.up)  # type: ignore[arg-type]
+    gate = linear(x, module.gate) if config.activation == "swiglu" else hidden  # type: ignore[arg-type]
+    match activation or config.activation:
+        case "swiglu":
+            hidden = hidden * F.silu(gate)
+        case "the gate without its activation":
+            hidden = hidden * gate
+        case "gelu":
+            hidden = 0.5 * hidden * (1 + torch.tanh(math.sqrt(2 / math.pi) * (hidden + 0.044715 * hidden**3)))
+        case "the exact GELU":
+            hidden = F.gelu(hidden)
+        case "relu":
+            hidden = hidden.clamp(min=0)
+        case "silu":
+            hidden = F.silu(hidden)
+        case "no activation":
+            pass
+        case other:
+            raise ValueError(other)
+    return linear(hidden, module.down)  # type: ignore[arg-type]
+
+
+def linear(x: Tensor, module: nn.Module) -> Tensor:
+    """x W^T + b."""
+    product = x @ _double(module.weight).T
+    bias = getattr(module, "bias", None)
+    return product if bias is None else product + _double(bias)
+
+
+def _affine(x: Tensor, module: nn.Module) -> Tensor:
+    x = x * _double(module.weight)
+    bias = getattr(module, "bias", None)
+    return x if bias is None else x + _double(bias)
+
+
+def _double(parameter: object) -> Tensor:
+    assert isinstance(parameter, Tensor)
+    return parameter.detach().cpu().double()
