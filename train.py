@@ -55,7 +55,7 @@ def train(
         description="Seed of the weights and of the order of the text", default=0, ge=0, le=9223372036854775807
     ),
     preflight: str = Input(
-        description="Checks before the first step. A check that fails: stop the training, or warn and go on; off: no checks",
+        description="Checks before the first step; one that fails stops the training, or only warns; off: no checks",
         default="stop",
         choices=["stop", "warn", "off"],
     ),

@@ -1,6 +1,5 @@
 """Scores and weights that are NaN or infinite are one sentence at every entry, never a text."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path

@@ -75,7 +75,9 @@ def load_model(directory: str | Path, device: torch.device | str = "cpu") -> Tra
             config = dataclasses.replace(config, tie_embeddings=False)
             model = Transformer(config, initialise=False)
         else:  # the file holds the one matrix under either name
-            state["token_embedding.weight"] = state["head.weight"] = head if embedding is None else embedding
+            tied = head if embedding is None else embedding
+            if tied is not None:
+                state["token_embedding.weight"] = state["head.weight"] = tied
     model = model.to(device)
     model.load_state_dict(state, assign=True)
     if config.tie_embeddings:

@@ -213,10 +213,6 @@ class TrainConfig:
                 f"short_window_length must be below context_length ({self.context_length}), "
                 f"not {self.short_window_length}."
             )
-        if self.short_window_share and (self.stream or self.window_stride):
-            raise ConfigError("short_window_share excludes stream and window_stride.")
-        if self.stream and (self.clean or self.max_documents):
-            raise ConfigError("clean and max_documents have no effect on a stream: leave them out, or stream.")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed must be a whole number from 0 to 2^63 - 1, not {self.seed!r}.")
         if self.resume and self.restart:

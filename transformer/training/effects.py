@@ -41,7 +41,7 @@ _RULES = (
         "or leave out --tokenizer to train one on the text",
     ),
     _Rule(
-        ("window_stride", "prompt_share", "token_cache", "clean"),
+        ("window_stride", "prompt_share", "token_cache", "clean", "max_documents", "short_window_share"),
         lambda config: config.stream,
         "with --stream, which cuts the text end to end as it is read and keeps nothing on disk",
         "or leave out --stream",
@@ -51,6 +51,18 @@ _RULES = (
         lambda config: config.schedule != "wsd",
         "without --schedule wsd, the only schedule with a decay of its own",
         "or add --schedule wsd",
+    ),
+    _Rule(
+        ("short_window_length",),
+        lambda config: not config.short_window_share,
+        "without --short-window-share",
+        "or add --short-window-share 0.5",
+    ),
+    _Rule(
+        ("window_stride",),
+        lambda config: config.short_window_share,
+        "with --short-window-share, whose windows stand end to end",
+        "or leave out --short-window-share",
     ),
     _Rule(
         ("push_public",),

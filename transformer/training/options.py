@@ -35,6 +35,9 @@ def parse(arguments: list[str], program: str = "train.py") -> TrainConfig:
     if "--no-preflight" in rest or "--preflight=False" in rest:
         raise ConfigError("--no-preflight is no option any more: write --preflight off.")
     options = read(known.config) if known.config else {}
+    on_the_command_line = _given(rest)
+    if "data" in on_the_command_line:  # the file's configuration is one of the data set that it names
+        options.pop("data_config", None)
     # `data` is the one option without a default: on the command line it is asked for unless the file has it.
     default = TrainConfig(**{"data": tyro.MISSING, **options})
     description = (
@@ -42,7 +45,6 @@ def parse(arguments: list[str], program: str = "train.py") -> TrainConfig:
         f"({', '.join(presets())}) or of a YAML or TOML file; other options override them."
     )
     config = tyro.cli(TrainConfig, prog=program, description=description, args=rest, default=default)
-    on_the_command_line = _given(rest)
     refuse_without_effect(config, {*on_the_command_line, *options}, options.keys() - on_the_command_line)
     return config
 

@@ -98,8 +98,8 @@ def to_learn(subject: Subject) -> Check:
         return Check(name, measured, expected, "fail", f"No token of the text would be learned: {cure}.")
     if missing == len(subject.batches) and subject.training is not None and share < _MOSTLY_EMPTY:
         cause = (
-            f"None of {missing} batches has a target, although {1 - share:.0%} of the windows of the text have: something "
-            "masks all targets after they were cut."
+            f"None of {missing} batches has a target, although {1 - share:.0%} of the windows of the text have: "
+            "something masks all targets after they were cut."
         )
         return Check(name, measured, expected, "fail", cause)
     if share > _EMPTY or missing:
