@@ -127,6 +127,7 @@ def test_what_looks_like_json_and_is_none_of_ours_is_never_prose(name: str, cont
         "1,2,3\n4,5,6\n",
         'config = {"a": 1}\nprint(config["a"])\n',
         'Write it as follows:\n\n{"text": "a"}\n\nand so on, line by line,\n\nto the end.\n',
+        'TABLE = {\n    "a": {"b": 1},\n    "c": {"d": 2},\n    "e": {"f": 3},\n}\n',
         "#include <stdio.h>\nint main() { return 0; }\n",
         "a: 1\nb:\n  - c\n",
         "x",
@@ -548,7 +549,7 @@ def test_any_bytes_are_documents_or_a_sentence(content: bytes, name: str, packed
         assert str(error).count("\n") == 0 and str(path) in str(error)
     else:
         assert found and all(d.text for d in found)
-        assert not any(d.text.lstrip(BOM + " \r\n").startswith(('{"text"', '[{"text"')) for d in found)
+        assert not any(d.text.lstrip(BOM + " \r\n").startswith(('{"text":', '[{"text":')) for d in found)
 
 
 @fuzzed

@@ -50,6 +50,7 @@ _STRING = r'"(?:[^"\\]|\\.)*"'
 _ROWS = re.compile(rf"""(?:\s|{BOM}|\x1e)*"?(?:\[\s*)*\{{\s*(?:{_STRING}|'[^'\n]*'|\\"[^"]*")\s*:""")
 _CUT_ROW = re.compile(rf"""(?:\s|{BOM})*{_STRING}\s*:\s*(?:["\[{{]|-?\d|true|false|null)""")  # without its first "{"
 _OBJECT = re.compile(rf"\{{\s*{_STRING}\s*:")
+_ASSIGNMENT = re.compile(r"^[ \t]*(?:\w+ )?[\w.]+(?:\[[^\]\n]*\])?[ \t]*(?::[^=\n]*)?=[ \t]*[\[{(]", re.MULTILINE)
 _NEXT_ROW = re.compile(r"""\S\s*\}\s*,?\s*\{\s*"[^"\n]{1,80}"\s*:""")  # the end of an object, and another
 _STRINGS = re.compile(rf"(?:\s|{BOM})*\[\s*{_STRING}\s*(?:,\s*[\"\[{{\]\d]|\]\s*$)")
 # Nothing but tokens of JSON, to the end or to where it is cut off, in a token. No string of JSON holds a line end.
@@ -151,8 +152,8 @@ def looks_like_json(text: str, whole: bool = True) -> bool:
     """Whether a file that begins with this text is JSON, in order or not, rather than prose.
 
     It is if it begins with an object that has a key, or with an array of strings; if it is an array or object of any
-    kind, and holds nothing but tokens of JSON; if that is so after the first line; or if there are objects in most of
-    its lines.
+    kind, and holds nothing but tokens of JSON; if objects stand in half of its lines; or if it has an object that no
+    code assigns to a name, and three quarters of its lines hold nothing but tokens of JSON.
 
     Args:
         whole: this is all of the text.
@@ -160,14 +161,20 @@ def looks_like_json(text: str, whole: bool = True) -> bool:
     if _ROWS.match(text) or _CUT_ROW.match(text) or _STRINGS.match(text):
         return True
     text = text.lstrip(f" \t\r\n\x1e{BOM}")
-    rest = text.partition("\n")[2].lstrip()  # the first line may be a comment, or what is left of a row
-    for tokens, begins in ((text, text.startswith(("[", "{"))), (rest, rest.startswith("[") or _OBJECT.search(rest))):
-        found = _TOKENS.match(tokens) if begins else None
-        if found and not (whole and found["cut"]):
-            return True
+    if text.startswith(("[", "{")) and _is_tokens(text, whole):
+        return True
     lines = [line.strip() for line in text.split("\n")[: None if whole else -1] if line.strip()]
     rows = sum(_is_object(line) or bool(_NEXT_ROW.search(line)) for line in lines)
-    return rows > 0 and 2 * rows >= len(lines)
+    if rows and 2 * rows >= len(lines):
+        return True
+    if not _OBJECT.search(text) or _ASSIGNMENT.search(text):
+        return False
+    return 4 * sum(map(_is_tokens, lines)) >= 3 * len(lines)
+
+
+def _is_tokens(text: str, whole: bool = True) -> bool:
+    found = _TOKENS.match(text)
+    return found is not None and not (whole and found["cut"])
 
 
 def _is_object(line: str) -> bool:
