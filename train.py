@@ -86,11 +86,13 @@ def train(
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the options are those of `TrainConfig`."""
+    from transformer.console import never_fail_on_characters
     from transformer.errors import TransformerError
     from transformer.training.interrupt import Interrupted
     from transformer.training.options import parse
     from transformer.training.run import train as run
 
+    never_fail_on_characters()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         run(parse(sys.argv[1:] if arguments is None else arguments))

@@ -36,7 +36,9 @@ def same_ids(folder: Path, texts: list[str] = TEXTS) -> None:
     theirs, ours = transformers.AutoTokenizer.from_pretrained(folder), Tokenizer.load(folder)
     for text in texts:
         assert ours.encode_prompt(text) == (theirs(text)["input_ids"] or [ours.bos_id]), text
-        assert ours.decode(ours.encode_prompt(text)) == theirs.decode(theirs(text)["input_ids"], skip_special_tokens=True)
+        assert ours.decode(ours.encode_prompt(text)) == theirs.decode(
+            theirs(text)["input_ids"], skip_special_tokens=True
+        )
 
 
 @pytest.mark.parametrize("said", [None, False, True])
@@ -79,7 +81,14 @@ def vocabulary_and_merges(folder: Path, **settings: object) -> Path:
     return folder
 
 
-BOS = {"__type": "AddedToken", "content": "<s>", "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+BOS = {
+    "__type": "AddedToken",
+    "content": "<s>",
+    "lstrip": False,
+    "normalized": True,
+    "rstrip": False,
+    "single_word": False,
+}
 
 
 @pytest.mark.parametrize(

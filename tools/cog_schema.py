@@ -155,7 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=OUTPUT, help=f"default: {OUTPUT}")
     options = parser.parse_args(arguments)
     try:
-        references = {} if options.predict else yaml.safe_load(Path("cog.yaml").read_text())
+        references = {} if options.predict else yaml.safe_load(Path("cog.yaml").read_text(encoding="utf-8"))
         schema = openapi_schema(
             Path(), options.predict or references.get("predict", ""), options.train or references.get("train")
         )

@@ -12,6 +12,7 @@ import math
 import sys
 from pathlib import Path
 
+from transformer.console import never_fail_on_characters, typed
 from transformer.errors import ConfigError, TransformerError
 
 DEFAULT_MODEL = str(Path(__file__).resolve().parent.parent / "weights")
@@ -21,6 +22,7 @@ _DTYPES = ("auto", "fp32", "bf16", "int8")
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; the exit status is 1 after an error, whose one sentence is on standard error."""
+    never_fail_on_characters()
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and options.command is not preflight:
@@ -47,7 +49,10 @@ def predict(options: argparse.Namespace) -> None:
 
         if options.num_outputs > 1:
             raise ConfigError("--num-outputs is for texts that continue a prompt: a chat has one answer.")
-        generation = answer(generator, messages_of(options.prompt, options.system), _sampling(options))
+        messages = messages_of(options.prompt, options.system)
+        generation = answer(generator, messages, _sampling(options), options.enable_thinking)
+    elif options.enable_thinking is not None:
+        raise ConfigError("--enable-thinking is for a chat: give --chat too.")
     elif options.num_outputs > 1:
         completions = generator.generate_batch([options.prompt] * options.num_outputs, _sampling(options))
         for number, completion in enumerate(completions, 1):
@@ -73,7 +78,9 @@ def chat(options: argparse.Namespace) -> None:
     from transformer.inference import answer
 
     generator, sampling = _generator(options), _sampling(options)
-    talks = generator.tokenizer.chat_template is not None
+    talks = generator.tokenizer.chat_template is not None or bool(generator.tokenizer.chat_template_names)
+    if not talks and options.enable_thinking is not None:
+        raise ConfigError("--enable-thinking is for models with a chat template, which this one lacks.")
     messages = [{"role": "system", "content": options.system}] if options.system else []
     print(f"Type {'what you say' if talks else 'the beginning of a text'}. An empty line or Ctrl-D ends.")
     while True:
@@ -87,7 +94,12 @@ def chat(options: argparse.Namespace) -> None:
         sys.stdout.write("Model: ")
         messages.append({"role": "user", "content": prompt})
         said = ""
-        for piece in answer(generator, messages, sampling) if talks else generator.generate(prompt, sampling):
+        pieces = (
+            answer(generator, messages, sampling, options.enable_thinking)
+            if talks
+            else generator.generate(prompt, sampling)
+        )
+        for piece in pieces:
             sys.stdout.write(piece)
             sys.stdout.flush()
             said += piece
@@ -237,7 +249,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     predicting = command("predict", predict, "continue a prompt")
-    predicting.add_argument("prompt", nargs="?", default=DEFAULT_PROMPT, help="the beginning of a text")
+    predicting.add_argument("prompt", nargs="?", type=typed, default=DEFAULT_PROMPT, help="the beginning of a text")
     predicting.add_argument("--chat", action="store_true", help="answer the prompt by the model's chat template")
     predicting.add_argument("--num-outputs", type=_positive, default=1, help="so many texts, read and written together")
     chatting = command("chat", chat, "answer what you type, or continue it line by line")
@@ -253,9 +265,17 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--min-p", type=float, default=0.0, help="only tokens this much as likely as the likeliest")
         sub.add_argument("--repetition-penalty", type=float, default=1.1, help="1: off")
         sub.add_argument("--min-tokens", type=int, default=0, help="the text does not end before")
-        sub.add_argument("--stop", action="append", default=[], help="end before this string; may be given again")
+        sub.add_argument(
+            "--stop", action="append", type=typed, default=[], help="end before this string; may be given again"
+        )
         sub.add_argument("--seed", type=int, help="the same seed gives the same text")
-        sub.add_argument("--system", default="", help="what a chat begins with: how the model is to answer")
+        sub.add_argument("--system", type=typed, default="", help="what a chat begins with: how the model is to answer")
+        sub.add_argument(
+            "--enable-thinking",
+            action=argparse.BooleanOptionalAction,
+            default=None,
+            help="whether it thinks before it answers in a chat, for models that can do both",
+        )
 
     evaluating = command("evaluate", evaluate, "perplexity per token, per word, and bits per byte")
     evaluating.add_argument("--model", default=DEFAULT_MODEL, help="folder, tar, URL, or Hub id (user/name@revision)")
@@ -277,7 +297,7 @@ def _parser() -> argparse.ArgumentParser:
     showing.add_argument(
         "what", choices=("attention", "tokens"), help="what each head looks at, or how much each token surprises"
     )
-    showing.add_argument("text", help="the text that it reads")
+    showing.add_argument("text", type=typed, help="the text that it reads")
     showing.add_argument("--model", default=DEFAULT_MODEL, help="folder, tar, URL, or Hub id (user/name@revision)")
     showing.add_argument("--output", help="the page; default: attention.html or tokens.html")
 

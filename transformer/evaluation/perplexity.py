@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from transformer.errors import ConfigError, CorpusError
+from transformer.errors import CheckpointError, ConfigError, CorpusError
 from transformer.model import ModelConfig, Transformer
 from transformer.text.batches import IGNORE
 from transformer.text.tokenizer import Tokenizer
@@ -101,6 +101,7 @@ def evaluate(
     Raises:
         ConfigError: if context or stride do not fit the model or each other.
         CorpusError: if there is no text.
+        CheckpointError: if the model's scores are NaN or infinite.
     """
     longest = model.config.context_length
     context = longest if context is None else context
@@ -164,4 +165,7 @@ def _score(model: Scores, batch: list[Window]) -> float:
     inputs_BT = pad_sequence([inputs for inputs, _ in batch], batch_first=True).to(device)
     targets_BT = pad_sequence([targets for _, targets in batch], batch_first=True, padding_value=IGNORE).to(device)
     logits = model(inputs_BT).float().flatten(0, 1)
-    return float(F.cross_entropy(logits, targets_BT.flatten(), ignore_index=IGNORE, reduction="sum"))
+    nats = float(F.cross_entropy(logits, targets_BT.flatten(), ignore_index=IGNORE, reduction="sum"))
+    if not math.isfinite(nats):
+        raise CheckpointError("the model's scores are not finite numbers: its weights are damaged or too large.")
+    return nats

@@ -36,7 +36,7 @@ class TrainingFacts:
 
     def write(self, directory: str | Path) -> None:
         with whole_file(Path(directory) / TRAINING_FILE) as path:
-            path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+            path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, directory: str | Path) -> TrainingFacts:
@@ -46,7 +46,7 @@ class TrainingFacts:
             CheckpointError: if the model was not trained by this program.
         """
         try:
-            return cls(**json.loads((Path(directory) / TRAINING_FILE).read_text()))
+            return cls(**json.loads((Path(directory) / TRAINING_FILE).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(f"{directory} does not say how it was trained: {error}.") from error
 
@@ -132,7 +132,7 @@ def write_card(
         "its data holds. Do not rely on what it says.",
     ]
     with whole_file(directory / "README.md") as path:
-        path.write_text("\n\n".join(parts) + "\n")
+        path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 def _front(name: str, evaluations: Sequence[tuple[str, Evaluation]], data_license: str | None) -> str:

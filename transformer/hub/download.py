@@ -94,7 +94,7 @@ def _receive(url: str, file: BinaryIO, version_file: Path) -> None:
             file.truncate(0)
         if end is not None and end > _MAX_BYTES:
             raise CheckpointError(f"{url} has {end:,} bytes, more than a model may have here.")
-        version_file.write_text(json.dumps(_version(reply.headers)))
+        version_file.write_text(json.dumps(_version(reply.headers)), encoding="utf-8")
         while block := reply.read(_BLOCK):
             file.write(block)
             if file.tell() > _MAX_BYTES:
@@ -127,7 +127,7 @@ def _version(headers: Message) -> str | None:
 
 def _read(version_file: Path) -> str | None:
     try:
-        version = json.loads(version_file.read_text())
+        version = json.loads(version_file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return version if isinstance(version, str) else None

@@ -109,7 +109,7 @@ def free_bytes(device: torch.device) -> float | None:
         return None
     found = []
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         found += [1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
     except OSError:
         return None
@@ -118,7 +118,7 @@ def free_bytes(device: torch.device) -> float | None:
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
     ):
         try:
-            found.append(float(Path(limit).read_text()) - float(Path(used).read_text()))
+            found.append(float(Path(limit).read_text(encoding="utf-8")) - float(Path(used).read_text(encoding="utf-8")))
         except (OSError, ValueError):  # no such limit, or "max"
             continue
     return min(found, default=None)
