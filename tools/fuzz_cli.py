@@ -247,20 +247,28 @@ def _model(draw: random.Random, folder: Path) -> list[str]:
     return ["--model", _path(draw, folder, right if draw.random() < 0.9 else broken)]
 
 
+def _number(draw: random.Random, *usual: str) -> str:
+    return draw.choice(usual if usual and draw.random() < 0.7 else _NUMBERS)
+
+
 def _some(draw: random.Random, options: dict[str, Callable[[], str]], share: float = 0.3) -> list[str]:
     """Some of the options, each as "--name=value", which may begin with a dash."""
     return [f"{name}={make()}" for name, make in options.items() if draw.random() < share]
 
 
 def _generation(draw: random.Random, folder: Path) -> list[str]:
-    names = ("--temperature", "--top-k", "--top-p", "--min-p", "--repetition-penalty", "--seed")
-    options: dict[str, Callable[[], str]] = {name: lambda: draw.choice(_NUMBERS) for name in names}
-    options |= {
-        "--min-tokens": lambda: draw.choice(_SMALL),
-        "--stop": lambda: _text(draw),
+    options: dict[str, Callable[[], str]] = {
+        "--temperature": lambda: _number(draw, "0", "1e-45", "1e-3", "1", "5"),
+        "--top-k": lambda: _number(draw, "0", "1", "50"),
+        "--top-p": lambda: _number(draw, "0", "0.5", "1"),
+        "--min-p": lambda: _number(draw, "0", "0.1", "1"),
+        "--repetition-penalty": lambda: _number(draw, "1", "0.5", "1e300", "1e-300"),
+        "--seed": lambda: _number(draw, "0", str(2**63 - 1)),
+        "--min-tokens": lambda: draw.choice(["0", "1", *_SMALL]),
+        "--stop": lambda: _text(draw) or "x",
         "--system": lambda: _text(draw),
     }
-    options["--dtype"] = lambda: draw.choice(["auto", "fp32", "bf16", "int8", "fp8"])
+    options["--dtype"] = lambda: draw.choice(["auto", "fp32", "bf16", "int8"])
     flags = [flag for flag in ("--enable-thinking", "--no-enable-thinking") if draw.random() < 0.05]
     return [
         *_model(draw, folder),
@@ -272,7 +280,7 @@ def _generation(draw: random.Random, folder: Path) -> list[str]:
 
 
 def _predict(draw: random.Random, folder: Path) -> list[str]:
-    options = {"--num-outputs": lambda: draw.choice(_SMALL)}
+    options = {"--num-outputs": lambda: draw.choice(["1", "2", "3", *_SMALL])}
     flags = ["--chat"] if draw.random() < 0.1 else []
     return [*_generation(draw, folder), *_some(draw, options, 0.2), *flags, "--", _text(draw)]
 
@@ -280,15 +288,19 @@ def _predict(draw: random.Random, folder: Path) -> list[str]:
 def _evaluate(draw: random.Random, folder: Path) -> list[str]:
     data = sorted(path.name for path in folder.iterdir() if path.is_file())
     options: dict[str, Callable[[], str]] = {
-        "--split": lambda: draw.choice(["train", "train", "validation", "test", "", "train[:1]", "é"]),
-        "--context": lambda: draw.choice(_NUMBERS),
-        "--stride": lambda: draw.choice(_NUMBERS),
+        "--context": lambda: _number(draw, "8", "16"),
+        "--stride": lambda: _number(draw, "1", "4"),
         "--detokenize": lambda: draw.choice(["wikitext", "x"]),
         "--dtype": lambda: draw.choice(["auto", "fp32", "bf16", "int8"]),
         "--data-config": lambda: _text(draw),
     }
+    data = data if draw.random() < 0.5 else ["text.txt", "lines.jsonl"]
+    split = "train" if draw.random() < 0.8 else draw.choice(["validation", "test", "", "train[:1]", "é"])
     flags = ["--json"] if draw.random() < 0.3 else []
-    return [*_model(draw, folder), f"--data={_path(draw, folder, data)}", *_some(draw, options), *flags]
+    return [
+        *[*_model(draw, folder), f"--data={_path(draw, folder, data)}", f"--split={split}"],
+        *[*_some(draw, options, 0.15), *flags],
+    ]
 
 
 def _show(draw: random.Random, folder: Path) -> list[str]:

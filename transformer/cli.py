@@ -17,6 +17,7 @@ from transformer.errors import ConfigError, TransformerError
 
 DEFAULT_MODEL = str(Path(__file__).resolve().parent.parent / "weights")
 DEFAULT_PROMPT = "The history of the city"
+_MOST_OUTPUTS = 4096  # texts that are generated together
 _DTYPES = ("auto", "fp32", "bf16", "int8")
 
 
@@ -38,6 +39,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # the reader of our output left
         sys.stderr.close()
+        return 1
+    except OSError as error:  # a full disk, a folder in place of a file, a name that is too long
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"transformer: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
+    except MemoryError:
+        print("transformer: there is not enough memory for this model and these options.", file=sys.stderr)
         return 1
 
 
@@ -172,8 +180,14 @@ def show(options: argparse.Namespace) -> None:
     make = {"attention": attention_page, "tokens": tokens_page}[options.what]
     name = "the default model" if options.model == DEFAULT_MODEL else Path(options.model).name
     output = options.output or f"{options.what}.html"
-    with whole_file(output) as partial:
-        partial.write_text(make(*load(fetch(options.model)), options.text, name), encoding="utf-8")
+    page = make(*load(fetch(options.model)), options.text, name)
+    try:
+        with whole_file(output) as partial:
+            partial.write_text(page, encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ConfigError(
+            f"the page cannot be written to {output}: {error.strerror}. Choose another --output."
+        ) from error
     print(output)
 
 
@@ -233,10 +247,17 @@ def _sampling(options: argparse.Namespace):  # type: ignore[no-untyped-def]
     return SamplingOptions(stop=tuple(options.stop), **{name: getattr(options, name) for name in names})
 
 
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 1 on, not {text}")
+def _how_many(text: str) -> int:
+    if not 1 <= (number := int(text)) <= _MOST_OUTPUTS:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 to {_MOST_OUTPUTS:,}, not {text}")
     return number
+
+
+def _place(text: str) -> str:
+    """A path, a URL or a name on the Hub."""
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"expected the name of a file or a folder, not {text!r}")
+    return text
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -251,10 +272,12 @@ def _parser() -> argparse.ArgumentParser:
     predicting = command("predict", predict, "continue a prompt")
     predicting.add_argument("prompt", nargs="?", type=typed, default=DEFAULT_PROMPT, help="the beginning of a text")
     predicting.add_argument("--chat", action="store_true", help="answer the prompt by the model's chat template")
-    predicting.add_argument("--num-outputs", type=_positive, default=1, help="so many texts, read and written together")
+    predicting.add_argument("--num-outputs", type=_how_many, default=1, help="so many texts, read and written together")
     chatting = command("chat", chat, "answer what you type, or continue it line by line")
     for sub in (predicting, chatting):
-        sub.add_argument("--model", default=DEFAULT_MODEL, help="folder, tar, URL, or Hub id (user/name@revision)")
+        sub.add_argument(
+            "--model", type=_place, default=DEFAULT_MODEL, help="folder, tar, URL, or Hub id (user/name@revision)"
+        )
         sub.add_argument(
             "--dtype", choices=_DTYPES, default="auto", help="of the matrix products; auto: the fastest here"
         )
@@ -278,9 +301,11 @@ def _parser() -> argparse.ArgumentParser:
         )
 
     evaluating = command("evaluate", evaluate, "perplexity per token, per word, and bits per byte")
-    evaluating.add_argument("--model", default=DEFAULT_MODEL, help="folder, tar, URL, or Hub id (user/name@revision)")
+    evaluating.add_argument(
+        "--model", type=_place, default=DEFAULT_MODEL, help="folder, tar, URL, or Hub id (user/name@revision)"
+    )
     evaluating.add_argument("--dtype", choices=_DTYPES, default="fp32", help="of the matrix products")
-    evaluating.add_argument("--data", "--dataset", required=True, help="file, folder, or Hub data set")
+    evaluating.add_argument("--data", "--dataset", type=_place, required=True, help="file, folder, or Hub data set")
     evaluating.add_argument("--data-config", "--dataset-config", help="configuration of a Hub data set")
     evaluating.add_argument("--split", default="validation", help="split; a single file has 'train' alone")
     evaluating.add_argument("--context", type=int, help="tokens in a window; default: the model's context")
@@ -298,8 +323,10 @@ def _parser() -> argparse.ArgumentParser:
         "what", choices=("attention", "tokens"), help="what each head looks at, or how much each token surprises"
     )
     showing.add_argument("text", type=typed, help="the text that it reads")
-    showing.add_argument("--model", default=DEFAULT_MODEL, help="folder, tar, URL, or Hub id (user/name@revision)")
-    showing.add_argument("--output", help="the page; default: attention.html or tokens.html")
+    showing.add_argument(
+        "--model", type=_place, default=DEFAULT_MODEL, help="folder, tar, URL, or Hub id (user/name@revision)"
+    )
+    showing.add_argument("--output", type=_place, help="the page; default: attention.html or tokens.html")
 
     describing = command("card", card, "measure a trained model and write its model card")
     describing.add_argument("model", help="folder of a model that train.py made")
