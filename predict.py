@@ -69,7 +69,7 @@ class Predictor(BasePredictor):
         ),
         min_tokens: int = Input(description="The text does not end by itself before.", default=0, ge=0, le=4096),
         stop_sequences: str = Input(
-            description="The text ends before the first of these, separated by commas. Spaces and line ends count.",
+            description='The text ends before the first of these, separated by commas; spaces count, and a backslash with an n is a line end. Or a JSON list of strings, which may hold commas: ["a, b", "c"].',  # noqa: E501
             default="",
         ),
         seed: Optional[int] = Input(
@@ -86,9 +86,14 @@ class Predictor(BasePredictor):
             description="Answer the prompt by the model's chat template, with or without a system prompt.",
             default=False,
         ),
+        enable_thinking: Optional[bool] = Input(
+            description="Whether it thinks before it answers in a chat, for models that can do both. Blank: as the model has it.",  # noqa: E501
+            default=None,
+        ),
     ) -> ConcatenateIterator[str]:
         """Continue the prompt, or answer it; the pieces are the text without the prompt."""
-        from transformer.inference import SamplingOptions, answer, messages_of
+        from transformer.errors import ConfigError
+        from transformer.inference import SamplingOptions, answer, messages_of, stops_of
 
         options = SamplingOptions(
             max_tokens=_whole("max_tokens", max_tokens),
@@ -98,12 +103,14 @@ class Predictor(BasePredictor):
             min_p=float(min_p),
             repetition_penalty=float(repetition_penalty),
             min_tokens=_whole("min_tokens", min_tokens),
-            stop=tuple(stop for stop in stop_sequences.split(",") if stop),
+            stop=stops_of(stop_sequences),
             seed=None if seed is None else _whole("seed", seed),
         )
         # Not a generator itself: what is wrong with the options is said at once, not at the first piece.
         if chat or system_prompt:
-            return self._pieces(answer(self.generator, messages_of(prompt, system_prompt), options))
+            return self._pieces(answer(self.generator, messages_of(prompt, system_prompt), options, enable_thinking))
+        if enable_thinking is not None:
+            raise ConfigError("enable_thinking is for a chat: set chat too.")
         return self._pieces(self.generator.generate(prompt, options))
 
     def _pieces(self, generation: "Generation") -> Iterator[str]:

@@ -106,6 +106,7 @@ def train(
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the options are those of `TrainConfig`."""
+    from transformer.console import never_fail_on_characters
     from transformer.credentials import guard_output
     from transformer.errors import TransformerError
     from transformer.training.interrupt import Interrupted
@@ -113,6 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
     from transformer.training.run import train as run
 
     guard_output()
+    never_fail_on_characters()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         run(parse(sys.argv[1:] if arguments is None else arguments))

@@ -13,8 +13,9 @@ from transformer.cli import main
 from transformer.errors import CheckpointError, ConfigError
 from transformer.evaluation import evaluate
 from transformer.inference import Generator, PackedTransformer, SamplingOptions, pack
+from transformer.inference.finite import expect_finite
 from transformer.inference.native import load_kernel
-from transformer.inference.sampling import choose, expect_numbers
+from transformer.inference.sampling import choose
 from transformer.model import Transformer
 from transformer.show import attention_page, tokens_page
 
@@ -55,6 +56,17 @@ def test_weights_that_are_no_numbers_are_not_served(serve, precision: str, value
 
 @SERVED
 @pytest.mark.parametrize("precision", PRECISIONS)
+def test_numbers_that_become_infinite_within_are_a_sentence_too(serve, precision: str) -> None:
+    model = tiny_model("modern", vocab_size=TOKENIZER.vocab_size)
+    with torch.no_grad():
+        model.layers[0].feed_forward.up.weight.mul_(1e30)
+        model.layers[0].feed_forward.gate.weight.mul_(1e30)
+    with pytest.raises(CheckpointError, match="not finite numbers"):
+        "".join(Generator(serve(model, precision), TOKENIZER).generate("The", SamplingOptions(max_tokens=3)))
+
+
+@SERVED
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("options", [{}, {"temperature": 0}, {"top_k": 0}, {"top_k": 0, "top_p": 1.0}])
 def test_scores_that_become_infinite_are_a_sentence(serve, precision: str, options: dict) -> None:
     model = tiny_model("modern", vocab_size=TOKENIZER.vocab_size, tie_embeddings=False)
@@ -72,7 +84,7 @@ def test_scores_that_become_infinite_are_a_sentence(serve, precision: str, optio
 
 
 def test_pages_of_such_a_model_are_a_sentence() -> None:
-    model = model_with(float("nan"), "layers.0.attention.query.weight")
+    model = model_with(float("nan"), "layers.0.feed_forward.up.weight")
     for page in (attention_page, tokens_page):
         with pytest.raises(CheckpointError, match="not finite numbers"):
             page(model, TOKENIZER, "The river", "a model")
@@ -143,7 +155,7 @@ def test_the_lowest_temperatures_give_the_greedy_text(temperature: float, rest: 
 def test_finite_scores_of_any_size_can_be_drawn_from(temperature: float, scale: float, rest: dict) -> None:
     logits = scale * torch.linspace(-1, 1, 60)[torch.randperm(60, generator=torch.Generator().manual_seed(0))]
     logits[7] = -torch.inf  # an end of text that is held back
-    expect_numbers(torch.cat([logits[:7], logits[8:]]))
+    expect_finite(torch.cat([logits[:7], logits[8:]]))
     options = SamplingOptions(temperature=temperature, **rest)
     seen = torch.tensor([[7, 8]]).expand(50, 2)
     chosen = choose(logits.expand(50, 60), options, seen, torch.Generator().manual_seed(0))

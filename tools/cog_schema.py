@@ -163,7 +163,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         given = {name: getattr(options, name) for name in ("predict", "train") if getattr(options, name)}
-        references = given if options.predict else {**yaml.safe_load(Path("cog.yaml").read_text()), **given}
+        references = (
+            given if options.predict else {**yaml.safe_load(Path("cog.yaml").read_text(encoding="utf-8")), **given}
+        )
         wanted = (options.mode,) if options.mode else ("predict", "train")
         predict, train = (references.get(name) if name in wanted else None for name in ("predict", "train"))
         if predict is None and options.mode != "train":

@@ -87,4 +87,4 @@ def load_model(directory: str | Path, device: torch.device | str = "cpu") -> Tra
 
 def _write_json(path: Path, fields: dict[str, Any]) -> None:
     with whole_file(path) as partial:
-        partial.write_text(json.dumps(fields, indent=2) + "\n")
+        partial.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")

@@ -202,13 +202,13 @@ def _version(headers: Message) -> _Version:
 def _read(version_file: Path) -> _Version:
     """What is known of a file; nothing, if that cannot be read."""
     try:
-        return _Version(**json.loads(version_file.read_text()))
+        return _Version(**json.loads(version_file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return _Version()
 
 
 def _write(version_file: Path, version: _Version) -> None:
-    version_file.write_text(json.dumps(asdict(version)))
+    version_file.write_text(json.dumps(asdict(version)), encoding="utf-8")
 
 
 def _wait(error: Exception, seconds: float | None) -> float | None:

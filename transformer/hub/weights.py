@@ -11,7 +11,7 @@ from torch import Tensor
 
 from transformer.errors import CheckpointError
 from transformer.files import read_json
-from transformer.inference.served import all_finite
+from transformer.inference.finite import all_finite
 from transformer.model import ModelConfig
 
 WEIGHTS = "model.safetensors"

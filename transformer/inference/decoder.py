@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from transformer.inference.sampling import SamplingOptions, choose, expect_numbers
+from transformer.inference.finite import expect_finite
+from transformer.inference.sampling import SamplingOptions, choose
 from transformer.inference.served import ServedTransformer
 
 
@@ -71,7 +72,7 @@ class Decoder:
         last = torch.tensor([tokens[-1] for tokens in self.tokens]) if self._last is None else self._last
         last = last.to(self._model.device)
         logits = self._model.step(last, self._memory)
-        expect_numbers(logits)
+        expect_finite(logits)
         if self._new < self._options.min_tokens:
             logits[:, self._ends] = -math.inf
         seen = self._note(last) if self._options.repetition_penalty != 1.0 else None

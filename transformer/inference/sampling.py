@@ -6,13 +6,13 @@ Dimensions: V vocabulary; "..." stands for as many dimensions as there are, the 
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from transformer.errors import CheckpointError, ConfigError
-from transformer.inference.served import all_finite
+from transformer.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,12 @@ class SamplingOptions:
             value = getattr(self, name)
             if not low <= value <= high:  # nor is NaN
                 raise ConfigError(f"{name} must be between {low} and {high}, not {value}.")
-        if not 0 < self.repetition_penalty < math.inf:
+        if not 0 < self.repetition_penalty <= sys.float_info.max:
             raise ConfigError(f"repetition_penalty must be more than 0, not {self.repetition_penalty}.")
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed must be from 0 to 2^63 - 1, not {self.seed}.")
         if self.min_tokens > self.max_tokens:
             raise ConfigError(f"min_tokens {self.min_tokens} is more than max_tokens {self.max_tokens}.")
-        if self.seed is not None and not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed must be a whole number from 0 to 2^63 - 1, not {self.seed}.")
         if any(not stop for stop in self.stop):
             raise ConfigError("a stop sequence is empty: every text would end at once.")
 
@@ -92,19 +90,6 @@ def keep_min_p(logits: Tensor, p: float) -> Tensor:
     if p <= 0.0:
         return logits
     return logits.masked_fill(logits < logits.amax(dim=-1, keepdim=True) + math.log(p), -math.inf)
-
-
-def expect_numbers(logits: Tensor) -> None:
-    """Refuse logits among which are NaN or infinity: nothing can be chosen by them.
-
-    Raises:
-        CheckpointError: if there are.
-    """
-    if not all_finite(logits):
-        raise CheckpointError(
-            "the model's scores for the next token are not finite numbers: its weights are damaged, or too large for "
-            "the precision that it is computed in (--dtype fp32 has the widest range)."
-        )
 
 
 def choose(logits: Tensor, options: SamplingOptions, seen: Tensor | None, generator: torch.Generator | None) -> Tensor:

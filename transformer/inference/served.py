@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from transformer.errors import CheckpointError
+from transformer.inference.finite import all_finite
 from transformer.inference.linear import Precision
 from transformer.inference.memory import Memory
 from transformer.model import Transformer
@@ -45,9 +46,3 @@ class ServedTransformer(ABC):
     @abstractmethod
     def step(self, tokens_B: Tensor, memory: Memory) -> Tensor:
         """Read one more token of every text; scores for the tokens that follow, (B, V)."""
-
-
-def all_finite(tensor: Tensor) -> bool:
-    """Whether there is neither NaN nor infinity in a tensor. Its sum is quick, and says so for nearly all of them."""
-    tensor = tensor.detach()
-    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())

@@ -1,6 +1,20 @@
 """Stop sequences in a text that arrives in pieces."""
 
+import json
 from collections.abc import Sequence
+from contextlib import suppress
+
+
+def stops_of(text: str) -> tuple[str, ...]:
+    """The stop sequences that a person typed in one line: a JSON list of strings, or else separated by commas.
+
+    Between commas, a backslash followed by n is a line end; what has such signs itself is written as JSON.
+    """
+    with suppress(ValueError, RecursionError):
+        listed = json.loads(text)
+        if isinstance(listed, list) and listed and all(isinstance(stop, str) for stop in listed):
+            return tuple(listed)
+    return tuple(stop.replace("\\n", "\n") for stop in text.split(",") if stop)
 
 
 class StopBuffer:

@@ -103,7 +103,7 @@ def _open(folder: Path) -> TokenStream:
     Raises:
         OSError, ValueError, KeyError: if they are not as they were written.
     """
-    meta = json.loads((folder / _META).read_text())
+    meta = json.loads((folder / _META).read_text(encoding="utf-8"))
     for name, size in meta["sizes"].items():
         if (found := (folder / name).stat().st_size) != size:
             raise ValueError(f"{name} has {found} bytes, not {size}")
@@ -134,7 +134,7 @@ def _write(folder: Path, tokenizer: Tokenizer, text: Iterable[Document], source:
         (folder / "learned").unlink()
     sizes = {name: (folder / name).stat().st_size for name in _FILES if (folder / name).exists()}
     meta = {"dtype": np.dtype(token_dtype(tokenizer)).name, "n_bytes": n_bytes, "sizes": sizes, "source": source}
-    (folder / _META).write_text(json.dumps(meta, indent=2) + "\n")
+    (folder / _META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -95,6 +95,11 @@ class Tokenizer:
         return {name: token for name, token in (own | named).items() if token}
 
     @property
+    def chat_template_names(self) -> list[str]:
+        """The names of the chat templates, where there are several; the one called "default" is `chat_template`."""
+        return sorted(_templates(self._settings.get("chat_template")))
+
+    @property
     def vocab_size(self) -> int:
         """One more than the largest token id.
 
@@ -355,8 +360,7 @@ def _chat_template(directory: Path, settings: Mapping[str, Any]) -> str | None:
         except ValueError as error:
             raise CheckpointError(f"{path} is no text: {error}.") from error
     said = settings.get("chat_template")
-    if isinstance(said, list):
-        said = {one.get("name"): one.get("template") for one in said if isinstance(one, dict)}.get("default")
+    said = _templates(said).get("default", said)
     return said if isinstance(said, str) else None
 
 
@@ -368,6 +372,13 @@ def _cut_runs(line: str) -> Iterator[str]:
             yield line[start:stop]
             start = stop
     yield line[start:]
+
+
+def _templates(said: Any) -> dict[str, Any]:
+    """Several chat templates by their names."""
+    if not isinstance(said, list):
+        return {}
+    return {str(one.get("name")): one.get("template") for one in said if isinstance(one, dict)}
 
 
 def _evenly(lines: Iterable[str], characters: int) -> list[str]:

@@ -27,7 +27,7 @@ class Metrics:
         self._path = directory / METRICS_FILE
         with whole_file(self._path) as path:
             kept = [line for line in self._lines() if line["step"] <= step] if step else []
-            path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     def write(self, numbers: dict[str, Any]) -> None:
         """Append a line.
@@ -37,14 +37,14 @@ class Metrics:
         """
         line = json.dumps({name: _rounded(value) for name, value in numbers.items()})
         try:
-            with open(self._path, "a") as file:
+            with open(self._path, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
         except OSError as error:
             raise WriteError(f"{self._path} cannot be written: {reason(error)}.") from error
 
     def _lines(self) -> list[dict[str, Any]]:
         lines = []
-        for line in self._path.read_text().splitlines() if self._path.exists() else []:
+        for line in self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []:
             try:
                 read = json.loads(line)
             except ValueError:  # a torn line: only the last one can be, and it will be written again

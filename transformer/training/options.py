@@ -75,7 +75,7 @@ def read(name: str) -> dict[str, Any]:
     """
     path = _PRESETS / f"{name}.yaml" if name in presets() else Path(name)
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         options = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
     except OSError as error:
         raise ConfigError(f"there is no config {name}: expected {', '.join(presets())} or a file.") from error

@@ -99,7 +99,7 @@ def _cache() -> Path:
 def _processor_flags() -> str:
     """What Linux says the processor can do; nothing on other systems."""
     try:
-        with Path("/proc/cpuinfo").open() as file:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
             return next((line.partition(":")[2] for line in file if line.startswith("flags")), "")
     except OSError:
         return ""

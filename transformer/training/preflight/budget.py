@@ -110,7 +110,7 @@ def free_bytes(device: torch.device) -> float | None:
         return None
     found = []
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         found += [1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
     except OSError:
         return None
