@@ -308,6 +308,7 @@ def texts() -> list[Case]:
                 ),
                 100,
             ),
+            warns=(marked,),
         ),
         Case("windows line ends", prose().replace("\n", "\r\n")),
         Case(
@@ -668,7 +669,7 @@ def mistakes() -> list[Mistake]:
         Mistake(
             "validation text that is learned",
             ("validation in training",),
-            ("documents",),
+            ("in the training text too",),
             Case("twice", {"train.jsonl": rows(question, 200), "validation.jsonl": rows(question, 50)}),
             verdicts=warned,
         ),

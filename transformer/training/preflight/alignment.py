@@ -22,7 +22,6 @@ from transformer.training.preflight.subject import Subject
 _SHOWN_ROWS = 2
 _SHOWN_HEAD, _SHOWN_TAIL = 7, 3
 _EMPTY = 0.2  # of the windows may have nothing to learn
-_MOSTLY_EMPTY = 0.5  # of them: below that, batches without any target are no chance
 _SAMPLED = 4096  # windows of the text in which targets are looked for
 _LEAST_STEPS = 8  # from one row to the next, of which an order can be said
 _IN_ORDER = 0.5  # of them go to the next window of the text; in a random order of n windows 1 in n does
@@ -96,7 +95,7 @@ def to_learn(subject: Subject) -> Check:
         return Check(name, f"{measured}; none in validation", expected, "fail", cause)
     if share == 1 and _nothing_at_all(subject):
         return Check(name, measured, expected, "fail", f"No token of the text would be learned: {cure}.")
-    if missing == len(subject.batches) and subject.training is not None and share < _MOSTLY_EMPTY:
+    if missing == len(subject.batches) and subject.training is not None and share < _EMPTY:
         cause = (
             f"None of {missing} batches has a target, although {1 - share:.0%} of the windows of the text have: "
             "something masks all targets after they were cut."

@@ -25,7 +25,7 @@ _MEASURED = 2**14  # tokens whose bytes are counted
 _SHARE = 0.1  # of the validation text that may stand in the training text
 _DOCUMENT = 0.8  # of a document's runs: then it is the same document
 _DIFFERENT = 0.75  # of a run's tokens are another than the one before, or it says nothing
-_LEAST_RUNS = 32  # a shorter document may well be said twice
+_LEAST_TOKENS, _LEAST_RUNS = 48, 8  # of a document; a shorter one may well be said twice
 _TABLE_BITS = 24
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, from the golden ratio: a multiplier that mixes well
 _SHOWN = 60
@@ -133,6 +133,6 @@ def _twins(windows: Windows, known: np.ndarray, length: int) -> list[int]:
         if within and not start:
             continue
         runs = known[start + 1 : stop - length + 1]
-        if len(runs) >= _LEAST_RUNS and runs.mean() >= _DOCUMENT:
+        if len(runs) >= max(_LEAST_RUNS, _LEAST_TOKENS - length) and runs.mean() >= _DOCUMENT:
             found.append(start + 1)
     return found

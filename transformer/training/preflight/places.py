@@ -158,12 +158,15 @@ def _search(tokens: np.ndarray, inputs: np.ndarray, segments: Sequence[Segment])
             hits, nearest = hits[same], nearest[same]
             order = np.argsort(nearest, kind="stable")
             bounds = np.searchsorted(nearest[order], np.arange(len(heads) + 1))
-            for segment, head, tail in zip(group, number.tolist(), wanted[:, 1], strict=True):
-                standing = hits[order[bounds[head] : bounds[head + 1]]]
-                reach = standing + (segment[2] - segment[1] - part)
-                standing = standing[(reach < len(hashed)) & (hashed[reach.clip(max=len(hashed) - 1)] == tail)]
-                if len(standing):
-                    found.setdefault(segment, []).append(start + standing)
+            alike: dict[tuple[int, int, int], np.ndarray] = {}  # rows of a text of repetitions are
+            for segment, head, tail in zip(group, number.tolist(), wanted[:, 1].tolist(), strict=True):
+                beyond = segment[2] - segment[1] - part
+                if (head, tail, beyond) not in alike:
+                    standing = hits[order[bounds[head] : bounds[head + 1]]]
+                    standing = standing[standing + beyond < len(hashed)]
+                    alike[head, tail, beyond] = start + standing[hashed[standing + beyond] == np.uint64(tail)]
+                if len(standing := alike[head, tail, beyond]):
+                    found.setdefault(segment, []).append(standing)
     return {segment: np.concatenate(parts) for segment, parts in found.items()}
 
 
@@ -179,19 +182,28 @@ def _hashes(tokens: np.ndarray, size: int) -> np.ndarray:
 
 def _best(stream: TokenStream, offsets: np.ndarray, rows: Rows, row: int, begin: int, end: int) -> int:
     """Of the places where the inputs of a row stand, the one whose next tokens are its targets, learned as they are."""
-    follows = rows.targets[row, begin:end] != IGNORE
-    last = len(follows) - 1
+    targets = rows.targets[row, begin:end]
+    for some in (offsets[:_COMPARED], offsets):
+        best = _nearest(stream, some, targets, begin)
+        learned = np.arange(best + begin + 1, best + end + 1)
+        same = targets[-1] == IGNORE or _following(stream.tokens, learned[-1:])[0] == targets[-1]
+        if same and (stream.learned is None or (_following(stream.learned, learned) == (targets != IGNORE)).all()):
+            break
+    return best
+
+
+def _nearest(stream: TokenStream, offsets: np.ndarray, targets: np.ndarray, begin: int) -> int:
+    follows, last = targets != IGNORE, len(targets) - 1
     if follows[last]:  # the others are inputs too, and so the same everywhere
-        offsets = _preferred(offsets, _following(stream.tokens, offsets + end) == rows.targets[row, end - 1])
-    if stream.learned is not None:
-        changes = np.flatnonzero(follows[1:] != follows[:-1]).tolist()
-        for place in sorted({0, last, *changes, *(place + 1 for place in changes)}):
-            learned = _following(stream.learned, offsets + begin + place + 1) == follows[place]
-            offsets = _preferred(offsets, learned)
-        some = offsets[:_COMPARED]
-        following = _following(stream.learned, some[:, None] + np.arange(begin + 1, end + 1))
-        return int(some[(following != follows).sum(axis=1).argmin()])
-    return int(offsets[0])
+        offsets = _preferred(offsets, _following(stream.tokens, offsets + begin + last + 1) == targets[last])
+    if stream.learned is None:
+        return int(offsets[0])
+    changes = np.flatnonzero(follows[1:] != follows[:-1]).tolist()
+    for place in sorted({0, last, *changes, *(place + 1 for place in changes)}):
+        offsets = _preferred(offsets, _following(stream.learned, offsets + begin + place + 1) == follows[place])
+    some = offsets[:_COMPARED]
+    following = _following(stream.learned, some[:, None] + np.arange(begin + 1, begin + len(targets) + 1))
+    return int(some[(following != follows).sum(axis=1).argmin()])
 
 
 def _following(values: np.ndarray, where: np.ndarray) -> np.ndarray:
