@@ -472,7 +472,7 @@ def judge_model(run: Run, arguments: dict[str, tuple[str, ...]], output: Path) -
     try:
         model, tokenizer = checkpoint.load(output)
         facts = TrainingFacts.read(output)
-        logits = model(torch.tensor([tokenizer.encode_prompt("The river")[:8]]))
+        logits = model(torch.tensor([tokenizer.encode_prompt("The river")[: min(8, model.config.context_length)]]))
     except Exception as error:
         return f"the model does not open: {type(error).__name__}: {_general(str(error))}"
     if not all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values()):
