@@ -297,6 +297,7 @@ def archive(kind: str) -> bytes:
         (bytes(range(256)), "bytes of 0"),
         (bytes(range(128, 256)) * 10, "nor another encoding"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "content",
 )
 def test_what_is_no_text_is_named(content: bytes, word: str, tmp_path: Path) -> None:
     for name in ("a", "a.txt", "a.jsonl"):

@@ -10,7 +10,7 @@ import transformers
 from models import tiny_config, tiny_model, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 
-from transformer.errors import CheckpointError
+from transformer.errors import CheckpointError, WriteError
 from transformer.hub import checkpoint
 from transformer.hub.formats import hub_config, model_config
 from transformer.hub.source import fetch, pack
@@ -410,7 +410,7 @@ def test_a_save_that_fails_leaves_the_tokenizer_that_was_there(tmp_path: Path, m
         raise OSError("no space left on device")
 
     monkeypatch.setattr("os.fsync", disk_full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(WriteError, match="no space"):
         tiny_tokenizer(280).save(tmp_path)
     assert (tmp_path / "tokenizer.json").read_bytes() == before
     assert not list(tmp_path.glob(".*partial"))

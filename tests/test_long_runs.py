@@ -141,7 +141,7 @@ def test_only_the_first_documents_are_read(tmp_path):
     [
         (dict(ema_decay=1.0), "ema_decay must be in"),
         (dict(short_window_share=0.5, short_window_length=32), "short_window_length must be below"),
-        (dict(max_documents=0), "must be more than 0"),
+        (dict(max_documents=0), "must be a number more than 0"),
     ],
 )
 def test_options_that_cannot_work_are_refused(wrong, sentence):

@@ -203,7 +203,9 @@ def model_state(tensors: State, config: ModelConfig, ours: State) -> dict[str, T
         if tensor.shape != expected:
             raise CheckpointError(f"{name!r} has shape {tuple(tensor.shape)}, expected {tuple(expected)}.")
         state.update(rule.from_hub(as_float(name, tensor), config))
-    present = state.keys() | (_TIED if config.tie_embeddings and state.keys() & _TIED else set())
+    present = set(state)
+    if config.tie_embeddings:  # either name will do; if there is neither, the embedding is what is missing
+        present |= _TIED if present & _TIED else {"head.weight"}
     missing = [theirs for theirs, rule in rules.items() if not _names(rule) <= present | _computed(config)]
     if missing:
         first = missing[0].removeprefix(base) if bare else missing[0]

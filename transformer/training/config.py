@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -181,7 +182,8 @@ class TrainConfig:
         other = "patience validate_every checkpoint_every window_stride embedding_learning_rate max_documents"
         for name in f"{positive} {limits} {other}".split():
             value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
+            highest = math.inf if name in ("clip", "max_loss") else sys.float_info.max  # these two may have no bound
+            if value is not None and not 0 < value <= highest:
                 raise ConfigError(f"{name} must be a number more than 0, not {value}.")
         for name, what in (
             ("warmup", "part of the run"),
