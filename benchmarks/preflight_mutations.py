@@ -479,6 +479,7 @@ UNCHANGED: tuple[dict[str, Any], ...] = (
     dict(separate_documents=True),
     dict(preset="gpt2", dropout=0.2),
     dict(preset="paper", dropout=0.2),
+    dict(preset="blog", optimizer="muon", accumulate=2),
 )
 
 

@@ -174,6 +174,9 @@ def _stepping(subject: Subject) -> Iterator[Check]:
     """What some steps of a small model do."""
     try:
         made = steps.steps(subject)
+    except steps.NoUpdateError:
+        yield steps.not_updated()
+        return
     except Exception as error:
         yield _broken("steps", error)
         return

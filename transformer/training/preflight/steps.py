@@ -67,6 +67,10 @@ class Listed:
         return "a batch of the preflight"
 
 
+class NoUpdateError(Exception):
+    """A step of the run did not call its optimizer."""
+
+
 class Gradients:
     """What the first optimizer found in the parameters at each of its steps."""
 
@@ -96,6 +100,12 @@ class Steps:
     close: float
 
 
+def not_updated() -> Check:
+    """What is said of steps that raise NoUpdateError."""
+    cause = "A step does not call its optimizer, so that nothing is learned: look at Stepper.step."
+    return Check("updates", "the optimizer is not called", "every parameter with a gradient moves", "fail", cause)
+
+
 def gradients_of(model: nn.Module) -> dict[str, Tensor]:
     """Copies of all gradients, by the parameter's name."""
     return {name: p.grad.detach().clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -119,6 +129,8 @@ def steps(subject: Subject) -> Steps:
         parts += [_flat(one, model) for one in by_part]
         model.train()
         stepper.step(number + 1)
+        if len(seen.seen) != number + 1:
+            raise NoUpdateError
         found.append(_flat(seen.seen[-1], model))
         after = after or _copy(model)
     clipping = _stepper(subject, model, batches, accumulate=1, clip=_CLIP)
@@ -492,4 +504,4 @@ def _quiet() -> Iterator[None]:
         logger.disabled = before
 
 
-OF_STEPS: tuple[Callable[[Steps], Check], ...] = (accumulation, zeroed, clipping, updated)
+OF_STEPS: tuple[Callable[[Steps], Check], ...] = (accumulation, updated, zeroed, clipping)
