@@ -167,7 +167,8 @@ class TrainConfig:
         other = "patience validate_every checkpoint_every window_stride embedding_learning_rate"
         for name in f"{positive} {limits} {other}".split():
             value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
+            # Without end, as of clip and max_loss, is off; of a learning rate it is a mistake, as what is no number is.
+            if value is not None and (not value > 0 or ("rate" in name.split("_") and value == math.inf)):
                 raise ConfigError(f"{name} must be a number more than 0, not {value}.")
         for name, what in (("warmup", "part of the run"), ("prompt_share", "part of the windows")):
             if not 0 <= getattr(self, name) < 1:
