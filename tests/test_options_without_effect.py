@@ -144,8 +144,14 @@ def test_the_largest_seed_trains(corpus: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(("learning_rate", float("nan")), ("clip", float("inf")), ("beta2", 1.0), ("beta2", float("nan"))),
-        *(("weight_decay", -0.1), ("dropout", 1.0), ("max_minutes", float("nan"))),
+        *(("learning_rate", float("nan")), ("learning_rate", float("inf")), ("clip", float("nan"))),
+        *(
+            ("beta2", 1.0),
+            ("beta2", float("nan")),
+            ("weight_decay", -0.1),
+            ("dropout", 1.0),
+            ("max_minutes", float("nan")),
+        ),
     ],
 )
 def test_a_value_that_cannot_work_is_named(name: str, value: float) -> None:
