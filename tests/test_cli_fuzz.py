@@ -7,7 +7,7 @@ import pytest
 
 from tools.fuzz_cli import case, prepare, run
 
-CASES = 240
+CASES = 200
 
 
 @pytest.fixture(scope="module")

@@ -144,7 +144,7 @@ def prepare(folder: Path) -> None:
     ):
         torch.manual_seed(0)
         sizes = dict(vocab_size=tokenizer.vocab_size, context_length=16, d_model=16, n_layers=1, n_heads=2)
-        model = Transformer(ModelConfig.preset(preset, **sizes)).eval()  # type: ignore[arg-type]
+        model = Transformer(ModelConfig.preset(preset, **sizes)).eval()
         tokenizer.chat_template = CHAT_TEMPLATE if name == "chat" else None
         checkpoint.save(model, tokenizer, folder / name)
     modern = {path.name: path.read_bytes() for path in (folder / "modern").iterdir()}
