@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import logging
 import os
 import random
 import sys
@@ -22,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import datasets
 import torch
 
 from transformer.cli import main as run_command
@@ -131,6 +133,7 @@ class Outcome:
 
 def prepare(folder: Path) -> None:
     """Models and data, right ones and broken ones, that the commands are run on."""
+    datasets.utils.logging.set_verbosity(logging.CRITICAL)  # it logs to the stream that was there when it was imported
     tokenizer = Tokenizer.train(_TEXTS * 5, 300, pad="<|pad|>")
     for name, preset in (
         ("modern", "modern"),

@@ -69,15 +69,12 @@ def load_model(directory: str | Path, device: torch.device | str = "cpu") -> Tra
         raise CheckpointError(f"{directory}: {error}") from error
     del tensors
     if config.tie_embeddings:
-        embedding, head = (state.get(name) for name in ("token_embedding.weight", "head.weight"))
-        if embedding is not None and head is not None and not torch.equal(embedding, head):
-            # As transformers has it: what was trained counts, whatever config.json says of it.
+        held = [state[name] for name in ("token_embedding.weight", "head.weight") if name in state]
+        if torch.equal(held[0], held[-1]):  # the file holds the one matrix under either name
+            state["token_embedding.weight"] = state["head.weight"] = held[0]
+        else:  # as transformers has it: what was trained counts, whatever config.json says of it
             config = dataclasses.replace(config, tie_embeddings=False)
             model = Transformer(config, initialise=False)
-        else:  # the file holds the one matrix under either name
-            tied = head if embedding is None else embedding
-            if tied is not None:
-                state["token_embedding.weight"] = state["head.weight"] = tied
     model = model.to(device)
     model.load_state_dict(state, assign=True)
     if config.tie_embeddings:

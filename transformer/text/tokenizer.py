@@ -195,7 +195,7 @@ class Tokenizer:
         """Write `tokenizer.json` and the `tokenizer_config.json` by which `transformers` opens it."""
         directory = Path(directory)
         with whole_file(directory / "tokenizer.json") as path:
-            self.backend.save(str(path))
+            path.write_text(self.backend.to_str(pretty=True), encoding="utf-8")
         kept = {name: value for name, value in self._settings.items() if name not in _NOT_KEPT}
         names = kept | self.special_tokens | {"tokenizer_class": "PreTrainedTokenizerFast"}
         if self.chat_template is not None:
@@ -311,7 +311,7 @@ def _open(path: Path, settings: Mapping[str, Any], config: Mapping[str, Any]) ->
             raise CheckpointError(f"{file} has {file.stat().st_size:,} bytes, more than any tokenizer needs.")
     if pair:
         return byte_level.open_vocabulary(path, merges, settings)
-    return wordpiece.open_vocabulary(path) if path.suffix == ".txt" else Backend.from_file(str(path))
+    return wordpiece.open_vocabulary(path) if path.suffix == ".txt" else Backend.from_buffer(path.read_bytes())
 
 
 @contextmanager
