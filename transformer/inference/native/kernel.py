@@ -16,7 +16,9 @@ from pathlib import Path
 from transformer.files import whole_file
 
 SOURCE = Path(__file__).with_name("kernel.c")
-_FLAGS = ["-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math"]
+_HEADER = SOURCE.with_name("threads.h")
+_FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC"]
+_FLAGS += ["-shared"]
 _NEEDED = {"avx512f", "avx512bw", "avx512_vnni", "f16c"}  # as Linux names them
 _SECONDS = 120  # that a compiler may take; it takes two
 
@@ -69,7 +71,8 @@ def load_kernel() -> CDLL | None:
     flags = _processor_flags()
     if not set(flags.split()) >= _NEEDED:
         return None
-    key = hashlib.sha256(SOURCE.read_bytes() + " ".join(_FLAGS).encode() + flags.encode()).hexdigest()[:16]
+    sources = SOURCE.read_bytes() + _HEADER.read_bytes()
+    key = hashlib.sha256(sources + " ".join(_FLAGS).encode() + flags.encode()).hexdigest()[:16]
     try:
         path = _cache() / f"kernel-{key}.so"
         if not path.exists():
