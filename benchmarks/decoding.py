@@ -12,7 +12,8 @@ Greedy, on random weights unless --model is given. Every measurement is a proces
 that noise hits all of them alike, and each round measures how fast memory is read. tokens/s counts new tokens of all
 texts after the first; ms to the first token is the time of a run that makes one, which --new 1 compares in place of
 tokens/s. GB is the peak of the process. With --busy N, N processes that only compute run beside every contender, at
-the benchmark's own priority, from its start to its end; the speed of memory is measured without them.
+the benchmark's own priority, from its start to its end; the speed of memory is measured without them. Runs then vary
+so much that tokens/s is taken from whole ones: all new tokens over all time, that of reading the prompt included.
 """
 
 import json
@@ -48,7 +49,7 @@ while os.getppid() == parent:  # a benchmark that was killed leaves none behind
 BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 
 
-def read_options() -> Namespace:
+def read_options(arguments: list[str] | None = None) -> Namespace:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, nargs="+", default=[1], metavar="N")
     for name, default in {"prompt": 32, "new": 128, "rounds": 3, "runs": 3, "threads": 2, "busy": 0}.items():
@@ -61,7 +62,7 @@ def read_options() -> Namespace:
     parser.add_argument("--model", help="a model directory; its GGUF files and the like are written elsewhere")
     parser.add_argument("--picture", metavar="SVG", help="draw the tokens per second there")
     parser.add_argument("--child", metavar="JSON", help=SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.child:
         return options
     if options.model and (options.preset or sizes_of(options)):
@@ -107,8 +108,11 @@ def measure(task: Namespace) -> dict[str, Any]:
         return {}
     first = statistics.median(clocked(lambda: run(prompts, 1)) for _ in range(task.runs))
     if task.new > 1:
-        whole = statistics.median(clocked(lambda: run(prompts, task.new)) for _ in range(task.runs))
-        speed = task.size * (task.new - 1) / (whole - first)
+        times = [clocked(lambda: run(prompts, task.new)) for _ in range(task.runs)]
+        if task.busy:
+            speed = task.size * task.new / statistics.mean(times)
+        else:
+            speed = task.size * (task.new - 1) / (statistics.median(times) - first)
     else:
         speed = task.size * task.prompt / first  # tokens of prompts that are read in a second
     return {"speed": speed, "first": 1000 * first, "memory": getrusage(RUSAGE_SELF).ru_maxrss * 1024 / 1e9}

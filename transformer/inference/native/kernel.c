@@ -521,7 +521,7 @@ typedef struct { /* of one thread */
     float *attention;
 } Worker;
 
-#define FEW_ROWS 16
+#define FEW_ROWS 4 /* more of them are prepared for a product by all threads together, not by each for itself */
 
 /* The next `bytes` of a piece of memory, of which nothing is used if it begins at NULL: then its size is counted. */
 static void *take(uintptr_t *from, int64_t bytes) {

@@ -110,8 +110,8 @@ static int report(Thread *t, int64_t n) {
 
 /* Returns when all n iterations of the loop are finished. */
 static void complete(Thread *t, int64_t n) {
-    if (t->threads == 1) t->claimed = 0;
-    else if (n && !report(t, n)) wait_while(t->team, t->loop - 1);
+    if (t->threads == 1 || !n) t->claimed = t->victim = 0;
+    else if (!report(t, n)) wait_while(t->team, t->loop - 1);
 }
 
 /* The end of the region. The first thread waits here for the others, since at OpenMP's own end it would spin. */
