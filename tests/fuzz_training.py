@@ -514,7 +514,7 @@ def judge(run: Run) -> Result:
     certain = run.data is not None and run.data.certain and str(run.data.path) == (arguments.get("data") or ("",))[0]
     # Another option may be what is wrong: a file that is refused is named in the error.
     refused = certain and not result.fault and result.status == 1 and run.data.path.name in result.said
-    if refused and not re.search(r"too little|has no split|validation|config|wikipedia", result.said):
+    if refused and not re.search(r"too little|has no split|validation|config|wikipedia|cannot be written", result.said):
         result.fault = f"a right file is refused: {run.data.kind}: {_general(result.said[-200:])}"
     if run.twice is not None and not result.fault:
         again = attempt(lambda: main(list(sum(run.groups + run.twice, ()))))
@@ -844,7 +844,7 @@ def fuzz(options: argparse.Namespace, models: Path) -> int:
     print(f"{options.runs} runs, by status: {statuses}; {count} findings of {len(findings)} kinds")
     for fault, runs in sorted(findings.items(), key=lambda item: -len(item[1])):
         number, command, _ = min(runs, key=lambda run: len(run[1]))
-        print(f"\n{len(runs)} × {fault}\n    --only {number}: {command}")
+        print(f"\n{len(runs)} × {fault}\n    --seed {options.seed} --only {number}: {command}")
     return int(bool(findings))
 
 
