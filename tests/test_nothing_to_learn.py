@@ -19,7 +19,7 @@ from transformer.training.config import TrainConfig
 from transformer.training.run import train
 from transformer.training.targets import coverage, validation_rows, with_targets
 
-SMALL = dict(vocab_size=300, context_length=16, d_model=16, n_layers=1, batch_size=1, precision="fp32", preflight=False)
+SMALL = dict(vocab_size=300, context_length=16, d_model=16, n_layers=1, batch_size=1, precision="fp32", preflight="off")
 
 
 def stream(*documents: tuple[int, int]) -> TokenStream:
@@ -125,7 +125,7 @@ def test_the_template_is_the_format_that_was_learned_and_a_replacement_is_said(
     messages = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": SENTENCES[0]}]
     chats = tmp_path / "chats.jsonl"
     chats.write_text(json.dumps({"messages": messages}) + "\n" + json.dumps({"messages": messages}) + "\n")
-    options = dict(init_from=str(base), max_steps=1, preflight=False)
+    options = dict(init_from=str(base), max_steps=1, preflight="off")
     train(TrainConfig(str(chats), str(tmp_path / "out"), **options))
     assert Tokenizer.load(tmp_path / "out").chat_template == CHAT_TEMPLATE
     assert ("chat template is replaced" in caplog.text) == said

@@ -103,7 +103,7 @@ def test_the_library_refuses_too(corpus: str, tmp_path: Path) -> None:
 
 def test_dropout_takes_effect_on_a_model_that_goes_on_and_the_card_says_it(corpus: str, tmp_path: Path) -> None:
     base = tiny_model_directory(tmp_path / "base", "gpt2")
-    options = dict(init_from=str(base), batch_size=4, max_steps=2, precision="fp32", preflight=False)
+    options = dict(init_from=str(base), batch_size=4, max_steps=2, precision="fp32", preflight="off")
     losses = []
     for dropout in (0.0, 0.5):
         out = tmp_path / str(dropout)
@@ -117,7 +117,7 @@ def test_dropout_takes_effect_on_a_model_that_goes_on_and_the_card_says_it(corpu
 
 def test_a_context_beyond_that_of_the_model_is_refused(corpus: str, tmp_path: Path) -> None:
     base = tiny_model_directory(tmp_path / "base", context_length=16)
-    options = dict(init_from=str(base), max_steps=1, preflight=False)
+    options = dict(init_from=str(base), max_steps=1, preflight="off")
     with pytest.raises(ConfigError, match="context_length 64 is more than the 16 tokens"):
         train(TrainConfig(corpus, str(tmp_path / "out"), context_length=64, **options))
     assert train(TrainConfig(corpus, str(tmp_path / "out"), **options)).step == 1  # the default is cut to the model's
@@ -137,7 +137,7 @@ def test_a_seed_out_of_range_is_refused_everywhere(seed: int) -> None:
 
 def test_the_largest_seed_trains(corpus: str, tmp_path: Path) -> None:
     sizes = dict(vocab_size=300, context_length=16, d_model=16, n_layers=1, n_heads=1)
-    config = TrainConfig(corpus, str(tmp_path / "out"), seed=2**63 - 1, max_steps=2, preflight=False, **sizes)
+    config = TrainConfig(corpus, str(tmp_path / "out"), seed=2**63 - 1, max_steps=2, preflight="off", **sizes)
     assert train(config).step == 2
 
 
@@ -174,5 +174,5 @@ def test_a_tokenizer_beyond_the_embeddings_is_refused_at_once(corpus: str, tmp_p
     tokenizer.backend.add_tokens(["lobster", "tower"])
     tokenizer.save(base)
     with pytest.raises(ConfigError, match="has 302 tokens, but the model has embeddings for 300"):
-        train(TrainConfig(corpus, str(tmp_path / "out"), init_from=str(base), max_steps=1, preflight=False))
+        train(TrainConfig(corpus, str(tmp_path / "out"), init_from=str(base), max_steps=1, preflight="off"))
     assert torch.equal(checkpoint.load_model(base).head.weight, model.head.weight)
