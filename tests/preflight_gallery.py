@@ -402,7 +402,7 @@ def settings() -> list[Case]:
         ),
         Case(
             "streamed over several blocks",
-            {"train.txt": prose(20_000), "validation.txt": prose(60, 9)},
+            {"train.txt": prose(4_000), "validation.txt": prose(60, 9)},
             options=dict(stream=True, max_steps=20, context_length=8, batch_size=512),
         ),
     ]

@@ -21,7 +21,7 @@ from transformer.training.run import train
 
 ORDINARY, MISTAKES = ordinary(), mistakes()
 # Of these the complete preflight is made; of all others the checks of text and batches.
-COMPLETE = ("python, a token for each space", "README", "lines of one length", "conversations", "streamed rows")
+COMPLETE = ("python, a token for each space", "conversations", "streamed rows")
 BY_NAME = {case.name: case for case in ORDINARY}
 
 
