@@ -2,7 +2,6 @@
 
 import base64
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -18,6 +17,7 @@ import cog_server as server_module
 import pytest
 from cog_server import CogServer, cog_server
 from models import SENTENCES
+from ordinary_texts import ORDINARY_TEXTS
 
 from transformer.errors import CorpusError
 from transformer.training import server as training_server
@@ -26,12 +26,7 @@ SMALL = dict(
     from_scratch=True, train_batch_size=2, context_length=16, d_model=16, n_layers=1, n_heads=1, vocab_size=300
 )
 OURS = ("training-*", "trained-*", "model-*", "weights*.tar", "tmp*file*")
-ORDINARY = {
-    "prose": "\n".join(SENTENCES * 10),
-    "prompts": "\n".join(json.dumps({"prompt": text[:20], "completion": text[20:]}) for text in SENTENCES * 10),
-    "code": "def area(radius):\n    return 3.14 * radius ** 2\n\n\nfor radius in range(9):\n    print(area(radius))\n"
-    * 12,
-}
+DEFAULTS_TRIED = ("prose", "prompts", "code")  # of all twenty: tests/twenty_trainings.py
 
 
 def data_url(text: str) -> str:
@@ -66,9 +61,9 @@ def left_in_the_end(server: CogServer) -> list[str]:
     return left(server)
 
 
-@pytest.mark.parametrize("name", ORDINARY)
+@pytest.mark.parametrize("name", DEFAULTS_TRIED)
 def test_a_training_with_defaults_succeeds(trainer: CogServer, name: str) -> None:
-    answer = train(trainer, data_url(ORDINARY[name]), max_steps=2)
+    answer = train(trainer, data_url(ORDINARY_TEXTS[name]), max_steps=2)
     assert answer["status"] == "succeeded", answer.get("error")
     archive = base64.b64decode(answer["output"]["weights"].split(",", 1)[1])
     with tarfile.open(fileobj=BytesIO(archive)) as tar:
@@ -130,7 +125,7 @@ def test_a_seed_beyond_its_range_is_named(trainer: CogServer) -> None:
 
 def test_nothing_is_left_after_a_cancelation(trainer: CogServer) -> None:
     trainer.wait_for("READY")
-    request = {"input": {"train_data": data_url(ORDINARY["prose"]), **SMALL, "num_train_epochs": 1000}}
+    request = {"input": {"train_data": data_url("\n".join(SENTENCES * 10)), **SMALL, "num_train_epochs": 1000}}
     trainer.http.put("/trainings/long", json=request, headers={"Prefer": "respond-async"})
     wait_for_steps(trainer)
     assert trainer.http.post("/trainings/long/cancel").status_code == 200
@@ -165,7 +160,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[CogServer, subpro
 @pytest.mark.parametrize("waits", [True, False], ids=["client-waits", "respond-async"])
 def test_a_training_ends_with_its_server(waits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     with started(monkeypatch) as (server, process):
-        request = {"input": {"train_data": data_url(ORDINARY["prose"]), **SMALL, "num_train_epochs": 1000}}
+        request = {"input": {"train_data": data_url("\n".join(SENTENCES * 10)), **SMALL, "num_train_epochs": 1000}}
         answers: list[Any] = []
         headers = {} if waits else {"Prefer": "respond-async"}
 

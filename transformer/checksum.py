@@ -69,7 +69,7 @@ def _record(expected: str) -> Path:
 
 def _read_record(expected: str) -> list[int] | None:
     try:
-        seen = json.loads(_record(expected).read_text())
+        seen = json.loads(_record(expected).read_text(encoding="utf-8"))
     except (OSError, ValueError, RuntimeError):
         return None
     return seen if isinstance(seen, list) else None
@@ -80,5 +80,5 @@ def _write_record(expected: str, seen: list[int]) -> None:
         record = _record(expected)
         record.parent.mkdir(parents=True, exist_ok=True)
         partial = record.with_name(f".{record.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(seen))
+        partial.write_text(json.dumps(seen), encoding="utf-8")
         os.replace(partial, record)

@@ -13,6 +13,7 @@ from ctypes import CDLL, POINTER, Structure, c_double, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
+from transformer.errors import WriteError
 from transformer.files import whole_file
 
 SOURCE = Path(__file__).with_name("kernel.c")
@@ -79,7 +80,7 @@ def load_kernel() -> CDLL | None:
             with whole_file(path) as partial:
                 _compile(partial)
         loaded = CDLL(str(path))
-    except (OSError, subprocess.SubprocessError, RuntimeError):  # RuntimeError: of a user without a home
+    except (OSError, WriteError, subprocess.SubprocessError, RuntimeError):  # RuntimeError: of a user without a home
         return None
     loaded.read_tokens.argtypes = [POINTER(Model), POINTER(Memory), c_int64, *[c_void_p] * 4, c_int]
     return loaded

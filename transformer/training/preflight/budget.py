@@ -119,8 +119,10 @@ def free_bytes(device: torch.device) -> float | None:
         ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
     ):
         try:
-            taken = float(Path(folder, used).read_text()) - _cached_files(Path(folder, "memory.stat").read_text())
-            found.append(float(Path(folder, limit).read_text()) - taken)
+            taken = float(Path(folder, used).read_text(encoding="utf-8")) - _cached_files(
+                Path(folder, "memory.stat").read_text(encoding="utf-8")
+            )
+            found.append(float(Path(folder, limit).read_text(encoding="utf-8")) - taken)
         except (OSError, ValueError):  # no such limit, or "max"
             continue
     return min(found, default=None)
