@@ -41,7 +41,7 @@ class SamplingOptions:
         if not 0 < self.repetition_penalty <= sys.float_info.max:
             raise ConfigError(f"repetition_penalty must be more than 0, not {self.repetition_penalty}.")
         if self.seed is not None and not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed must be from 0 to 2^63 - 1, not {self.seed}.")
+            raise ConfigError(f"seed must be a whole number from 0 to 2^63 - 1, not {self.seed}.")
         if self.min_tokens > self.max_tokens:
             raise ConfigError(f"min_tokens {self.min_tokens} is more than max_tokens {self.max_tokens}.")
         if any(not stop for stop in self.stop):

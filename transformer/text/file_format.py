@@ -92,7 +92,7 @@ def open_file(path: str) -> tuple[BinaryIO, Format]:
 
             file = fsspec.open(path, "rb").open()
         else:
-            file = open(path, "rb")  # noqa: SIM115  # the reader of its rows keeps it
+            file = open(path, mode="rb")  # noqa: SIM115  # the reader of its rows keeps it
         if file.read(2) == _GZIP:
             file.seek(0)
             file = gzip.GzipFile(fileobj=file)  # type: ignore[assignment]

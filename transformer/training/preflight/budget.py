@@ -119,10 +119,10 @@ def free_bytes(device: torch.device) -> float | None:
         ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
     ):
         try:
-            taken = float(Path(folder, used).read_text(encoding="utf-8")) - _cached_files(
-                Path(folder, "memory.stat").read_text(encoding="utf-8")
+            in_use, stat, most = (
+                Path(folder, name).read_text(encoding="utf-8") for name in (used, "memory.stat", limit)
             )
-            found.append(float(Path(folder, limit).read_text(encoding="utf-8")) - taken)
+            found.append(float(most) - float(in_use) + _cached_files(stat))
         except (OSError, ValueError):  # no such limit, or "max"
             continue
     return min(found, default=None)
