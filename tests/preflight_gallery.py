@@ -193,7 +193,7 @@ def texts() -> list[Case]:
         Case("tiny file", " ".join(sentences(6))),
         Case("tiny file of one window", " ".join(sentences(1)) + " It was."),
         Case("one character", "a" * 4000, warns=(repeated, twice)),
-        Case("two characters", "ab" * 3000, warns=(twice,)),
+        Case("two characters", "ab" * 3000, warns=(repeated, twice)),
         Case("dashes", lines(lambda p, n: f"{say(p)}\n{'-' * p.randint(20, 60)}")),
         Case(
             "indented deeply",
@@ -240,8 +240,8 @@ def texts() -> list[Case]:
         Case("numbers", lines(lambda p, n: "".join(p.choices(digits, k=p.randint(1, 12))))),
         Case("counting", lines(lambda p, n: str(n), 1500)),
         Case(
-            "json in a text file",
-            "[\n" + lines(lambda p, n: f'  {{"id": {n}, "name": "{words_of(p)}", "tags": []}},') + "]\n",
+            "yaml in a text file",
+            lines(lambda p, n: f'- id: {n}\n  name: "{words_of(p)}"\n  tags: []'),
             warns=(marked, twice),
         ),
         Case(

@@ -90,9 +90,10 @@ def open_file(path: str) -> tuple[BinaryIO, Format]:
         if "://" in path:
             import fsspec  # type: ignore[import-untyped]  # imported late: local files do not need it
 
-            file = fsspec.open(path, "rb").open()
+            filesystem, inside = fsspec.core.url_to_fs(path)
+            file = filesystem.open(inside, "rb")
         else:
-            file = open(path, mode="rb")  # noqa: SIM115  # the reader of its rows keeps it
+            file = open(path, "rb")  # noqa: SIM115  # the reader of its rows keeps it
         if file.read(2) == _GZIP:
             file.seek(0)
             file = gzip.GzipFile(fileobj=file)  # type: ignore[assignment]
