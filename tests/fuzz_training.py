@@ -569,7 +569,7 @@ def predict_once(draw: random.Random, models: Path, schema: dict[str, Any]) -> t
     beyond: list[str] = []
     inputs = {name: draw_input(draw, of, beyond, name) for name, of in schema.items()}
     inputs["max_tokens"] = draw.choice((1, 5, 40, 40.0))
-    inputs["min_tokens"] = min(inputs["min_tokens"], 40)
+    inputs["min_tokens"] = min(inputs["min_tokens"], inputs["max_tokens"])
     texts: list[str] = []
 
     def call() -> None:
