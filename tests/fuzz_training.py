@@ -335,9 +335,11 @@ def draw_config(draw: random.Random, here: Path) -> str:
     elif kind == "json":
         content = json.dumps({str(k): v for k, v in options.items()})
     elif kind == "list":
-        content = draw.choice(("", "- a\n", "x", "1", "null", "a: [", "a: &x [*x]", "? [a, b]\n: c\n", "\ta: 1"))
+        content = draw.choice(
+            ("", "- a\n", "x", "1", "null", "a: [", "a: &x [*x]", "? [a, b]\n: c\n", "\ta: 1", "a: " + 3000 * "[")
+        )
     elif kind == "date":
-        content = "max-steps: 2020-01-01\noutput: 2020-01-01\ntrackers: [2020-01-01]\nseed: 0o7\nlearning-rate: .nan\n"
+        content = "max-steps: 2020-01-01\noutput: 2020-01-01\ntrackers: [2020-01-01]\nseed: 0o7\nlearning-rate: .nan\nseed: 2020-13-45\n"
         content = "".join(draw.sample(content.splitlines(True), 2))
     elif kind == "tag":
         content = "seed: !!python/object/apply:os.getpid []\n"
@@ -569,7 +571,7 @@ def predict_once(draw: random.Random, models: Path, schema: dict[str, Any]) -> t
     beyond: list[str] = []
     inputs = {name: draw_input(draw, of, beyond, name) for name, of in schema.items()}
     inputs["max_tokens"] = draw.choice((1, 5, 40, 40.0))
-    inputs["min_tokens"] = min(inputs["min_tokens"], 40)
+    inputs["min_tokens"] = min(inputs["min_tokens"], inputs["max_tokens"])
     texts: list[str] = []
 
     def call() -> None:
