@@ -7,7 +7,7 @@ import pytest
 
 from tools.fuzz_cli import case, prepare, run
 
-CASES = 200
+CASES = 80
 
 
 @pytest.fixture(scope="module")

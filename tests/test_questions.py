@@ -5,6 +5,8 @@ import re
 
 import pytest
 
+from transformer.cli import main
+from transformer.text.corpus import documents
 from transformer.text.questions import conversations, facts_of, sentences
 
 VERNE = (
@@ -82,3 +84,21 @@ def test_sentences_do_not_end_after_initials_and_abbreviations():
     assert found[0] == "J. R. R. Tolkien lived in St. Albans, U.S. territory aside."
     assert found[-1] == "End."
     assert " ".join(found) == text
+
+
+def test_a_data_set_of_conversations_is_one_that_training_reads(tmp_path, capsys):
+    articles = [("Jules Verne", VERNE), ("Bridge", BRIDGE), ("Nantes", NANTES)]
+    padding = " ".join(["It is a long and well known article about many things."] * 10)
+    rows = [{"id": n, "title": title, "text": f"{text} {padding}"} for n, (title, text) in enumerate(articles)]
+    source, output = tmp_path / "articles.jsonl", tmp_path / "talks.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    command = ["conversations", "--data", str(source), "--output", str(output), "--text-share", "1"]
+    assert main(command) == 0 and "3 articles" in capsys.readouterr().out
+    first = output.read_bytes()
+    assert main(command) == 0 and output.read_bytes() == first
+    read = list(documents(str(output)))
+    plain = [document for document in read if len(document.parts) == 1]
+    assert len(plain) == 3 and all(document.learns for document in plain)
+    talks = [document.text for document in read if len(document.parts) > 1]
+    assert any("User: Hello!\nAssistant: " in talk for talk in talks)
+    assert any("Jules Verne was a French novelist" in talk for talk in talks)

@@ -10,6 +10,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
+from transformer.errors import ConfigError
 from transformer.text.tokenizer import Tokenizer
 from transformer.text.tokenizer import _cut_runs as cut_runs
 
@@ -64,3 +65,8 @@ def test_a_text_of_words_gives_the_librarys_own_vocabulary() -> None:
     trainer = BpeTrainer(vocab_size=400, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet)
     backend.train_from_iterator(texts, trainer)
     assert Tokenizer.train(texts, 400).backend.get_vocab() == backend.get_vocab()
+
+
+def test_a_vocabulary_that_no_memory_holds_is_refused() -> None:
+    with pytest.raises(ConfigError, match="too large"):
+        Tokenizer.train(["The river."], 2**62)

@@ -223,6 +223,19 @@ def push(options: argparse.Namespace) -> None:
     print(push(options.model, options.repository, options.public))
 
 
+def conversations(options: argparse.Namespace) -> None:
+    """Write conversations about the articles of a data set, as JSON lines to fine-tune on."""
+    from transformer.files import whole_file
+    from transformer.text.conversation_data import conversation_rows, titled_articles
+
+    articles = titled_articles(options.data, options.data_config)
+    rows = conversation_rows(articles, options.text_share, seed=options.seed)
+    with whole_file(options.output) as partial, partial.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    talks = sum("messages" in row for row in rows)
+    print(f"{options.output}: {talks:,} conversations, {len(rows) - talks:,} articles")
+
+
 def import_original(options: argparse.Namespace) -> None:
     """A checkpoint of the project that this one grew from, as a model directory of the blog preset."""
     from transformer.hub.checkpoint import save
@@ -351,6 +364,13 @@ def _parser() -> argparse.ArgumentParser:
     pushing.add_argument("model", help="folder of a model")
     pushing.add_argument("repository", help="user/name")
     pushing.add_argument("--public", action="store_true", help="a new repository is for everyone to see")
+
+    talking = command("conversations", conversations, "make conversations about the articles of a data set")
+    talking.add_argument("--data", "--dataset", type=_place, required=True, help="rows with a title and a text")
+    talking.add_argument("--data-config", "--dataset-config", help="configuration of a Hub data set")
+    talking.add_argument("--output", required=True, help="the JSON lines to write")
+    talking.add_argument("--text-share", type=float, default=0.1, help="part of the articles that stand among them")
+    talking.add_argument("--seed", type=int, default=0, help="of the questions and their order")
 
     importing = command("import-original", import_original, "import a .pt checkpoint of the original project")
     importing.add_argument("checkpoint", help="the .pt file")

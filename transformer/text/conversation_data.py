@@ -8,7 +8,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from transformer.text.corpus import documents
 from transformer.text.questions import Turn, conversations
+from transformer.text.wikipedia import clean_article, fault_of
 
 Row = dict[str, Any]  # {"messages": [...]} of a conversation, or {"text": ...} of an article that is only continued
 
@@ -22,6 +24,20 @@ _SYSTEM_PROMPTS = (
     "Answer the user's questions in whole sentences.",
     "You are a friendly assistant that answers questions about people, places and things.",
 )
+
+
+def titled_articles(source: str, config: str | None = None, split: str = "train") -> Iterator[tuple[str, str]]:
+    """Title and cleaned text of the articles of a data set with columns "title" and "text".
+
+    Raises:
+        CorpusError: if it cannot be read, or has no such columns.
+    """
+    titles = (document.text for document in documents(source, config, split, text_column="title"))
+    texts = (document.text for document in documents(source, config, split, text_column="text"))
+    for title, text in zip(titles, texts, strict=True):
+        cleaned = clean_article(text)
+        if fault_of(cleaned) is None:
+            yield title.strip(), cleaned
 
 
 def conversation_rows(

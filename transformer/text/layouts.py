@@ -43,6 +43,8 @@ class Layout:
             CorpusError: if the row does not hold what its columns promise. The sentence does not say which row it is.
         """
         if self.kind in ("messages", "conversations"):
+            if row.get(self.kind) is None and isinstance(row.get("text"), str):  # a text among conversations
+                return ((row["text"], True),)
             return conversation(row.get(self.kind))
         if self.kind == "instruction":
             return _instruction(row)

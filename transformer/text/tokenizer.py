@@ -35,6 +35,7 @@ _MAX_TEMPLATE_BYTES = 2**20
 _NOT_KEPT = ("auto_map", "tokenizer_file", "name_or_path")  # of somebody's settings: code, and places of his
 _LONGEST_RUN = 256  # characters between white space, or of it, that are one word of the training of a vocabulary
 _LONG_RUN = re.compile(rf"\S{{{_LONGEST_RUN + 1},}}|\s{{{_LONGEST_RUN + 1},}}")
+_MOST_TOKENS = 2**22  # of a vocabulary that is trained; the trainer makes room for them all before it begins
 _TRAINING_CHARACTERS = 2**24  # more text takes more memory and time, and hardly gives another vocabulary
 
 
@@ -175,6 +176,10 @@ class Tokenizer:
         least = 256 + len(named)
         if vocab_size < least:
             raise ConfigError(f"a byte-level vocabulary needs at least {least} tokens, not {vocab_size}.")
+        if vocab_size > _MOST_TOKENS:
+            raise ConfigError(
+                f"a vocabulary of {vocab_size:,} tokens is too large: at most {_MOST_TOKENS:,} are trained."
+            )
         backend = Backend(BPE())
         backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
         backend.decoder = ByteLevelDecoder()
