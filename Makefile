@@ -36,9 +36,10 @@ speedrun sprint: $(VENV)/dev.stamp
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
-# The real Cog HTTP server, without Docker. MODE=train for POST /trainings.
+# The real Cog HTTP server, without Docker. MODE=train for POST /trainings. The schema is that of the mode alone: of one
+# with both, Cog's playground shows only the training.
 serve: $(VENV)/dev.stamp
-	$(BIN)/python -m tools.cog_schema
+	$(BIN)/python -m tools.cog_schema --mode $(or $(MODE),predict)
 	PATH="$(CURDIR)/$(BIN):$$PATH" PORT=$(PORT) LOG_FORMAT=console COG_STREAM_HISTORY_CAPACITY=8192 \
 	COG_PREDICT_TYPE_STUB=predict.py:Predictor COG_TRAIN_TYPE_STUB=train.py:train \
 	$(BIN)/python -m cog.server.http --host $(HOST) $(if $(MODE),--x-mode=$(MODE))

@@ -23,11 +23,15 @@ class Predictor(BasePredictor):
 
     def setup(self, weights: Optional[str] = None) -> None:
         """Open the model: `weights` (COG_WEIGHTS, a URL or path), else HF_MODEL_ID, else the embedded one."""
+        from transformer.cog_folders import keep_removing_empty
+        from transformer.credentials import guard_output
         from transformer.device import pick_device
         from transformer.hub.checkpoint import load
         from transformer.hub.source import fetch
         from transformer.inference.compiled import serve
 
+        guard_output()
+        keep_removing_empty()
         source = weights or os.environ.get("HF_MODEL_ID") or EMBEDDED_WEIGHTS
         self.generator = serve(*load(fetch(source), pick_device()))
 
@@ -65,11 +69,14 @@ class Predictor(BasePredictor):
         ),
         min_tokens: int = Input(description="The text does not end by itself before.", default=0, ge=0, le=4096),
         stop_sequences: str = Input(
-            description="The text ends before the first of these, separated by commas. Spaces and line ends count.",
+            description='The text ends before the first of these, separated by commas; spaces count, and a backslash with an n is a line end. Or a JSON list of strings, which may hold commas: ["a, b", "c"].',  # noqa: E501
             default="",
         ),
         seed: Optional[int] = Input(
-            description="The same seed gives the same text. Blank: a random one.", default=None, ge=0, le=4294967295
+            description="The same seed gives the same text. Blank: a random one.",
+            default=None,
+            ge=0,
+            le=9223372036854775807,
         ),
         system_prompt: str = Input(
             description="What a chat begins with: how the model is to answer. For models with a chat template.",
@@ -79,9 +86,14 @@ class Predictor(BasePredictor):
             description="Answer the prompt by the model's chat template, with or without a system prompt.",
             default=False,
         ),
+        enable_thinking: Optional[bool] = Input(
+            description="Whether it thinks before it answers in a chat, for models that can do both. Blank: as the model has it.",  # noqa: E501
+            default=None,
+        ),
     ) -> ConcatenateIterator[str]:
         """Continue the prompt, or answer it; the pieces are the text without the prompt."""
-        from transformer.inference import SamplingOptions, answer, messages_of
+        from transformer.errors import ConfigError
+        from transformer.inference import SamplingOptions, answer, messages_of, stops_of
 
         options = SamplingOptions(
             max_tokens=_whole("max_tokens", max_tokens),
@@ -91,12 +103,14 @@ class Predictor(BasePredictor):
             min_p=float(min_p),
             repetition_penalty=float(repetition_penalty),
             min_tokens=_whole("min_tokens", min_tokens),
-            stop=tuple(stop for stop in stop_sequences.split(",") if stop),
+            stop=stops_of(stop_sequences),
             seed=None if seed is None else _whole("seed", seed),
         )
         # Not a generator itself: what is wrong with the options is said at once, not at the first piece.
         if chat or system_prompt:
-            return self._pieces(answer(self.generator, messages_of(prompt, system_prompt), options))
+            return self._pieces(answer(self.generator, messages_of(prompt, system_prompt), options, enable_thinking))
+        if enable_thinking is not None:
+            raise ConfigError("enable_thinking is for a chat: set chat too.")
         return self._pieces(self.generator.generate(prompt, options))
 
     def _pieces(self, generation: "Generation") -> Iterator[str]:

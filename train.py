@@ -2,11 +2,8 @@
 
 import logging
 import os
-import shutil
 import sys
-import tempfile
-from pathlib import Path as LocalPath
-from typing import Optional
+from typing import Any, Optional
 
 from cog import BaseModel, Input, Path, Secret
 
@@ -23,9 +20,9 @@ def train(
     from_scratch: bool = Input(
         description="Start from random weights and a new tokenizer, instead of from the trained model", default=False
     ),
-    preset: str = Input(
-        description="Architecture of a model from scratch",
-        default="modern",
+    preset: Optional[str] = Input(
+        description="Architecture of a model from scratch; modern if not given",
+        default=None,
         choices=["modern", "paper", "gpt2", "blog"],
     ),
     num_train_epochs: int = Input(description="Passes over the text", default=3, ge=1, le=1000),
@@ -36,14 +33,32 @@ def train(
     warmup_ratio: float = Input(
         description="Part of the run in which the learning rate rises", default=0.05, ge=0.0, le=0.9
     ),
-    context_length: int = Input(description="Tokens in a window", default=512, ge=8, le=8192),
-    d_model: int = Input(description="Width of a model from scratch", default=256, ge=16, le=4096),
-    n_layers: int = Input(description="Layers of a model from scratch", default=6, ge=1, le=48),
-    n_heads: int = Input(description="Attention heads of a model from scratch", default=4, ge=1, le=64),
-    vocab_size: int = Input(
-        description="Tokens of the tokenizer of a model from scratch", default=8192, ge=300, le=65536
+    context_length: int = Input(
+        description="Tokens in a window; of the trained model, which has 512, no more than those",
+        default=512,
+        ge=8,
+        le=8192,
     ),
-    seed: int = Input(description="Seed of the weights and of the order of the text", default=0, ge=0),
+    d_model: Optional[int] = Input(
+        description="Width of a model from scratch; 256 if not given", default=None, ge=16, le=4096
+    ),
+    n_layers: Optional[int] = Input(
+        description="Layers of a model from scratch; 6 if not given", default=None, ge=1, le=48
+    ),
+    n_heads: Optional[int] = Input(
+        description="Attention heads of a model from scratch; 4 if not given", default=None, ge=1, le=64
+    ),
+    vocab_size: Optional[int] = Input(
+        description="Tokens of the tokenizer of a model from scratch; 8192 if not given", default=None, ge=300, le=65536
+    ),
+    seed: int = Input(
+        description="Seed of the weights and of the order of the text", default=0, ge=0, le=9223372036854775807
+    ),
+    preflight: str = Input(
+        description="Checks before the first step; one that fails stops the training, or only warns; off: no checks",
+        default="stop",
+        choices=["stop", "warn", "off"],
+    ),
     hub_model_id: Optional[str] = Input(
         description="Publish the model on the Hugging Face Hub as user/name, private", default=None
     ),
@@ -51,17 +66,28 @@ def train(
 ) -> TrainingOutput:
     """Train on `train_data`; the weights are a tar of the model directory, as COG_WEIGHTS takes it."""
     from transformer.cli import DEFAULT_MODEL
-    from transformer.hub.source import pack
+    from transformer.credentials import guard_output
+    from transformer.errors import ConfigError
     from transformer.training.config import TrainConfig
-    from transformer.training.run import train as run
+    from transformer.training.server import data_source, train_to_archive
 
+    guard_output()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    sizes = dict(preset=preset, d_model=d_model, n_layers=n_layers, n_heads=n_heads, vocab_size=vocab_size)
+    # Cog hands on a whole number as it was written, 3 or 3.0.
+    given: dict[str, Any] = {
+        name: value if isinstance(value, str) else int(value) for name, value in sizes.items() if value is not None
+    }
+    if given and not from_scratch:
+        raise ConfigError(
+            f"{', '.join(given)}: no effect without from_scratch, since the trained model keeps its architecture and "
+            "tokenizer. Leave out what describes a model, or set from_scratch to true."
+        )
+    if hub_token and not hub_model_id:
+        raise ConfigError("hub_token has no effect without hub_model_id: nothing is published.")
     config = TrainConfig(
-        data=str(train_data),
-        output=tempfile.mkdtemp(prefix="training-"),
+        data=data_source(train_data),
         init_from=None if from_scratch else DEFAULT_MODEL,
-        preset=preset,
-        # Cog hands on a whole number as it was written, 3 or 3.0.
         max_epochs=num_train_epochs,
         max_steps=None if max_steps is None else int(max_steps),
         batch_size=int(train_batch_size),
@@ -69,28 +95,26 @@ def train(
         learning_rate=learning_rate,
         warmup=warmup_ratio,
         context_length=int(context_length),
-        d_model=int(d_model),
-        n_layers=int(n_layers),
-        n_heads=int(n_heads),
-        vocab_size=int(vocab_size),
         seed=int(seed),
+        preflight=preflight,  # type: ignore[arg-type]  # one of the choices: Cog has checked it
         push_to=hub_model_id or None,
+        **given,
     )
-    try:
-        run(config, hub_token.get_secret_value() if hub_token else None)
-        archive = pack(config.output, LocalPath(tempfile.mkdtemp(prefix="trained-"), "weights.tar"))
-    finally:
-        shutil.rmtree(config.output)
+    archive = train_to_archive(config, hub_token.get_secret_value() if hub_token else None)
     return TrainingOutput(weights=Path(archive))
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the options are those of `TrainConfig`."""
+    from transformer.console import never_fail_on_characters
+    from transformer.credentials import guard_output
     from transformer.errors import TransformerError
     from transformer.training.interrupt import Interrupted
     from transformer.training.options import parse
     from transformer.training.run import train as run
 
+    guard_output()
+    never_fail_on_characters()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         run(parse(sys.argv[1:] if arguments is None else arguments))

@@ -4,11 +4,16 @@ python -m benchmarks.decoding                      # one text; 6 layers of width
 python -m benchmarks.decoding --batch 8 32         # several texts side by side
 python -m benchmarks.decoding --prompt 512 --new 1 # reading a prompt
 python -m benchmarks.decoding --model weights      # the embedded model
+python -m benchmarks.decoding --busy 2             # beside two processes that compute, on a machine of two cores
+python -m benchmarks.decoding --preset modern --d-model 576 --n-layers 30 --n-heads 9 --n-kv-heads 3 \
+    --d-feed-forward 1536 --vocab-size 49152       # the shape of SmolLM2-135M, as Qwen3
 
 Greedy, on random weights unless --model is given. Every measurement is a process of its own; contenders take turns, so
 that noise hits all of them alike, and each round measures how fast memory is read. tokens/s counts new tokens of all
 texts after the first; ms to the first token is the time of a run that makes one, which --new 1 compares in place of
-tokens/s. GB is the peak of the process.
+tokens/s. GB is the peak of the process. With --busy N, N processes that only compute run beside every contender, at
+the benchmark's own priority, from its start to its end; the speed of memory is measured without them. Runs then vary
+so much that tokens/s is taken from whole ones: all new tokens over all time, that of reading the prompt included.
 """
 
 import json
@@ -18,6 +23,8 @@ import sys
 import tempfile
 import time
 from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
@@ -31,20 +38,45 @@ from transformer.device import describe
 from transformer.hub import checkpoint
 from transformer.model import ModelConfig, Transformer
 
+CONTEXT = 1024
 SIZES = {"d_model": 512, "n_layers": 6, "n_heads": 8, "d_feed_forward": 2048, "vocab_size": 50257}
+COMPUTING = """
+import os
+parent = os.getppid()
+while os.getppid() == parent:  # a benchmark that was killed leaves none behind
+    sum(range(10**5))
+"""
 BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 
 
-def read_options() -> Namespace:
+def read_options(arguments: list[str] | None = None) -> Namespace:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, nargs="+", default=[1], metavar="N")
-    for name, default in {"prompt": 32, "new": 128, "rounds": 3, "runs": 3, "threads": 2}.items():
+    for name, default in {"prompt": 32, "new": 128, "rounds": 3, "runs": 3, "threads": 2, "busy": 0}.items():
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help="default: %(default)s")
+    parser.add_argument("--preset", choices=["gpt2", "modern"], help="of the random weights; default: gpt2")
+    for name in (*SIZES, "n_kv_heads"):
+        default = SIZES.get(name, "the preset's")
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=f"default: {default}")
     parser.add_argument("--only", nargs="+", default=[""], metavar="WORD", help="contenders with this in their name")
     parser.add_argument("--model", help="a model directory; its GGUF files and the like are written elsewhere")
     parser.add_argument("--picture", metavar="SVG", help="draw the tokens per second there")
     parser.add_argument("--child", metavar="JSON", help=SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args(arguments)
+    if options.child:
+        return options
+    if options.model and (options.preset or sizes_of(options)):
+        parser.error("--preset and sizes are of random weights; leave them out, or leave out --model.")
+    if options.busy < 0:
+        parser.error("--busy is a number of processes, 0 or more.")
+    if options.prompt + options.new > CONTEXT:
+        parser.error(f"--prompt and --new are together at most {CONTEXT} tokens.")
+    return options
+
+
+def sizes_of(options: Namespace) -> dict[str, int]:
+    """Those that were given."""
+    return {name: size for name in (*SIZES, "n_kv_heads") if (size := getattr(options, name)) is not None}
 
 
 def prepare(options: Namespace, folder: Path) -> None:
@@ -53,7 +85,8 @@ def prepare(options: Namespace, folder: Path) -> None:
     if options.model:
         model = checkpoint.load_model(options.model)
     else:
-        model = Transformer(ModelConfig.preset("gpt2", context_length=1024, dropout=0.0, **SIZES))
+        sizes = {**SIZES, **sizes_of(options)}
+        model = Transformer(ModelConfig.preset(options.preset or "gpt2", context_length=CONTEXT, dropout=0.0, **sizes))
     checkpoint.save(model, None, folder)
 
 
@@ -64,7 +97,8 @@ def measure(task: Namespace) -> dict[str, Any]:
         block = torch.ones(2**28 // 4)
         times = [clocked(block.sum) for _ in range(8)]
         return {"gigabytes_per_second": block.numel() * 4 / 1e9 / min(times)}
-    prompts = [[(7 * i + 3 * text) % 8000 + 1 for i in range(task.prompt)] for text in range(task.size)]
+    known = min(8000, json.loads((Path(task.folder) / "config.json").read_text())["vocab_size"] - 1)
+    prompts = [[(7 * i + 3 * text) % known + 1 for i in range(task.prompt)] for text in range(task.size)]
     try:
         run = open_contender(task.name, task.precision, Path(task.folder))
         run(prompts, 4)
@@ -74,8 +108,11 @@ def measure(task: Namespace) -> dict[str, Any]:
         return {}
     first = statistics.median(clocked(lambda: run(prompts, 1)) for _ in range(task.runs))
     if task.new > 1:
-        whole = statistics.median(clocked(lambda: run(prompts, task.new)) for _ in range(task.runs))
-        speed = task.size * (task.new - 1) / (whole - first)
+        times = [clocked(lambda: run(prompts, task.new)) for _ in range(task.runs)]
+        if task.busy:
+            speed = task.size * task.new / statistics.mean(times)
+        else:
+            speed = task.size * (task.new - 1) / (statistics.median(times) - first)
     else:
         speed = task.size * task.prompt / first  # tokens of prompts that are read in a second
     return {"speed": speed, "first": 1000 * first, "memory": getrusage(RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
@@ -93,8 +130,21 @@ def in_a_process(
     what = {"folder": folder, "name": name, "precision": precision, "size": size, "measured": measured}
     task = json.dumps({**vars(options), **what})
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.decoding", "--child", task]
-    output = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
+    with computing(options.busy if name and measured else 0):
+        output = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
     return json.loads(output.splitlines()[-1])
+
+
+@contextmanager
+def computing(count: int) -> Iterator[None]:
+    """So many processes that only compute."""
+    processes = [subprocess.Popen([sys.executable, "-I", "-S", "-c", COMPUTING]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def main() -> None:
@@ -128,7 +178,9 @@ def report(options: Namespace, results: dict, bandwidth: float, parameters: int)
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
     print(time.strftime("%Y-%m-%d"), describe(torch.device("cpu")), versions, sep=", ")
     print(f"`python -m benchmarks.decoding {subprocess.list2cmdline(sys.argv[1:])}`", end="; ")
-    print(f"memory is read at {bandwidth:.1f} GB/s")
+    print(f"memory is read at {bandwidth:.1f} GB/s", end="; " if options.busy else "\n")
+    if options.busy:
+        print(f"beside each contender, {options.busy} processes that compute")
     limits = {name: bandwidth * 1e9 / (parameters * size) for name, size in BYTES.items()}
     what = "tokens" if options.new > 1 else "tokens of prompts"
     print(f"\n| | texts | {what}/s | slowest-fastest | ours ÷ it | of the memory limit | ms to first token | GB |")

@@ -113,7 +113,7 @@ def write_gguf(model: Transformer, precision: str, path: Path) -> None:
 
     config, state = model.config, {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     gpt2 = config.positions == "learned"
-    if not gpt2 and not config.qk_norm:
+    if (not gpt2 and not config.qk_norm) or (gpt2 and config.kv_heads != config.n_heads):
         raise NotImplementedError("neither GPT-2 nor Qwen3")
     kinds = gguf.GGMLQuantizationType
     kind = {"fp32": kinds.F32, "bf16": kinds.BF16, "int8": kinds.Q8_0}[precision]
@@ -141,6 +141,8 @@ def write_gguf(model: Transformer, precision: str, path: Path) -> None:
             writer.add_tensor(name, np.ascontiguousarray(array))
 
     add("token_embd.weight", state["token_embedding.weight"])
+    if not config.tie_embeddings:
+        add("output.weight", state["head.weight"])
     if gpt2:
         add("position_embd.weight", state["position_embedding.weight"])
     names = {"attention_norm": "attn_norm", "feed_forward_norm": "ffn_norm", "attention.output": "attn_output"}

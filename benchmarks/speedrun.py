@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def main(folder: str) -> None:
-    lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     first = next(line["training_seconds"] for line in lines if "loss" in line)
     print(f"The first step, in which the step is compiled, took {first:.0f} s; training time has it.")
     print("| step | training minutes | all minutes | tokens | nats per token | perplexity per token | bits per byte |")

@@ -345,3 +345,25 @@ def test_the_image_has_all_that_it_needs() -> None:
     assert not needed & ignored
     # Some versions of Cog build from files in this folder.
     assert not ignored & {".cog", "*", "**"}
+
+
+def test_the_schema_of_one_mode_has_only_its_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a schema with both, Cog's playground shows the form of the training alone."""
+    monkeypatch.chdir(ROOT)
+    both = openapi_schema(ROOT, CONFIG["predict"], CONFIG["train"])
+    for mode, other in (("predict", "train"), ("train", "predict")):
+        output = tmp_path / f"{mode}.json"
+        assert main(["--mode", mode, "--output", str(output)]) == 0
+        schema = json.loads(output.read_text())
+        noun = {"predict": "/predictions", "train": "/trainings"}
+        assert noun[mode] in schema["paths"] and noun[other] not in schema["paths"]
+        for kind, found in (("paths", schema["paths"]), ("schemas", schema["components"]["schemas"])):
+            whole = both["paths"] if kind == "paths" else both["components"]["schemas"]
+            assert found == {name: whole[name] for name in found}
+    assert main(["--mode", "train", "--predict", "predict.py:Predictor", "--output", str(tmp_path / "none.json")]) == 1
+
+
+def test_make_serve_writes_the_schema_of_its_mode() -> None:
+    for mode, expected in ((), "predict"), (("MODE=train",), "train"):
+        done = subprocess.run(["make", "-n", "serve", *mode], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert f"tools.cog_schema --mode {expected}\n" in done.stdout

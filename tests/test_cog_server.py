@@ -158,7 +158,7 @@ BOUNDS = {
     "min_p": (0, 1),
     "repetition_penalty": (0.5, 2),
     "min_tokens": (0, 4096),
-    "seed": (0, 4294967295),
+    "seed": (0, 2**63 - 1),
 }
 WHOLE = ("max_tokens", "top_k", "min_tokens", "seed")
 

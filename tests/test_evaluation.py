@@ -124,8 +124,9 @@ def test_with_a_stride_of_the_context_the_numbers_are_those_of_lm_evaluation_har
     model, tokenizer = checkpoint.load(directory)
     assert len(tokenizer.encode_documents([wikitext(PAGES[0])])[0]) > 3 * 32  # several windows, the last one not full
     found = evaluate(model, tokenizer, iter(PAGES), stride=32, detokenize=wikitext)
-    assert (found.words, found.n_bytes, found.documents) == (words, n_bytes, len(PAGES))
-    assert found.word_perplexity == pytest.approx(math.exp(nats / words), rel=1e-4)
+    assert (found.harness_words, found.n_bytes, found.documents) == (words, n_bytes, len(PAGES))
+    assert found.words == sum(len(page.split()) for page in PAGES) < words
+    assert found.harness_word_perplexity == pytest.approx(math.exp(nats / words), rel=1e-4)
     assert found.byte_perplexity == pytest.approx(math.exp(nats / n_bytes), rel=1e-4)
     assert found.bits_per_byte == pytest.approx(nats / n_bytes / math.log(2), rel=1e-4)
 
@@ -134,10 +135,12 @@ def test_with_a_stride_of_the_context_the_numbers_are_those_of_lm_evaluation_har
     assert main([*command, "--stride", "32", "--detokenize", "wikitext", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     # The corpus leaves out the page that is empty, which the harness counts as one word.
-    assert printed["words"] == words - 1 and printed["detokenize"] == "wikitext"
+    assert printed["harness_words"] == words - 1 and printed["detokenize"] == "wikitext"
     assert printed["bits_per_byte"] == pytest.approx(found.bits_per_byte, rel=1e-6)
     assert main([*command, "--detokenize", "wikitext"]) == 0
-    assert "words between white space, of the text before it was detokenised" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "words between white space, of the text before it was detokenised" in out
+    assert f"{words - 1:,} words as lm-evaluation-harness counts" in out
 
 
 @pytest.mark.parametrize(

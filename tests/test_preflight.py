@@ -156,10 +156,14 @@ def test_a_healthy_run_passes_without_a_warning(options: dict, data: str, tokeni
 def test_the_presets_of_whole_runs_pass_without_a_warning(name: str, data: str, capsys) -> None:
     sizes = dict(d_model=64, n_layers=2, n_heads=4, n_kv_heads=4, context_length=32, vocab_size=400, batch_size=8)
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in sizes.items()]
-    command = ["preflight", "--json", "--config", name, "--data", data, "--data-config", "None", "--no-compile"]
+    command = ["preflight", "--json", "--config", name, "--data", data, "--no-compile"]
+    if name == "default":
+        arguments.append("--short-window-length=16")
     assert main([*command, *arguments]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["verdict"] == "pass", [c for c in report["checks"] if c["verdict"] != "pass"]
+    # Their budgets are for larger texts: on this one they make many passes.
+    warned = [c for c in report["checks"] if c["verdict"] != "pass" and c["name"] != "passes over the text"]
+    assert not warned, warned
 
 
 @pytest.mark.parametrize("name", ["wikitext-2", "enwiki-2015"])
@@ -181,7 +185,7 @@ def test_a_run_with_a_preflight_ends_as_one_without(data: str, tmp_path: Path) -
     for checked in (True, False):
         out = tmp_path / str(checked)
         options = {**SMALL, "vocab_size": 300, "dropout": 0.1, "max_steps": 4}
-        train(TrainConfig(data=data, output=str(out), preflight=checked, **options))
+        train(TrainConfig(data=data, output=str(out), preflight="stop" if checked else "off", **options))
         weights.append((out / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]
 
@@ -441,7 +445,7 @@ def test_an_end_of_text_where_no_document_ends_is_named(data: str, tokenizer: To
 
 @pytest.mark.parametrize(
     ("marker", "verdict"),
-    [(" [SEP]", "fail"), ("</s>", "fail"), ("<|sep|>", "fail"), ("\n###", "warn"), (" THE END", "warn")],
+    [(" [SEP]", "fail"), ("</s>", "warn"), ("<|sep|>", "fail"), ("\n###", "warn"), (" THE END", "warn")],
 )
 @pytest.mark.parametrize("of", ["documents", "lines"])
 def test_a_marker_written_into_the_text_is_named(
@@ -501,7 +505,7 @@ def test_unknown_tokens_are_named(data: str, tmp_path: Path) -> None:
     words = sorted({word.lower().strip(".!?") for text in TRAIN[:3] for word in text.split()})
     vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "!", "?", *words]))
     report = check(data, Tokenizer.load(vocabulary))
-    assert_named(report, "unknown tokens", "[UNK]")
+    assert_named(report, "unknown tokens", "[UNK]", verdict="warn")
 
 
 def test_validation_text_in_the_training_text_is_named_with_an_example(data: str, tokenizer: Tokenizer) -> None:
@@ -681,7 +685,7 @@ def test_an_optimizer_that_does_not_move_the_weights_is_named(data: str, tokeniz
 
 @pytest.mark.parametrize(
     ("rate", "words", "verdict"),
-    [(1e3, "far too high", "fail"), (0.5, "far too high", "warn"), (1e-9, "nothing moves", "warn")],
+    [(1e3, "far too high", "fail"), (2.0, "far too high", "warn"), (1e-9, "nothing moves", "warn")],
 )
 def test_a_learning_rate_that_cannot_work_is_named(
     rate: float, words: str, verdict: str, data: str, tokenizer: Tokenizer
@@ -724,12 +728,12 @@ def test_a_failing_check_stops_the_training_with_its_sentence(data: str, tmp_pat
 
     monkeypatch.setattr(Windows, "_window", broken)
     options = {**SMALL, "vocab_size": 300, "max_steps": 1}
-    with pytest.raises(PreflightError, match=r"column 31 \(the last\).*--no-preflight"):
+    with pytest.raises(PreflightError, match=r"column 31 \(the last\).*--preflight warn"):
         train(TrainConfig(data=data, output=str(tmp_path), **options))
     assert not (tmp_path / "model.safetensors").exists()
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     assert main(["preflight", "--data", data, *arguments]) == 1
-    train(TrainConfig(data=data, output=str(tmp_path), preflight=False, **options))
+    train(TrainConfig(data=data, output=str(tmp_path), preflight="off", **options))
     assert checkpoint.load_model(tmp_path)
 
 

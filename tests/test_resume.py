@@ -38,7 +38,7 @@ SMALL = dict(
     max_steps=24,
     validate_every=6,
     checkpoint_every=4,
-    preflight=False,
+    preflight="off",
 )
 
 
@@ -136,7 +136,7 @@ def test_a_run_goes_on_with_another_folder_of_tokens(corpus: str, tmp_path: Path
 def test_killed_at_any_moment_it_ends_the_same(corpus: str, whole: Path, tmp_path: Path) -> None:
     """The real command, killed with SIGKILL again and again while it trains and saves."""
     values = {name: value for name, value in SMALL.items() if name != "preflight"}
-    options = ["--no-preflight", *(f"--{name.replace('_', '-')}={value}" for name, value in values.items())]
+    options = ["--preflight", "off", *(f"--{name.replace('_', '-')}={value}" for name, value in values.items())]
     command = [sys.executable, "train.py", "--data", corpus, "--output", str(tmp_path), *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     metrics, chance = tmp_path / "metrics.jsonl", random.Random(0)

@@ -38,7 +38,7 @@ SMALL = dict(
     batch_size=8,
     dropout=0.0,
     precision="fp32",
-    preflight=False,
+    preflight="off",
 )
 
 

@@ -1,7 +1,8 @@
 """Write the schema by which Cog's HTTP server checks requests: `python -m tools.cog_schema`, in the project's folder.
 
 The server reads `.cog/openapi_schema.json` and nothing else: without it no input is checked and no answer is streamed.
-`cog build` makes that file when it builds the image; this does so where there is no Docker, in the same form.
+`cog build` makes that file when it builds the image; this does so where there is no Docker, in the same form. With
+`--mode` it has only what a server in this mode answers: of a schema with both, Cog's playground shows the training.
 """
 
 from __future__ import annotations
@@ -21,16 +22,21 @@ from tools.cog_signature import Json, SchemaError, Signature, Source, title
 OUTPUT = Path(".cog/openapi_schema.json")
 
 
-def openapi_schema(root: Path, predict: str, train: str | None = None) -> Json:
-    """The OpenAPI document for the functions that `predict` and `train` name, as `file.py:name`.
+def openapi_schema(root: Path, predict: str | None, train: str | None = None) -> Json:
+    """The OpenAPI document for the functions that `predict` and `train` name, as `file.py:name`; one may be None.
 
     Raises:
         SchemaError: if a file or function is not there, or says something that `cog build` would misread.
     """
-    predicting = _operation(_read(root, predict, "predict"), "prediction", "Predict", "Input", "Output")
-    if train is None:
-        return predicting
-    training = _operation(_read(root, train, "train"), "training", "Train", "TrainingInput", "TrainingOutput")
+    predicting, training = None, None
+    if predict is not None:
+        predicting = _operation(_read(root, predict, "predict"), "prediction", "Predict", "Input", "Output")
+    if train is not None:
+        training = _operation(_read(root, train, "train"), "training", "Train", "TrainingInput", "TrainingOutput")
+    if predicting is None or training is None:
+        if (one := predicting or training) is None:
+            raise SchemaError("there is neither a predict nor a train function to describe.")
+        return one
     predicting["paths"] |= training["paths"]
     components = predicting["components"]["schemas"]
     for name, schema in training["components"]["schemas"].items():
@@ -152,13 +158,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--predict", help="file.py:name; as in cog.yaml if not given")
     parser.add_argument("--train", help="file.py:name; as in cog.yaml if not given")
+    parser.add_argument("--mode", choices=("predict", "train"), help="the schema of this alone; default: of both")
     parser.add_argument("--output", type=Path, default=OUTPUT, help=f"default: {OUTPUT}")
     options = parser.parse_args(arguments)
     try:
-        references = {} if options.predict else yaml.safe_load(Path("cog.yaml").read_text())
-        schema = openapi_schema(
-            Path(), options.predict or references.get("predict", ""), options.train or references.get("train")
+        given = {name: getattr(options, name) for name in ("predict", "train") if getattr(options, name)}
+        references = (
+            given if options.predict else {**yaml.safe_load(Path("cog.yaml").read_text(encoding="utf-8")), **given}
         )
+        wanted = (options.mode,) if options.mode else ("predict", "train")
+        predict, train = (references.get(name) if name in wanted else None for name in ("predict", "train"))
+        if predict is None and options.mode != "train":
+            raise SchemaError("cog.yaml names no predict, and --predict was not given.")
+        if train is None and options.mode == "train":
+            raise SchemaError("cog.yaml names no train, and --train was not given.")
+        schema = openapi_schema(Path(), predict, train)
     except (SchemaError, OSError) as error:
         print(f"cog_schema.py: {error}", file=sys.stderr)
         return 1

@@ -70,7 +70,7 @@ class Source:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self.text = path.read_text()
+            self.text = path.read_text(encoding="utf-8")
             self.tree = ast.parse(self.text)
         except (OSError, SyntaxError) as error:
             raise SchemaError(f"{path} cannot be read: {error}") from error

@@ -12,15 +12,20 @@ import math
 import sys
 from pathlib import Path
 
+from transformer.console import never_fail_on_characters, typed
+from transformer.credentials import guard_output
 from transformer.errors import ConfigError, TransformerError
 
 DEFAULT_MODEL = str(Path(__file__).resolve().parent.parent / "weights")
 DEFAULT_PROMPT = "The history of the city"
+_MOST_OUTPUTS = 4096  # texts that are generated together
 _DTYPES = ("auto", "fp32", "bf16", "int8")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; the exit status is 1 after an error, whose one sentence is on standard error."""
+    guard_output()
+    never_fail_on_characters()
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and options.command is not preflight:
@@ -37,6 +42,13 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output left
         sys.stderr.close()
         return 1
+    except OSError as error:  # a full disk, a folder in place of a file, a name that is too long
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"transformer: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
+    except MemoryError:
+        print("transformer: there is not enough memory for this model and these options.", file=sys.stderr)
+        return 1
 
 
 def predict(options: argparse.Namespace) -> None:
@@ -47,7 +59,10 @@ def predict(options: argparse.Namespace) -> None:
 
         if options.num_outputs > 1:
             raise ConfigError("--num-outputs is for texts that continue a prompt: a chat has one answer.")
-        generation = answer(generator, messages_of(options.prompt, options.system), _sampling(options))
+        messages = messages_of(options.prompt, options.system)
+        generation = answer(generator, messages, _sampling(options), options.enable_thinking)
+    elif options.enable_thinking is not None:
+        raise ConfigError("--enable-thinking is for a chat: give --chat too.")
     elif options.num_outputs > 1:
         completions = generator.generate_batch([options.prompt] * options.num_outputs, _sampling(options))
         for number, completion in enumerate(completions, 1):
@@ -73,7 +88,9 @@ def chat(options: argparse.Namespace) -> None:
     from transformer.inference import answer
 
     generator, sampling = _generator(options), _sampling(options)
-    talks = generator.tokenizer.chat_template is not None
+    talks = generator.tokenizer.chat_template is not None or bool(generator.tokenizer.chat_template_names)
+    if not talks and options.enable_thinking is not None:
+        raise ConfigError("--enable-thinking is for models with a chat template, which this one lacks.")
     messages = [{"role": "system", "content": options.system}] if options.system else []
     print(f"Type {'what you say' if talks else 'the beginning of a text'}. An empty line or Ctrl-D ends.")
     while True:
@@ -87,7 +104,12 @@ def chat(options: argparse.Namespace) -> None:
         sys.stdout.write("Model: ")
         messages.append({"role": "user", "content": prompt})
         said = ""
-        for piece in answer(generator, messages, sampling) if talks else generator.generate(prompt, sampling):
+        pieces = (
+            answer(generator, messages, sampling, options.enable_thinking)
+            if talks
+            else generator.generate(prompt, sampling)
+        )
+        for piece in pieces:
             sys.stdout.write(piece)
             sys.stdout.flush()
             said += piece
@@ -106,11 +128,11 @@ def evaluate(options: argparse.Namespace) -> None:
 
     generator = Generator(*load(fetch(options.model)), options.dtype)
     model, tokenizer = generator.model, generator.tokenizer
-    texts = (document.text for document in documents(options.data, options.data_config, options.split))
+    texts = documents(options.data, options.data_config, options.split, options.text_column)
     detokenize = DETOKENIZERS[options.detokenize] if options.detokenize else None
     e = score(model, tokenizer, texts, options.context, options.stride, detokenize=detokenize)
     if options.json:
-        units = ("token_perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
+        units = ("token_perplexity", "word_perplexity", "harness_word_perplexity", "byte_perplexity", "bits_per_byte")
         measured = {name: getattr(e, name) for name in units} | dataclasses.asdict(e)
         finite = {name: value if math.isfinite(value) else None for name, value in measured.items()}  # JSON has no inf
         print(json.dumps({**finite, "detokenize": options.detokenize}, indent=2))
@@ -118,6 +140,9 @@ def evaluate(options: argparse.Namespace) -> None:
     of_what = ", of the text before it was detokenised" if detokenize else ""
     print(f"perplexity per token  {e.token_perplexity:.3f}   ({e.tokens:,} tokens of this model's tokenizer)")
     print(f"perplexity per word   {e.word_perplexity:.3f}   ({e.words:,} words between white space{of_what})")
+    if detokenize:
+        words = f"{e.harness_words:,} words as lm-evaluation-harness counts: also what is empty at an end of a page"
+        print(f"                      {e.harness_word_perplexity:.3f}   ({words})")
     print(f"bits per byte         {e.bits_per_byte:.4f}   ({e.n_bytes:,} bytes of UTF-8{of_what})")
     print(f"nats                  {e.nats:.1f}   ({e.documents:,} documents, context {e.context}, stride {e.stride})")
 
@@ -141,8 +166,7 @@ def card(options: argparse.Namespace) -> None:
     for named in options.evaluate:
         name, _, source = named.partition("=")
         for suffix, scored in models.items():
-            texts = (document.text for document in documents(source, split="validation"))
-            evaluations.append((name + suffix, score(scored, tokenizer, texts)))
+            evaluations.append((name + suffix, score(scored, tokenizer, documents(source, split="validation"))))
         texts = (document.text for document in documents(source, split="validation"))
         both = agreement(model, rounded, tokenizer, texts)
         share = f"{both.same / both.places:.1%} of {both.places:,} places"
@@ -160,8 +184,14 @@ def show(options: argparse.Namespace) -> None:
     make = {"attention": attention_page, "tokens": tokens_page}[options.what]
     name = "the default model" if options.model == DEFAULT_MODEL else Path(options.model).name
     output = options.output or f"{options.what}.html"
-    with whole_file(output) as partial:
-        partial.write_text(make(*load(fetch(options.model)), options.text, name), encoding="utf-8")
+    page = make(*load(fetch(options.model)), options.text, name)
+    try:
+        with whole_file(output) as partial:
+            partial.write_text(page, encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ConfigError(
+            f"the page cannot be written to {output}: {error.strerror}. Choose another --output."
+        ) from error
     print(output)
 
 
@@ -221,10 +251,17 @@ def _sampling(options: argparse.Namespace):  # type: ignore[no-untyped-def]
     return SamplingOptions(stop=tuple(options.stop), **{name: getattr(options, name) for name in names})
 
 
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 1 on, not {text}")
+def _how_many(text: str) -> int:
+    if not 1 <= (number := int(text)) <= _MOST_OUTPUTS:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 to {_MOST_OUTPUTS:,}, not {text}")
     return number
+
+
+def _place(text: str) -> str:
+    """A path, a URL or a name on the Hub."""
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"expected the name of a file or a folder, not {text!r}")
+    return text
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -237,12 +274,14 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     predicting = command("predict", predict, "continue a prompt")
-    predicting.add_argument("prompt", nargs="?", default=DEFAULT_PROMPT, help="the beginning of a text")
+    predicting.add_argument("prompt", nargs="?", type=typed, default=DEFAULT_PROMPT, help="the beginning of a text")
     predicting.add_argument("--chat", action="store_true", help="answer the prompt by the model's chat template")
-    predicting.add_argument("--num-outputs", type=_positive, default=1, help="so many texts, read and written together")
+    predicting.add_argument("--num-outputs", type=_how_many, default=1, help="so many texts, read and written together")
     chatting = command("chat", chat, "answer what you type, or continue it line by line")
     for sub in (predicting, chatting):
-        sub.add_argument("--model", default=DEFAULT_MODEL, help="folder, tar, URL, or Hub id (user/name@revision)")
+        sub.add_argument(
+            "--model", type=_place, default=DEFAULT_MODEL, help="folder, tar, URL, or Hub id (user/name@revision)"
+        )
         sub.add_argument(
             "--dtype", choices=_DTYPES, default="auto", help="of the matrix products; auto: the fastest here"
         )
@@ -253,15 +292,26 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--min-p", type=float, default=0.0, help="only tokens this much as likely as the likeliest")
         sub.add_argument("--repetition-penalty", type=float, default=1.1, help="1: off")
         sub.add_argument("--min-tokens", type=int, default=0, help="the text does not end before")
-        sub.add_argument("--stop", action="append", default=[], help="end before this string; may be given again")
+        sub.add_argument(
+            "--stop", action="append", type=typed, default=[], help="end before this string; may be given again"
+        )
         sub.add_argument("--seed", type=int, help="the same seed gives the same text")
-        sub.add_argument("--system", default="", help="what a chat begins with: how the model is to answer")
+        sub.add_argument("--system", type=typed, default="", help="what a chat begins with: how the model is to answer")
+        sub.add_argument(
+            "--enable-thinking",
+            action=argparse.BooleanOptionalAction,
+            default=None,
+            help="whether it thinks before it answers in a chat, for models that can do both",
+        )
 
     evaluating = command("evaluate", evaluate, "perplexity per token, per word, and bits per byte")
-    evaluating.add_argument("--model", default=DEFAULT_MODEL, help="folder, tar, URL, or Hub id (user/name@revision)")
+    evaluating.add_argument(
+        "--model", type=_place, default=DEFAULT_MODEL, help="folder, tar, URL, or Hub id (user/name@revision)"
+    )
     evaluating.add_argument("--dtype", choices=_DTYPES, default="fp32", help="of the matrix products")
-    evaluating.add_argument("--data", "--dataset", required=True, help="file, folder, or Hub data set")
+    evaluating.add_argument("--data", "--dataset", type=_place, required=True, help="file, folder, or Hub data set")
     evaluating.add_argument("--data-config", "--dataset-config", help="configuration of a Hub data set")
+    evaluating.add_argument("--text-column", help="column of the rows that holds the text; default: those known")
     evaluating.add_argument("--split", default="validation", help="split; a single file has 'train' alone")
     evaluating.add_argument("--context", type=int, help="tokens in a window; default: the model's context")
     evaluating.add_argument("--stride", type=int, help="tokens by which it moves on; default: half the context")
@@ -277,9 +327,11 @@ def _parser() -> argparse.ArgumentParser:
     showing.add_argument(
         "what", choices=("attention", "tokens"), help="what each head looks at, or how much each token surprises"
     )
-    showing.add_argument("text", help="the text that it reads")
-    showing.add_argument("--model", default=DEFAULT_MODEL, help="folder, tar, URL, or Hub id (user/name@revision)")
-    showing.add_argument("--output", help="the page; default: attention.html or tokens.html")
+    showing.add_argument("text", type=typed, help="the text that it reads")
+    showing.add_argument(
+        "--model", type=_place, default=DEFAULT_MODEL, help="folder, tar, URL, or Hub id (user/name@revision)"
+    )
+    showing.add_argument("--output", type=_place, help="the page; default: attention.html or tokens.html")
 
     describing = command("card", card, "measure a trained model and write its model card")
     describing.add_argument("model", help="folder of a model that train.py made")
@@ -304,6 +356,8 @@ def _parser() -> argparse.ArgumentParser:
     importing.add_argument("checkpoint", help="the .pt file")
     importing.add_argument("output", help="folder for the model directory")
     importing.add_argument("--tokenizer", help="tokenizer.json, folder or Hub id, such as openai-community/gpt2")
-    importing.add_argument("--heads", choices=("average", "sum"), default="average", help="how its heads are joined")
+    importing.add_argument(
+        "--heads", choices=("average", "sum"), help="how its heads are joined; default: known by its tensors' names"
+    )
     importing.add_argument("--pad-token-id", type=int, help="its padding id; default: known by vocabulary size")
     return parser

@@ -72,7 +72,7 @@ def processor_quota(cgroups: Path = Path("/sys/fs/cgroup")) -> float:
     """How many processors' time a container may use; infinite where nothing limits it. PyTorch counts the machine's."""
     for path in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # of version 2, and of version 1
         try:
-            quota, period = " ".join((cgroups / name).read_text() for name in path).split()
+            quota, period = " ".join((cgroups / name).read_text(encoding="utf-8") for name in path).split()
             if float(quota) > 0:
                 return float(quota) / float(period)
         except (OSError, ValueError):  # ValueError: "max"
@@ -91,7 +91,7 @@ def describe(device: torch.device) -> str:
 
 def _processor_name() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.machine()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

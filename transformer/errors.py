@@ -1,8 +1,13 @@
 """The package's exceptions: one clear sentence each, caught at the faces (predict.py, train.py, cli.py)."""
 
+from transformer.credentials import redact
+
 
 class TransformerError(Exception):
-    """Base of every error this package raises on purpose; its message is meant for a person."""
+    """Base of every error this package raises on purpose; its message is meant for a person, and holds no secret."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(redact(text) if isinstance(text, str) else text for text in arguments))
 
 
 class ConfigError(TransformerError, ValueError):
@@ -19,6 +24,10 @@ class CheckpointError(TransformerError):
 
 class CorpusError(TransformerError):
     """A text source is missing, empty or not in a format that can be read."""
+
+
+class WriteError(TransformerError):
+    """A file cannot be written: there is no room, the folder is read-only, or a folder has its name."""
 
 
 class PublishError(TransformerError):

@@ -3,11 +3,11 @@
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from transformer.errors import CheckpointError
+from transformer.errors import CheckpointError, WriteError
 
 _MAX_JSON_BYTES = 16 * 2**20  # the index of a model of a thousand layers is a tenth of it
 
@@ -17,15 +17,30 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """A path to write to, which takes the place of `path` when the block ends without an error.
 
     A crash within the block leaves what was at `path` before.
+
+    Raises:
+        WriteError: if it cannot be written, as on a full disk, in a read-only folder, or where a folder has its name.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         settle(partial, path)
+    except Exception as error:
+        # safetensors has an error of its own for a full disk, and tokenizers raises a bare Exception.
+        if isinstance(error, OSError) or type(error) is Exception or type(error).__name__ == "SafetensorError":
+            raise WriteError(f"{path} cannot be written: {reason(error)}.") from error
+        raise
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def reason(error: Exception) -> str:
+    """Why a file could not be written or read, without the name of the file and the number of the error."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error).strip()
+    return (said or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def settle(partial: Path, path: Path) -> None:

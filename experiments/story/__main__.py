@@ -74,12 +74,14 @@ def write(results: dict, output: Path, settings: Settings) -> int:
         "steps": settings.steps,
         "held_out_lines": settings.held_out,
     }
-    (output / "results.json").write_text(json.dumps({"settings": facts, "runs": results}, indent=1) + "\n")
-    (output / "table.md").write_text(table(results))
+    (output / "results.json").write_text(
+        json.dumps({"settings": facts, "runs": results}, indent=1) + "\n", encoding="utf-8"
+    )
+    (output / "table.md").write_text(table(results), encoding="utf-8")
     (output / "plots").mkdir(exist_ok=True)
     for name, turn in TURNS.items():
         if {turn.control, *turn.others} <= results.keys():
-            (output / "plots" / f"{name}.svg").write_text(picture(turn, results))
+            (output / "plots" / f"{name}.svg").write_text(picture(turn, results), encoding="utf-8")
     if (output / "README.md").exists():
         fill_in(output / "README.md", "table", table(results))
     print(table(results))

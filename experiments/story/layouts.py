@@ -114,6 +114,9 @@ class ChangedBatches:
     def next(self) -> Batch:
         return self.change(self.source.next())
 
+    def at(self, progress: float) -> None:
+        self.source.at(progress)
+
     def state(self) -> dict[str, Any]:
         return self.source.state()
 

@@ -113,7 +113,7 @@ python -m experiments.story.perplexity3 --data WIKITEXT-2 --tokenizer GPT2 \\
     --steps {options.steps} --every {options.every} --stride {options.stride}
 ```
 """
-    Path(__file__).with_suffix(".md").write_text(page)
+    Path(__file__).with_suffix(".md").write_text(page, encoding="utf-8")
     print(page)
 
 

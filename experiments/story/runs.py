@@ -186,7 +186,7 @@ class Run:
         finally:
             engine.close()
         output = Path(self.config.output)
-        lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+        lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         validations = [line for line in lines if "validation_loss" in line]
         losses = [line["loss"] for line in lines if "loss" in line]
         shutil.rmtree(self.config.checkpoints)  # the run is over; its model stays
@@ -249,5 +249,5 @@ def kept(path: Path, make: Any) -> dict[str, Any]:
     """What is in this JSON file; made and written first where it is not there."""
     if not path.exists():
         with whole_file(path) as partial_path:
-            partial_path.write_text(json.dumps(make(), indent=1) + "\n")
-    return json.loads(path.read_text())
+            partial_path.write_text(json.dumps(make(), indent=1) + "\n", encoding="utf-8")
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -64,4 +64,6 @@ def picture(turn: Turn, results: Results) -> str:
 def fill_in(page: Path, name: str, text: str) -> None:
     """Put the text between <!-- name --> and <!-- /name --> of the page."""
     pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-    page.write_text(pattern.sub(lambda match: f"{match[1]}{text}{match[2]}", page.read_text()))
+    page.write_text(
+        pattern.sub(lambda match: f"{match[1]}{text}{match[2]}", page.read_text(encoding="utf-8")), encoding="utf-8"
+    )

@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from transformer.errors import ConfigError, CorpusError
+from transformer.errors import CheckpointError, ConfigError, CorpusError
 from transformer.model import ModelConfig, Transformer
 from transformer.text.batches import IGNORE
+from transformer.text.document import Document
 from transformer.text.tokenizer import Tokenizer
 
 
@@ -43,9 +44,9 @@ class Evaluation:
     """Summed negative log-likelihood of texts, and what was counted in them.
 
     nats: the sum over all tokens. tokens: of the model's tokenizer, in what the model read. words: of the texts as
-    they were given, pieces between white space, as lm-evaluation-harness counts them: white space at an end of a text
-    leaves an empty piece, which counts. n_bytes: of the texts as they were given, in UTF-8. context, stride: in
-    tokens; see `evaluate`.
+    they were given, what stands between white space. harness_words: these and what lm-evaluation-harness counts
+    besides, one where a text begins with white space, and one where it ends with it. n_bytes: of the texts as they were
+    given, in UTF-8; of documents, as they stand in their files. context, stride: in tokens; see `evaluate`.
     """
 
     nats: float
@@ -55,6 +56,7 @@ class Evaluation:
     documents: int
     context: int
     stride: int
+    harness_words: int = 0
 
     @property
     def token_perplexity(self) -> float:
@@ -62,7 +64,11 @@ class Evaluation:
 
     @property
     def word_perplexity(self) -> float:
-        return _exp(self.nats / self.words)
+        return _exp(self.nats / self.words) if self.words else math.inf  # of a text that is all white space
+
+    @property
+    def harness_word_perplexity(self) -> float:
+        return _exp(self.nats / self.harness_words) if self.harness_words else math.inf
 
     @property
     def byte_perplexity(self) -> float:
@@ -77,7 +83,7 @@ class Evaluation:
 def evaluate(
     model: Scores,
     tokenizer: Tokenizer,
-    texts: Iterable[str],
+    texts: Iterable[str | Document],
     context: int | None = None,
     stride: int | None = None,
     batch_size: int = 8,
@@ -87,8 +93,9 @@ def evaluate(
 
     That token is what the tokenizer puts in front of a prompt, or end-of-text if it puts nothing there. With a stride
     of the context, and `detokenize.wikitext` on pages of WikiText, these are the numbers of lm-evaluation-harness for
-    its task `wikitext`, whose last window too reaches back to be full. (Run it with `add_bos_token=False`: version
-    0.4.13 otherwise takes the token that our tokenizer puts in front for a part of the text, and scores it.)
+    its task `wikitext`, whose last window too reaches back to be full; its words are `harness_words`. (Run it with
+    `add_bos_token=False`: version 0.4.13 otherwise takes the token that our tokenizer puts in front for a part of the
+    text, and scores it.)
 
     Args:
         texts: read one at a time; the memory in use grows with the tokens of the longest one alone.
@@ -101,6 +108,7 @@ def evaluate(
     Raises:
         ConfigError: if context or stride do not fit the model or each other.
         CorpusError: if there is no text.
+        CheckpointError: if the model's scores are NaN or infinite.
     """
     longest = model.config.context_length
     context = longest if context is None else context
@@ -110,11 +118,13 @@ def evaluate(
     counts = Counter[str]()
 
     def rows() -> Iterator[Window]:
-        for text in texts:
+        for given in texts:
+            text = given.text if isinstance(given, Document) else given
             ids = _ids(tokenizer, detokenize(text) if detokenize else text)
             counts["tokens"] += len(ids) - 1
-            counts["words"] += len(re.split(r"\s+", text))
-            counts["n_bytes"] += len(text.encode())
+            counts["words"] += len(text.split())
+            counts["harness_words"] += len(re.split(r"\s+", text))
+            counts["n_bytes"] += given.n_bytes if isinstance(given, Document) else len(text.encode())
             counts["documents"] += 1
             yield from windows(ids, context, stride)
 
@@ -164,4 +174,7 @@ def _score(model: Scores, batch: list[Window]) -> float:
     inputs_BT = pad_sequence([inputs for inputs, _ in batch], batch_first=True).to(device)
     targets_BT = pad_sequence([targets for _, targets in batch], batch_first=True, padding_value=IGNORE).to(device)
     logits = model(inputs_BT).float().flatten(0, 1)
-    return float(F.cross_entropy(logits, targets_BT.flatten(), ignore_index=IGNORE, reduction="sum"))
+    nats = float(F.cross_entropy(logits, targets_BT.flatten(), ignore_index=IGNORE, reduction="sum"))
+    if not math.isfinite(nats):
+        raise CheckpointError("the model's scores are not finite numbers: its weights are damaged or too large.")
+    return nats

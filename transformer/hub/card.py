@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformer.credentials import redact
 from transformer.errors import CheckpointError
 from transformer.evaluation import Evaluation
 from transformer.files import whole_file
@@ -36,7 +37,7 @@ class TrainingFacts:
 
     def write(self, directory: str | Path) -> None:
         with whole_file(Path(directory) / TRAINING_FILE) as path:
-            path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+            path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, directory: str | Path) -> TrainingFacts:
@@ -46,13 +47,14 @@ class TrainingFacts:
             CheckpointError: if the model was not trained by this program.
         """
         try:
-            return cls(**json.loads((Path(directory) / TRAINING_FILE).read_text()))
+            return cls(**json.loads((Path(directory) / TRAINING_FILE).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(f"{directory} does not say how it was trained: {error}.") from error
 
 
 def command_line(options: dict[str, Any]) -> str:
-    """The command that trains with these options. Of local paths it shows the last part: the rest is private."""
+    """The command that trains with these options, without what is private: of local paths it shows the last part, and
+    no credentials of URLs."""
     words = ["python", "train.py"]
     for name, value in options.items():
         if isinstance(value, str) and Path(value).exists():
@@ -62,7 +64,7 @@ def command_line(options: dict[str, Any]) -> str:
             words.append(f"--{option}" if value else f"--no-{option}")
         elif name != "output":
             values = value if isinstance(value, tuple) else (value,)
-            words += [f"--{option}", *map(str, values)]
+            words += [f"--{option}", *(redact(str(value)) for value in values)]
     return shlex.join(words)
 
 
@@ -103,7 +105,7 @@ def write_card(
         f"{tokenizer.vocab_size:,} tokens; {weights / 1e6:.1f} MB of weights. In `transformers` it is a "
         f"`{architecture}`.",
         "## Data",
-        f"{data} Licence of the data: {data_license or 'not known'}.",
+        f"{redact(data)} Licence of the data: {data_license or 'not known'}.",
         "## Training",
         f"```\n{facts.command}\n```",
         f"{facts.steps:,} steps over {facts.tokens:,} tokens in {facts.seconds / 60:.0f} minutes on {facts.processor}. "
@@ -132,7 +134,7 @@ def write_card(
         "its data holds. Do not rely on what it says.",
     ]
     with whole_file(directory / "README.md") as path:
-        path.write_text("\n\n".join(parts) + "\n")
+        path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 def _front(name: str, evaluations: Sequence[tuple[str, Evaluation]], data_license: str | None) -> str:

@@ -5,6 +5,7 @@ config.json · model.safetensors · tokenizer.json · tokenizer_config.json · g
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from transformer.errors import CheckpointError
 from transformer.files import read_json, whole_file
 from transformer.hub.formats import hub_config, model_config
 from transformer.hub.tensors import hub_state, model_state
-from transformer.hub.weights import WEIGHTS, as_float, open_weights
+from transformer.hub.weights import WEIGHTS, open_weights
 from transformer.model import Transformer
 from transformer.text.tokenizer import Tokenizer
 
@@ -60,21 +61,22 @@ def load_model(directory: str | Path, device: torch.device | str = "cpu") -> Tra
     """Open the model of a model directory, without its tokenizer."""
     directory = Path(directory)
     config = model_config(read_json(directory / "config.json"))
-    state = model_state(open_weights(directory, config, device), config)
-    if config.tie_embeddings:  # the file holds the one matrix under either name
-        tied = state.get("token_embedding.weight", state.get("head.weight"))
-        if tied is not None:
-            state["token_embedding.weight"] = state["head.weight"] = tied
-    model = Transformer(config, initialise=False).to(device)
-    expected = model.state_dict()
-    missing = sorted(expected.keys() - state.keys())
-    if missing:
-        raise CheckpointError(f"{directory} lacks {len(missing)} tensors, the first of them {missing[0]!r}.")
-    for name, tensor in state.items():
-        if name not in expected or tensor.shape != expected[name].shape:
-            shape = tuple(expected[name].shape) if name in expected else "no such tensor"
-            raise CheckpointError(f"{directory}: {name!r} has shape {tuple(tensor.shape)}, expected {shape}.")
-    model.load_state_dict({name: as_float(name, tensor) for name, tensor in state.items()}, assign=True)
+    tensors = open_weights(directory, config, device)
+    model = Transformer(config, initialise=False)
+    try:
+        state = model_state(tensors, config, model.state_dict())
+    except CheckpointError as error:
+        raise CheckpointError(f"{directory}: {error}") from error
+    del tensors
+    if config.tie_embeddings:
+        held = [state[name] for name in ("token_embedding.weight", "head.weight") if name in state]
+        if torch.equal(held[0], held[-1]):  # the file holds the one matrix under either name
+            state["token_embedding.weight"] = state["head.weight"] = held[0]
+        else:  # as transformers has it: what was trained counts, whatever config.json says of it
+            config = dataclasses.replace(config, tie_embeddings=False)
+            model = Transformer(config, initialise=False)
+    model = model.to(device)
+    model.load_state_dict(state, assign=True)
     if config.tie_embeddings:
         model.head.weight = model.token_embedding.weight  # assigning gave each a parameter of its own
     return model.eval()
@@ -82,4 +84,4 @@ def load_model(directory: str | Path, device: torch.device | str = "cpu") -> Tra
 
 def _write_json(path: Path, fields: dict[str, Any]) -> None:
     with whole_file(path) as partial:
-        partial.write_text(json.dumps(fields, indent=2) + "\n")
+        partial.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")

@@ -18,43 +18,60 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
 )
 
+from transformer.credentials import check_login, redact, scrub
 from transformer.errors import TransformerError
 
 WAITS = [2.0, 10.0]  # seconds before the second and the third attempt
 _LONGEST_WAIT = 60.0  # that a Hub may ask for
 _PASSING = (429, 500, 502, 503, 504)
+# RuntimeError is how the client says that the Hub refused an upload.
+_FAILURES = (httpx2.HTTPError, OSError, RuntimeError)
+_FINAL = (
+    HFValidationError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    PermissionError,
+    httpx2.LocalProtocolError,
+    httpx2.UnsupportedProtocol,
+)
 
 T = TypeVar("T")
 
 
-class DamagedDownload(OSError):
-    """A file that arrived is not the one that the Hub has."""
+class DamagedFile(OSError):
+    """A file that arrived, or that is in the Hub's cache, is not the one that the Hub has."""
 
 
-def ask(request: Callable[[], T], failure: str, kind: type[TransformerError]) -> T:
+def ask(request: Callable[[], T], failure: str, kind: type[TransformerError], token: str | None = None) -> T:
     """What `request` gives; it must be one that may be made again.
 
     Args:
         failure: what did not work then, in words: the beginning of the sentence.
+        token: what the request is made with, if it is not the client's own; it has been checked.
 
     Raises:
-        kind: if the Hub says no, or does not answer in three attempts.
+        kind: if the token cannot be one, the Hub says no, or does not answer in three attempts.
     """
     for wait in (*WAITS, None):
         try:
+            if token is None:
+                check_login()
             return request()
-        except (httpx2.HTTPError, HFValidationError, OSError, RuntimeError) as error:
-            # RuntimeError is how the client says that the Hub refused an upload.
+        except TransformerError:
+            raise
+        except Exception as error:  # the client lets through those of the libraries that it uses
             seconds = None if wait is None else _wait(error, wait)
             if seconds is None:
-                raise kind(f"{failure}: {_cause(error)}") from error
+                raise kind(f"{failure}: {_cause(error)}") from scrub(error)
         time.sleep(seconds)
     raise AssertionError("the last attempt returns or raises")
 
 
 def _wait(error: Exception, seconds: float) -> float | None:
     """Seconds after which another attempt makes sense; None if it does not."""
-    if isinstance(error, (HFValidationError, LocalTokenNotFoundError)):
+    if isinstance(error, DamagedFile) and isinstance(error.__cause__, Exception):  # and could not be fetched again
+        return None if isinstance(error.__cause__, httpx2.ConnectError) else _wait(error.__cause__, seconds)
+    if isinstance(error, _FINAL) or not isinstance(error, _FAILURES):
         return None
     if isinstance(error, LocalEntryNotFoundError):  # nothing in the cache, and for this reason not from the Hub either
         reason = error.__cause__
@@ -69,6 +86,10 @@ def _wait(error: Exception, seconds: float) -> float | None:
 
 
 def _cause(error: Exception) -> str:
+    if isinstance(error, DamagedFile) and isinstance(error.__cause__, Exception):
+        unreachable = isinstance(error.__cause__, (OfflineModeIsEnabled, httpx2.ConnectError))
+        why = "the Hub cannot be reached." if unreachable else _cause(error.__cause__)
+        return f"{error}, and cannot be fetched again: {why}"
     if isinstance(error, LocalTokenNotFoundError):
         return "nobody is logged in; set HF_TOKEN or run `hf auth login`."
     if isinstance(error, LocalEntryNotFoundError):
@@ -77,4 +98,5 @@ def _cause(error: Exception) -> str:
         return "it is not in the Hub's cache here, and the Hub cannot be reached."
     status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
     hint = " Set HF_TOKEN or run `hf auth login`, with a token that may do this." if status in (401, 403) else ""
-    return (str(error).strip() or type(error).__name__).splitlines()[0] + hint
+    # Before it is cut into lines: a secret that a line end cuts in two would not be recognised.
+    return (redact(str(error)).strip() or type(error).__name__).splitlines()[0] + hint

@@ -1,4 +1,7 @@
-"""A file from a URL, on `urllib`: a download that breaks off goes on where it was, in this process or a later one."""
+"""A file from a URL, on `urllib`: a download that breaks off goes on where it was, in this process or a later one.
+
+The file is kept. Whether it is still the one at the URL is asked each time, by its ETag or the time it was changed.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,18 @@ import json
 import logging
 import re
 import socket
+import string
 import time
 import urllib.error
 import urllib.request
+from dataclasses import asdict, dataclass
 from email.message import Message
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import quote
 
+from transformer.checksum import checksum, is_intact
+from transformer.credentials import redact, scrub, split_credentials
 from transformer.errors import CheckpointError
 from transformer.files import settle
 
@@ -23,6 +31,7 @@ WAITS = [1.0, 3.0, 10.0, 30.0]  # seconds before another attempt; progress begin
 _LONGEST_WAIT = 60.0  # that a server may ask for
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
 _TIMEOUT = 60  # seconds without a byte
+_QUESTION_TIMEOUT = 10  # the same where there is a file already
 _MAX_BYTES = 32 * 2**30
 _BLOCK = 2**20
 
@@ -31,53 +40,118 @@ class _BrokenOff(OSError):
     """The answer ended before the file did."""
 
 
+@dataclass(frozen=True)
+class _Version:
+    """What a server says of the file at a URL, and, of one that is here whole, its checksum."""
+
+    etag: str | None = None
+    modified: str | None = None
+    length: int | None = None
+    sha256: str | None = None
+
+    @property
+    def strong(self) -> str | None:
+        """The mark of the version that If-Range takes: a strong ETag, or the time it was changed."""
+        return self.etag if self.etag and not self.etag.startswith("W/") else self.modified
+
+    def is_of(self, other: _Version) -> bool:
+        """Whether both are the same version, as far as can be seen."""
+        if self.etag and other.etag:
+            return self.etag.removeprefix("W/") == other.etag.removeprefix("W/")
+        if self.modified and other.modified and self.modified != other.modified:
+            return False
+        return None in (self.length, other.length) or self.length == other.length
+
+
 def download(url: str, target: Path) -> None:
-    """Bring what is at `url` to `target`, which is there whole or not at all.
+    """Bring what is at `url` to `target`, which is there whole or not at all, unless it is there already.
 
     What has arrived waits beside it under another name, with the server's mark of the version it is of: only of the
-    same version is the rest asked for.
+    same version is the rest asked for. A user and password in the URL are sent to its host alone.
+
+    If the server does not say how long the file is, a cut of the connection cannot be told from its end.
 
     Raises:
-        CheckpointError: if the server refuses, or breaks off again and again without sending anything.
+        CheckpointError: if the server refuses, or breaks off again and again without sending anything. If there is a
+            file of an earlier download, that one stays.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.arriving")
+    version_file, partial_version = target.with_suffix(".version"), partial.with_suffix(".arriving-version")
     with open(partial, "ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # two processes may want the same
-        if target.exists():
+        if target.exists() and _is_current(url, target, version_file):
+            if not file.seek(0, 2):
+                partial.unlink()
             return
         waits = iter(WAITS)
         while True:
             before = file.seek(0, 2)
             try:
-                _receive(url, file, partial.with_suffix(".version"))
+                version = _receive(url, file, partial_version)
                 break
-            except (OSError, http.client.HTTPException) as error:
+            except (OSError, http.client.HTTPException, ValueError) as error:
                 if file.seek(0, 2) > before:
                     waits = iter(WAITS)
                 seconds = _wait(error, next(waits, None))
                 if seconds is None:
                     if not file.tell():
                         partial.unlink()
-                        partial.with_suffix(".version").unlink(missing_ok=True)
-                    raise CheckpointError(f"{url} cannot be downloaded: {error}") from error
-                logger.info("the download of %s broke off at %s bytes; it goes on", url, f"{file.tell():,}")
+                        partial_version.unlink(missing_ok=True)
+                    raise CheckpointError(f"{url} cannot be downloaded: {error}") from scrub(error)
+                logger.info("the download of %s broke off at %s bytes; it goes on", redact(url), f"{file.tell():,}")
                 time.sleep(seconds)
         settle(partial, target)
-    partial.with_suffix(".version").unlink(missing_ok=True)
+    _write(version_file, _Version(version.etag, version.modified, version.length, checksum(target)))
+    partial_version.unlink(missing_ok=True)
 
 
-def _receive(url: str, file: BinaryIO, version_file: Path) -> None:
+def forget(target: Path) -> None:
+    """Remove a file that `download` brought."""
+    target.unlink(missing_ok=True)
+    target.with_suffix(".version").unlink(missing_ok=True)
+
+
+def _is_current(url: str, target: Path, version_file: Path) -> bool:
+    """Whether the file that is here is the one at the URL; so it is taken to be if the server does not answer."""
+    version = _read(version_file)
+    if version.sha256 and not is_intact(target, version.sha256):
+        logger.warning("the copy of %s in the cache is damaged; it is fetched again", redact(url))
+        return False
+    marks = {"If-None-Match": version.etag, "If-Modified-Since": None if version.etag else version.modified}
+    try:
+        request = _request(url, {name: mark for name, mark in marks.items() if mark})
+        with urllib.request.urlopen(request, timeout=_QUESTION_TIMEOUT) as reply:
+            kept = _Version(version.etag, version.modified, target.stat().st_size)
+            return _version(reply.headers).is_of(kept)
+    except urllib.error.HTTPError as error:
+        if error.code == 304:
+            return True
+        cause: Exception = error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        cause = error
+    logger.warning("%s is taken from the cache: whether it has changed is not known (%s)", redact(url), cause)
+    return True
+
+
+def _request(url: str, headers: dict[str, str]) -> urllib.request.Request:
+    address, authorization = split_credentials(url)
+    request = urllib.request.Request(quote(address, safe=string.punctuation), headers=headers)
+    if authorization:
+        request.add_unredirected_header("Authorization", authorization)
+    return request
+
+
+def _receive(url: str, file: BinaryIO, version_file: Path) -> _Version:
     """One attempt to bring the rest of the file, or all of it.
 
     Raises:
         OSError, HTTPException: if it fails.
     """
-    request, have = urllib.request.Request(url), file.seek(0, 2)
-    version = _read(version_file) if have else None
-    if version:
-        request.add_header("Range", f"bytes={have}-")
-        request.add_header("If-Range", version)  # of another version the whole comes instead
+    have = file.seek(0, 2)
+    version = _read(version_file).strong if have else None
+    # Of another version the whole comes instead.
+    request = _request(url, {"Range": f"bytes={have}-", "If-Range": version} if version else {})
     try:
         reply = urllib.request.urlopen(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
@@ -87,14 +161,15 @@ def _receive(url: str, file: BinaryIO, version_file: Path) -> None:
         raise _BrokenOff("the file has changed") from error
     with reply:
         start, end = _span(reply.status, reply.headers)
-        if reply.status == 206 and (start != have or _version(reply.headers) != version):
+        arriving = _version(reply.headers)
+        if reply.status == 206 and (start != have or arriving.strong != version):
             file.truncate(0)
             raise _BrokenOff("the file has changed")
         if start == 0:
             file.truncate(0)
         if end is not None and end > _MAX_BYTES:
             raise CheckpointError(f"{url} has {end:,} bytes, more than a model may have here.")
-        version_file.write_text(json.dumps(_version(reply.headers)))
+        _write(version_file, arriving)
         while block := reply.read(_BLOCK):
             file.write(block)
             if file.tell() > _MAX_BYTES:
@@ -102,6 +177,7 @@ def _receive(url: str, file: BinaryIO, version_file: Path) -> None:
         file.flush()
         if end is not None and file.tell() < end:
             raise _BrokenOff(f"it broke off at {file.tell():,} of {end:,} bytes")
+    return _Version(arriving.etag, arriving.modified, end)
 
 
 def _span(status: int, headers: Message) -> tuple[int, int | None]:
@@ -115,28 +191,32 @@ def _span(status: int, headers: Message) -> tuple[int, int | None]:
         if said is None:
             raise OSError("a part of the file came without saying which")
         return int(said[1]), int(said[3])
+    return 0, _version(headers).length
+
+
+def _version(headers: Message) -> _Version:
     length = headers.get("Content-Length", "")
-    return 0, int(length) if length.isdigit() else None
+    return _Version(headers.get("ETag"), headers.get("Last-Modified"), int(length) if length.isdigit() else None)
 
 
-def _version(headers: Message) -> str | None:
-    """The mark of the file's version that If-Range takes: a strong ETag, or the time it was changed."""
-    etag = headers.get("ETag")
-    return etag if etag and not etag.startswith("W/") else headers.get("Last-Modified")
-
-
-def _read(version_file: Path) -> str | None:
+def _read(version_file: Path) -> _Version:
+    """What is known of a file; nothing, if that cannot be read."""
     try:
-        version = json.loads(version_file.read_text())
-    except (OSError, ValueError):
-        return None
-    return version if isinstance(version, str) else None
+        return _Version(**json.loads(version_file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return _Version()
+
+
+def _write(version_file: Path, version: _Version) -> None:
+    version_file.write_text(json.dumps(asdict(version)), encoding="utf-8")
 
 
 def _wait(error: Exception, seconds: float | None) -> float | None:
     """Seconds after which another attempt makes sense; None if it does not."""
     if isinstance(error, urllib.error.URLError) and isinstance(error.reason, (ConnectionRefusedError, socket.gaierror)):
         return None  # nobody is there
+    if isinstance(error, (http.client.InvalidURL, ValueError)):  # it is no URL
+        return None
     if seconds is None or not isinstance(error, urllib.error.HTTPError):
         return seconds
     if error.code not in _PASSING:

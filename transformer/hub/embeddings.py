@@ -106,7 +106,7 @@ def _from_safetensors(path: Path) -> Tensor:
 def _shard(index: Path) -> str:
     """The name of the file that holds the token embedding, of a model in several files."""
     try:
-        files = json.loads(index.read_text())["weight_map"]
+        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         return Path(files[_name(files, index)]).name  # of a path into other folders only the name is taken
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{index} is not an index of weights: {error}.") from error

@@ -53,6 +53,7 @@ def model_config(fields: Mapping[str, Any]) -> ModelConfig:
                 f"config.json says model_type {model_type!r}; this program opens {', '.join(sorted(_FROM_HUB))}."
             )
         read = _Read(fields)
+        _expect_full_attention(read)
         config = ModelConfig(**{**_FROM_HUB[model_type](read), **extra})
         read.expect_no_more()
         return config
@@ -67,7 +68,7 @@ class _Read(dict[str, Any]):
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
         super().__init__({name: value for name, value in fields.items() if value is not None})
-        self.names = {"model_type", EXTRA_KEY, *_NOT_COMPUTED.split()}
+        self.names = {"model_type", EXTRA_KEY, *" ".join(_NOT_COMPUTED.values()).split()}
 
     def __getitem__(self, name: str) -> Any:
         self.names.add(name)
@@ -87,6 +88,15 @@ class _Read(dict[str, Any]):
         for name in sorted(self.keys() - self.names):
             if self[name]:
                 raise CheckpointError(f"config.json says {name} {self[name]!r}, which this program does not know.")
+
+
+def _expect_full_attention(fields: _Read) -> None:
+    """Refuse attention within a window."""
+    kinds = fields.get("layer_types", [])
+    if other := {str(kind) for kind in kinds} - {"full_attention"}:
+        raise CheckpointError(f"config.json says layer_types {min(other)!r}; expected full_attention.")
+    if not fields.get("use_sliding_window", False):
+        fields.names.add("max_window_layers")  # the layers without a window, if there were one
 
 
 def hub_architecture(config: ModelConfig) -> str | None:
@@ -138,12 +148,9 @@ def _from_llama(fields: _Read) -> dict[str, Any]:
     rope.expect("partial_rotary_factor", 1.0)
     fields.expect("partial_rotary_factor", 1.0)
     fields.expect("hidden_act", "silu")
-    if qwen:
-        fields.expect("use_sliding_window", False)
-        fields.names |= {"sliding_window", "max_window_layers"}  # they say nothing without the first
-        other = set(fields.get("layer_types", [])) - {"full_attention"}
-        if other:
-            raise CheckpointError(f"config.json says layer_types {other.pop()!r}; expected full_attention.")
+    fields.expect("use_sliding_window", False)
+    if qwen or "use_sliding_window" in fields:
+        fields.names.add("sliding_window")  # it says nothing without the one before
     theta = float(rope.get("rope_theta", fields.get("rope_theta", 10_000.0)))
     rope.expect_no_more()
     return {
@@ -258,16 +265,37 @@ _FROM_HUB: dict[str, Callable[[_Read], dict[str, Any]]] = {
     "opt": _from_opt,
 }
 
-# Fields that do not change the scores a trained model computes: how it began, was trained, is sampled from or named.
-_NOT_COMPUTED = """
-_name_or_path architectures dtype torch_dtype transformers_version transformers_weights transformers.js_config
-unsloth_version unsloth_fixed is_llama_config max_sequence_length pretraining_tp tokenizer_class prefix
-bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id decoder_start_token_id
-use_cache return_dict output_attentions output_hidden_states torchscript tf_legacy_loss use_bfloat16
-chunk_size_feed_forward id2label label2id num_labels _num_labels problem_type task_specific_params finetuning_task
-initializer_range init_std gradient_checkpointing
-attention_dropout activation_dropout attn_pdrop embd_pdrop layerdrop
-summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
-do_sample max_length min_length temperature top_k top_p typical_p num_beams num_beam_groups num_return_sequences
-early_stopping repetition_penalty length_penalty diversity_penalty no_repeat_ngram_size
-"""
+# Fields that do not change the scores a trained model computes, by the reason. What a field says does not matter.
+_NOT_COMPUTED = {
+    "who wrote the file, with what, and where it came from": """
+        _name_or_path _commit_hash architectures transformers_version transformers_weights transformers.js_config
+        unsloth_version unsloth_fixed is_llama_config""",
+    "how the weights are kept in the file, which the file says itself": "dtype torch_dtype use_bfloat16",
+    "which kernel computes attention: all of them compute the same": """
+        _attn_implementation _attn_implementation_autoset _attn_implementation_internal attn_implementation
+        _flash_attn_2_enabled use_flash_attn use_flash_attention use_flash_attention_2 use_sdpa
+        _experts_implementation""",
+    "what the tokenizer is and does": """
+        tokenizer_class prefix model_max_length bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id
+        cls_token_id mask_token_id decoder_start_token_id""",
+    "how long its training texts were; the positions are counted by max_position_embeddings or n_positions": """
+        max_sequence_length max_seq_length max_seq_len seq_length""",
+    "how matrix products are split over processes or in time: the results are the same": """
+        pretraining_tp chunk_size_feed_forward""",
+    "what a call gives back, or keeps for the next one": """
+        use_cache return_dict return_dict_in_generate output_attentions output_hidden_states output_scores
+        torchscript tf_legacy_loss keys_to_ignore_at_inference""",
+    "that it is a decoder, which these architectures always are": "is_decoder",
+    "how it began and was trained": """
+        initializer_range initializer_factor init_std gradient_checkpointing attention_dropout activation_dropout
+        attn_pdrop embd_pdrop hidden_dropout embedding_dropout classifier_dropout layerdrop ignore_index loss_type""",
+    "classification and other heads, which a language model lacks": """
+        id2label label2id num_labels _num_labels problem_type task_specific_params finetuning_task
+        summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout""",
+    "how texts are sampled: `generate` reads generation_config.json, ours its own options": """
+        do_sample max_length max_new_tokens min_length min_new_tokens temperature top_k top_p min_p typical_p
+        num_beams num_beam_groups num_return_sequences early_stopping repetition_penalty length_penalty
+        diversity_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids suppress_tokens
+        begin_suppress_tokens forced_bos_token_id forced_eos_token_id remove_invalid_values
+        exponential_decay_length_penalty""",
+}

@@ -5,21 +5,26 @@ Such a file is a pickled dictionary whose "model_state_dict" has one Q, K and V 
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from transformer.errors import CheckpointError
+from transformer.errors import CheckpointError, ConfigError
 from transformer.hub.pickles import load_pickle
 from transformer.model import ModelConfig, Transformer
 from transformer.model.config import Heads
 from transformer.model.positions import sinusoids
 
+logger = logging.getLogger("transformer")
 # The original padded with GPT-2's end of text, earlier with BERT's [PAD]: vocabulary size to padding id.
 _PADDING_ID = {50257: 50256, 30522: 0}
-_MASK_BUFFERS = re.compile(r"\.(causal_)?mask$")  # saved by the original, recomputed here
+_MASK_BUFFERS = re.compile(r"(^|\.)(causal_)?mask$")  # saved by the original, recomputed here
+# What torch.compile, (Distributed)DataParallel, FSDP and activation checkpointing put into the name of a tensor.
+_WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+_LAYERS, _EARLIER_LAYERS = "decoder_layers.", "decoder."
 _RENAMED = {
     "embedding": "token_embedding",
     "output_projection": "head",
@@ -31,19 +36,33 @@ _RENAMED = {
 _HEAD_PARTS = {"Q": "query", "K": "key", "V": "value"}
 
 
-def load_original(path: str | Path, heads: Heads = "average", pad_token_id: int | None = None) -> Transformer:
+def load_original(path: str | Path, heads: Heads | None = None, pad_token_id: int | None = None) -> Transformer:
     """The model of an original checkpoint; its sizes are read from the shapes of its tensors.
 
-    Args:
-        heads: "average" as the original ended, or "sum" as it began.
-        pad_token_id: the token that the original treated as padding; None: known from the vocabulary size, or none.
+    Earlier versions of the original called their layers `decoder.0`, `decoder.1`, ...; they summed the heads and masked
+    no padding. Later ones call them `decoder_layers.0`, ..., average the heads, and mask it.
 
-    At padding itself, where nothing is ever predicted, the logits are not those of the original.
+    Args:
+        heads: "average" or "sum"; None: as the names of the layers say.
+        pad_token_id: the token that the original treated as padding; None: known from the vocabulary size, or none,
+            and none in an earlier version.
+
+    At padding itself, where nothing is ever predicted, the logits are those of the original only if it masked none.
 
     Raises:
         CheckpointError: if the file is no such checkpoint; the tensor that is missing or does not fit is named.
     """
-    state = _read(Path(path))
+    state, is_earlier = _with_later_names(_read(Path(path)), Path(path))
+    if is_earlier:
+        logger.warning(
+            "%s names its layers as earlier versions of the original did: %s, and padding is %s.",
+            path,
+            "its heads are taken to be summed" if heads is None else f"its heads are joined as you say ({heads})",
+            "taken to be unmasked" if pad_token_id is None else f"the token {pad_token_id}, as you say",
+        )
+    elif pad_token_id is None and "embedding.weight" in state:
+        pad_token_id = _PADDING_ID.get(len(state["embedding.weight"]))
+    heads = heads or ("sum" if is_earlier else "average")
     config = _config(state, heads, pad_token_id)
     ours = _rename(state, config)
     model = Transformer(config, initialise=False)
@@ -55,18 +74,43 @@ def load_original(path: str | Path, heads: Heads = "average", pad_token_id: int 
             raise CheckpointError(f"{path}: {name!r} has shape {tuple(ours[name].shape)}, expected {tuple(shape)}.")
     if unknown := sorted(ours.keys() - expected.keys()):
         raise CheckpointError(f"{path} holds {unknown[0]!r}, for which the blog preset has no place.")
-    if not torch.allclose(state["pe"].float(), sinusoids(config.context_length, config.d_model), atol=1e-3):
+    if not torch.allclose(
+        state["pe"].float().flatten(0, -2), sinusoids(config.context_length, config.d_model), atol=1e-3
+    ):
         raise CheckpointError(f"{path}: the positions 'pe' are not the sinusoids of the paper.")
     model.load_state_dict(ours, assign=True)
     return model.eval()
 
 
 def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, or of a bare state_dict, without what wrappers of the model put into their names."""
     checkpoint = load_pickle(path)
-    state = checkpoint.get("model_state_dict") if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+    state = checkpoint.get("model_state_dict", checkpoint) if isinstance(checkpoint, dict) else None
+    if (
+        not isinstance(state, dict)
+        or not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items())
+        or (state is checkpoint and not any(name.endswith("embedding.weight") for name in state))
+    ):
         raise CheckpointError(f"{path} is no checkpoint of the original project: it has no model_state_dict.")
-    return {name: tensor for name, tensor in state.items() if not _MASK_BUFFERS.search(name)}
+    found: dict[str, Tensor] = {}
+    for wrapped, tensor in state.items():
+        name = ".".join(part for part in wrapped.split(".") if part not in _WRAPPERS)
+        if name in found:
+            raise CheckpointError(f"{path} holds {name!r} twice, the second time as {wrapped!r}.")
+        if not _MASK_BUFFERS.search(name):
+            found[name] = tensor
+    return found
+
+
+def _with_later_names(state: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], bool]:
+    """The tensors under the names of later versions, and whether they had those of an earlier one."""
+    earlier = [name for name in state if re.match(r"decoder\.\d+\.", name)]
+    if not earlier:
+        return state, False
+    if later := next((name for name in state if name.startswith(_LAYERS)), None):
+        raise CheckpointError(f"{path} holds both {earlier[0]!r} and {later!r}: expected the layers of one model.")
+    renamed = {_LAYERS + name.removeprefix(_EARLIER_LAYERS) if name in earlier else name: state[name] for name in state}
+    return renamed, True
 
 
 def _config(state: dict[str, Tensor], heads: Heads, pad_token_id: int | None) -> ModelConfig:
@@ -80,14 +124,16 @@ def _config(state: dict[str, Tensor], heads: Heads, pad_token_id: int | None) ->
             "blog",
             vocab_size=vocab_size,
             d_model=d_model,
-            context_length=state["pe"].shape[0],
+            context_length=state["pe"].shape[-2],
             n_layers=len(numbers(r"decoder_layers\.(\d+)\.")),
             n_heads=len(numbers(r"decoder_layers\.0\.attention_heads\.(\d+)\.")),
             head_dim=state["decoder_layers.0.attention_heads.0.Q.weight"].shape[0],
             d_feed_forward=state["decoder_layers.0.feed_forward.0.weight"].shape[0],
             heads=heads,
-            pad_token_id=_PADDING_ID.get(vocab_size) if pad_token_id is None else pad_token_id,
+            pad_token_id=pad_token_id,
         )
+    except ConfigError as error:
+        raise CheckpointError(f"this is no checkpoint of the original project: {error}") from error
     except KeyError as error:
         raise CheckpointError(f"this is no checkpoint of the original project: it has no tensor {error}.") from error
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.utils import disable_progress_bars
 
+from transformer.credentials import clean_token
 from transformer.errors import CheckpointError, PublishError
 from transformer.hub import checkpoint
 from transformer.hub.client import ask
@@ -24,12 +25,14 @@ def prepare(repository: str, public: bool = False, token: str | None = None) -> 
         token: None: the client's own, from HF_TOKEN or `hf auth login`.
 
     Raises:
-        PublishError: if nobody is logged in, or the Hub says no or does not answer.
+        PublishError: if nobody is logged in, the token cannot be one, or the Hub says no or does not answer.
     """
+    token = _checked(token, repository)
     ask(
         lambda: HfApi(token=token).create_repo(repository, private=not public, exist_ok=True),
         f"{repository} cannot be written to",
         PublishError,
+        token,
     )
 
 
@@ -44,6 +47,7 @@ def push(directory: str | Path, repository: str, public: bool = False, token: st
         PublishError: as `prepare`; the directory is left as it was.
     """
     directory = Path(directory)
+    token = _checked(token, repository)
     checkpoint.load(directory)
     if not (directory / "README.md").exists():
         raise CheckpointError(f"{directory} has no README.md: `python -m transformer card` writes the model card.")
@@ -60,6 +64,14 @@ def push(directory: str | Path, repository: str, public: bool = False, token: st
         ),
         f"{directory} is as it was, and `{again}` goes on, but the push to {repository} failed",
         PublishError,
+        token,
     )
     logger.info("published %s", commit.commit_url)
     return str(commit.commit_url)
+
+
+def _checked(token: str | None, repository: str) -> str | None:
+    try:
+        return clean_token(token)
+    except ValueError as error:
+        raise PublishError(f"{repository} cannot be written to: {error}") from None

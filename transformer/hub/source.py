@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from transformer.checksum import cache_folder, cached_checksum, checksum, is_intact
 from transformer.errors import CheckpointError
 from transformer.hub import archive as archives
 
@@ -20,11 +22,15 @@ MODEL_FILES = (
     "model-*-of-*.safetensors",
     "tokenizer.json",
     "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
     "chat_template.jinja",
     "generation_config.json",
     "README.md",
     "loss.svg",
 )
+_REPETITIONS = 2  # of a download that was no model
 
 
 def fetch(source: str | Path, files: Sequence[str] = MODEL_FILES) -> Path:
@@ -40,8 +46,8 @@ def fetch(source: str | Path, files: Sequence[str] = MODEL_FILES) -> Path:
         CheckpointError: if it is not there, or is no model.
     """
     text = str(source)
-    if text.startswith(("http://", "https://")):
-        return archives.unpack(_download(text), lambda name: _wanted(name, files))
+    if text.lower().startswith(("http://", "https://")):
+        return _from_url(text, files)
     path = Path(text)
     if path.is_dir():
         return path
@@ -70,49 +76,68 @@ def _from_hub(hub_id: str, files: Sequence[str]) -> Path:
     name, _, revision = hub_id.partition("@")
 
     def download() -> Path:
+        began = time.time()
         folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=list(files)))
-        _verify(folder)
+        for link in sorted(folder.iterdir()):
+            if _wanted(link.name, files):
+                _verify(link, name, began)
         return folder
 
     return ask(download, f"{hub_id} cannot be fetched from the Hub", CheckpointError)
 
 
-def _verify(folder: Path) -> None:
-    """Check the files of a snapshot, each once; the Hub's client counts bytes and does not look at them.
+def _verify(link: Path, repository: str, began: float) -> None:
+    """Check a file of a snapshot against its checksum, which the Hub's client does not look at; fetch it again if it
+    is damaged.
 
-    The Hub's cache names a file by its checksum: the SHA-256 of a large one, git's SHA-1 of a small one.
+    Args:
+        began: when this attempt did, in seconds since 1970: a damaged file that is newer has just been fetched.
 
     Raises:
-        DamagedDownload: if one is not what it should be; it is removed, so that it will be downloaded again.
+        DamagedFile: if it is not what it should be, and, unless it could not be replaced, is removed.
     """
-    from transformer.hub.client import DamagedDownload
+    from huggingface_hub import hf_hub_download, is_offline_mode
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
-    for link in (path for path in folder.iterdir() if path.is_symlink()):
-        file = link.resolve()
-        seen = _cache() / "verified" / file.name
-        if seen.exists():
-            continue
-        digest = hashlib.sha256() if len(file.name) == 64 else hashlib.sha1(b"blob %d\0" % file.stat().st_size)
-        with open(file, "rb") as content:
-            while block := content.read(2**20):
-                digest.update(block)
-        if digest.hexdigest() != file.name:
-            link.unlink()
-            file.unlink()
-            raise DamagedDownload(f"{link.name} has not the checksum that the Hub says it has.")
-        seen.parent.mkdir(parents=True, exist_ok=True)
-        seen.touch()
+    from transformer.hub.client import DamagedFile
+
+    expected = cached_checksum(link)
+    if expected is None or is_intact(link, expected):
+        return
+    if not link.exists() or link.stat().st_mtime < began:
+        try:
+            if is_offline_mode():
+                raise OfflineModeIsEnabled
+            hf_hub_download(repository, link.name, revision=link.parent.name, force_download=True)
+        except Exception as error:
+            # The client hides why it could not ask the Hub behind a ValueError.
+            reason = error.__cause__ if isinstance(error, ValueError) and error.__cause__ else error
+            raise DamagedFile(f"{link.name} in the Hub's cache is damaged") from reason
+        if is_intact(link, expected):
+            return
+    for path in (link.resolve(), link.parent / os.readlink(link), link):
+        path.unlink(missing_ok=True)
+    raise DamagedFile(f"{link.name} has not the checksum that the Hub says it has.")
 
 
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "decoder-only-transformer"
+def _from_url(url: str, files: Sequence[str]) -> Path:
+    """The model in the tar at `url`, which is kept in the cache.
 
+    What is no tar of a model is fetched again: it may have been cut, or be a page that stood in for the file.
 
-def _download(url: str) -> Path:
-    """The file at `url`, kept under its name in the cache."""
-    from transformer.hub.download import download  # imported late: a model that is here needs no network client
+    Raises:
+        CheckpointError: if it cannot be had, or stays no model; then it is not kept.
+    """
+    from transformer.hub.download import download, forget  # imported late: a local model needs no network client
 
-    target = _cache() / "downloads" / hashlib.sha256(url.encode()).hexdigest()[:16]
-    if not target.exists():
+    target = cache_folder() / "downloads" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    seen: list[str] = []
+    while True:
         download(url, target)
-    return target
+        try:
+            return archives.unpack(target, lambda name: _wanted(name, files), url)
+        except archives.DamagedArchive:
+            seen.append(checksum(target))
+            forget(target)
+            if seen.count(seen[-1]) > 1 or len(seen) > _REPETITIONS:
+                raise

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from transformer.errors import CheckpointError
 from transformer.hub.formats import hub_architecture, hub_config
+from transformer.hub.weights import as_float
 from transformer.model.config import ModelConfig
 from transformer.model.positions import sinusoids
 
@@ -149,6 +150,8 @@ OPT: dict[str, Rule] = {
 # Buffers that old files of these architectures hold beside the trained weights.
 _IGNORED_SUFFIXES = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 
+_TIED = {"token_embedding.weight", "head.weight"}
+
 # What stands before the names of all but the head; files of the model without its head leave it out, as GPT-2's own do.
 _BASE = {
     "Qwen3ForCausalLM": "model.",
@@ -173,24 +176,45 @@ def hub_state(state: State, config: ModelConfig) -> dict[str, Tensor]:
     }
 
 
-def model_state(tensors: State, config: ModelConfig) -> dict[str, Tensor]:
-    """The Hub's tensors under our names.
+def model_state(tensors: State, config: ModelConfig, ours: State) -> dict[str, Tensor]:
+    """The Hub's tensors under our names, in fp32. Of a tied embedding and head there may be only one.
+
+    Args:
+        ours: a state dict of a model of this `config`, of which the shapes alone are looked at.
 
     Raises:
-        CheckpointError: if there are tensors that this architecture has no place for.
+        CheckpointError: if a tensor is missing, has another shape, holds anything but finite numbers, or has no place
+            in this architecture. Tensors have the names that they have in the file.
     """
     architecture = hub_architecture(config)
-    if architecture is None:
-        return dict(tensors)
-    rules, base = dict(_rows(architecture, config)), _BASE[architecture]
-    if not any(name.startswith(base) for name in tensors):
-        tensors = {name if name in rules else base + name: tensor for name, tensor in tensors.items()}
+    rules = dict(_rows(architecture, config)) if architecture else {name: Same(name) for name in ours}
+    base = _BASE[architecture] if architecture else ""
+    bare = not any(name.startswith(base) for name in tensors)  # the file leaves out what stands before most names
+    rules = {theirs: rule for theirs, rule in rules.items() if _names(rule) <= ours.keys() | _computed(config)}
     state: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if name in rules:
-            state.update(rules[name].from_hub(tensor, config))
-        elif not name.endswith(_IGNORED_SUFFIXES):
-            raise CheckpointError(f"the weights hold {name!r}, for which {architecture} has no place here.")
+        theirs = base + name if bare and name not in rules else name
+        if theirs not in rules:
+            if name.endswith(_IGNORED_SUFFIXES):
+                continue
+            raise CheckpointError(f"the weights hold {name!r}, for which {architecture or 'the model'} has no place.")
+        rule = rules[theirs]
+        expected = rule.to_hub(ours, config).shape
+        if tensor.shape != expected:
+            raise CheckpointError(f"{name!r} has shape {tuple(tensor.shape)}, expected {tuple(expected)}.")
+        state.update(rule.from_hub(as_float(name, tensor), config))
+    present = set(state)
+    if config.tie_embeddings:  # either name will do; if there is neither, the embedding is what is missing
+        present |= _TIED if present & _TIED else {"head.weight"}
+    missing = [theirs for theirs, rule in rules.items() if not _names(rule) <= present | _computed(config)]
+    if missing:
+        first = missing[0].removeprefix(base) if bare else missing[0]
+        hint = (
+            ""
+            if missing != ["lm_head.weight"]
+            else (' If the head of this model is its embedding, set "tie_word_embeddings": true in config.json.')
+        )
+        raise CheckpointError(f"the weights lack {len(missing)} tensors, the first of them {first!r}.{hint}")
     return state
 
 

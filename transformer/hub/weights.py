@@ -11,6 +11,7 @@ from torch import Tensor
 
 from transformer.errors import CheckpointError
 from transformer.files import read_json
+from transformer.inference.finite import all_finite
 from transformer.model import ModelConfig
 
 WEIGHTS = "model.safetensors"
@@ -46,10 +47,14 @@ def as_float(name: str, tensor: Tensor) -> Tensor:
 
     Raises:
         CheckpointError: if it holds no floating-point numbers: quantised weights mean nothing without their scales.
+            Or if some are NaN or infinite.
     """
     if tensor.dtype not in _DTYPES:
         raise CheckpointError(f"{name!r} is of {tensor.dtype}, expected floating-point numbers.")
-    return tensor.float()
+    tensor = tensor.float()
+    if not all_finite(tensor):
+        raise CheckpointError(f"{name!r} holds numbers that are NaN or infinite: the weights are damaged.")
+    return tensor
 
 
 def _open(path: Path, device: torch.device | str) -> safe_open:

@@ -6,6 +6,7 @@ from transformer.inference.generator import Completion, Generation, Generator
 from transformer.inference.packed import PackedTransformer
 from transformer.inference.packing import pack
 from transformer.inference.sampling import SamplingOptions
+from transformer.inference.stopping import stops_of
 
 __all__ = [
     "Completion",
@@ -16,5 +17,6 @@ __all__ = [
     "answer",
     "messages_of",
     "pack",
+    "stops_of",
     "window_start",
 ]

@@ -18,9 +18,15 @@ def messages_of(prompt: str, system_prompt: str = "") -> list[dict[str, str]]:
 
 
 def answer(
-    generator: Generator, messages: Sequence[Mapping[str, str]], options: SamplingOptions | None = None
+    generator: Generator,
+    messages: Sequence[Mapping[str, str]],
+    options: SamplingOptions | None = None,
+    enable_thinking: bool | None = None,
 ) -> Generation:
     """The assistant's next answer, as `Generator.generate` gives a text.
+
+    Args:
+        enable_thinking: for templates that know it, such as Qwen3's; None: the template's own default.
 
     Raises:
         ChatError: if the model has no chat template, or that does not take these messages.
@@ -28,4 +34,4 @@ def answer(
     options = options or SamplingOptions()
     if generator.tokenizer.chat_template == CHAT_TEMPLATE:  # its turns end in plain text, not with a token
         options = dataclasses.replace(options, stop=(*options.stop, NEXT_TURN))
-    return generator.generate(chat_tokens(generator.tokenizer, messages), options)
+    return generator.generate(chat_tokens(generator.tokenizer, messages, enable_thinking), options)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from transformer.inference.finite import expect_finite
 from transformer.inference.sampling import SamplingOptions, choose
 from transformer.inference.served import ServedTransformer
 
@@ -60,13 +61,18 @@ class Decoder:
 
     @torch.inference_mode()
     def next(self) -> list[int]:
-        """Choose the next token of each text, and append it."""
+        """Choose the next token of each text, and append it.
+
+        Raises:
+            CheckpointError: if the model's scores are not finite numbers.
+        """
         for text, tokens in enumerate(self.tokens):
             if window_start(len(tokens), self._context) != self._starts[text]:
                 self._read(text)
         last = torch.tensor([tokens[-1] for tokens in self.tokens]) if self._last is None else self._last
         last = last.to(self._model.device)
         logits = self._model.step(last, self._memory)
+        expect_finite(logits)
         if self._new < self._options.min_tokens:
             logits[:, self._ends] = -math.inf
         seen = self._note(last) if self._options.repetition_penalty != 1.0 else None

@@ -147,13 +147,20 @@ class _Text:
     def add(self, token: int) -> str:
         """The text that is certain with this token; often empty."""
         if token in self.ends:
-            self.stop_reason = "end_of_text"
-            return self._stops.finish()
+            return self._end("end_of_text")
         self.completion_tokens += 1
         piece = self._stops.add(self._decoder.add(token))
         if self._stops.found:
             self.stop_reason = "stop_sequence"
         elif self.completion_tokens == self._most:
-            self.stop_reason = "length"
-            piece += self._stops.finish()
+            piece += self._end("length")
+        elif self._stops.would_end(self._decoder.held(self._stops.longest)):
+            piece += self._stops.add(self._decoder.finish())
+            self.stop_reason = "stop_sequence" if self._stops.found else None
         return piece
+
+    def _end(self, reason: StopReason) -> str:
+        """The rest of the text, which ends here unless a stop sequence stands in that rest."""
+        piece = self._stops.add(self._decoder.finish())
+        self.stop_reason = "stop_sequence" if self._stops.found else reason
+        return piece if self._stops.found else piece + self._stops.finish()

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from transformer.errors import ConfigError
+from transformer.inference.finite import expect_finite
 
 Precision = Literal["fp32", "bf16", "int8"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -80,11 +81,15 @@ class _Int8:
         self.seven_bits = not torch.cpu._is_vnni_supported()
 
     def __call__(self, x: Tensor) -> Tensor:
-        if x.numel() == x.shape[-1]:  # one row
-            out = torch.ops.quantized.linear_dynamic(x, self.packed, self.seven_bits)
-        else:
-            largest = x.abs().amax(dim=-1, keepdim=True).clamp_(min=_TINY)
-            out = torch.ops.quantized.linear_dynamic(x / largest, self.packed, self.seven_bits).mul_(largest)
+        try:
+            if x.numel() == x.shape[-1]:  # one row
+                out = torch.ops.quantized.linear_dynamic(x, self.packed, self.seven_bits)
+            else:
+                largest = x.abs().amax(dim=-1, keepdim=True).clamp_(min=_TINY)
+                out = torch.ops.quantized.linear_dynamic(x / largest, self.packed, self.seven_bits).mul_(largest)
+        except RuntimeError:  # FBGEMM finds no range for NaN
+            expect_finite(x)
+            raise
         return out if self.bias is None else out.add_(self.bias)
 
 

@@ -6,6 +6,7 @@ Dimensions: V vocabulary; "..." stands for as many dimensions as there are, the 
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +24,7 @@ class SamplingOptions:
     """
 
     max_tokens: int = 256  # at most this many new tokens
-    temperature: float = 0.8  # 0: always the likeliest token
+    temperature: float = 0.8  # 0, and whatever is not above GREEDY: always the likeliest token
     top_k: int = 50  # only the k likeliest tokens; 0: off
     top_p: float = 0.95  # only the likeliest tokens that together have this probability; 1: off
     min_p: float = 0.0  # only tokens at least this fraction as likely as the likeliest; 0: off
@@ -35,16 +36,19 @@ class SamplingOptions:
     def __post_init__(self) -> None:
         for name, low, high in _RANGES:
             value = getattr(self, name)
-            if not math.isfinite(value) or not low <= value <= high:
+            if not low <= value <= high:  # nor is NaN
                 raise ConfigError(f"{name} must be between {low} and {high}, not {value}.")
-        if self.repetition_penalty <= 0 or not math.isfinite(self.repetition_penalty):
+        if not 0 < self.repetition_penalty <= sys.float_info.max:
             raise ConfigError(f"repetition_penalty must be more than 0, not {self.repetition_penalty}.")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed must be a whole number from 0 to 2^63 - 1, not {self.seed}.")
         if self.min_tokens > self.max_tokens:
             raise ConfigError(f"min_tokens {self.min_tokens} is more than max_tokens {self.max_tokens}.")
         if any(not stop for stop in self.stop):
             raise ConfigError("a stop sequence is empty: every text would end at once.")
 
 
+GREEDY = 1e-3  # a temperature at which a token 0.1 nats less likely than the likeliest has a chance of e^-100
 _FEW = 1000  # tokens that nearly always have the probability that is asked for
 _RANGES = [
     ("max_tokens", 1, 2**31),
@@ -58,9 +62,11 @@ _RANGES = [
 
 def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     """Divide the positive logits of `seen` token ids (..., n) by `penalty` and multiply the negative ones (CTRL, Keskar
-    et al., 2019, 4.1)."""
+    et al., 2019, 4.1). A finite logit stays finite."""
     scores = logits.gather(-1, seen)
-    return logits.scatter(-1, seen, torch.where(scores > 0, scores / penalty, scores * penalty))
+    most = torch.finfo(logits.dtype).max
+    penalized = torch.where(scores > 0, scores / penalty, scores * penalty).clamp(-most, most)
+    return logits.scatter(-1, seen, torch.where(scores.isinf(), scores, penalized))
 
 
 def keep_top_p(ordered: Tensor, p: float, total: Tensor | None = None) -> Tensor:
@@ -98,23 +104,29 @@ def choose(logits: Tensor, options: SamplingOptions, seen: Tensor | None, genera
     """
     if options.repetition_penalty != 1.0 and seen is not None:
         logits = penalize_repetition(logits, seen, options.repetition_penalty)
-    if options.temperature == 0:
+    if options.temperature <= GREEDY:
         return logits.argmax(dim=-1)
     vocabulary = logits.shape[-1]
     count = min(options.top_k or vocabulary, vocabulary)
     total = None
     if count == vocabulary:
-        logits = logits.float() / options.temperature
+        logits = _cooled(logits, options.temperature)
         if options.top_p >= 1.0:
             probabilities = keep_min_p(logits, options.min_p).softmax(dim=-1)
             return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
         ordered, ids, total = _likeliest(logits, options.top_p)
     else:
         ordered, ids = logits.topk(count)
-        ordered = ordered.float() / options.temperature
+        ordered = _cooled(ordered, options.temperature)
     ordered = keep_top_p(ordered, options.top_p, total)
     probabilities = keep_min_p(ordered, options.min_p).softmax(dim=-1)
     return ids.gather(-1, torch.multinomial(probabilities, 1, generator=generator)).squeeze(-1)
+
+
+def _cooled(logits: Tensor, temperature: float) -> Tensor:
+    """Logits less the largest of them, divided by the temperature: none can become infinite but to be left out."""
+    logits = logits.float()
+    return (logits - logits.amax(dim=-1, keepdim=True)) / temperature
 
 
 def _likeliest(logits: Tensor, p: float) -> tuple[Tensor, Tensor, Tensor]:

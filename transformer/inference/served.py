@@ -8,17 +8,26 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from transformer.errors import CheckpointError
+from transformer.inference.finite import all_finite
 from transformer.inference.linear import Precision
 from transformer.inference.memory import Memory
 from transformer.model import Transformer
 
 
 class ServedTransformer(ABC):
-    """A model to serve or to evaluate, not to train: it keeps the weights as they were when it was made."""
+    """A model to serve or to evaluate, not to train: it keeps the weights as they were when it was made.
+
+    Raises:
+        CheckpointError: if there are NaN or infinity among the weights. Rounded to int8 they would look like others.
+    """
 
     training = False
 
     def __init__(self, model: Transformer, precision: Precision) -> None:
+        for name, parameter in model.named_parameters():
+            if not all_finite(parameter):
+                raise CheckpointError(f"the weights {name!r} hold numbers that are NaN or infinite: they are damaged.")
         self.config, self.precision = model.config, precision
         self.device: torch.device = model.token_embedding.weight.device
 

@@ -19,7 +19,7 @@ from transformer.show.weights import weights_of
 from transformer.text.tokenizer import Tokenizer
 
 MOST_TOKENS = 256  # a page grows with their square, and a head's picture has a point for each pair
-_STYLE, _SCRIPT = (Path(__file__).with_name(f"attention.{kind}").read_text() for kind in ("css", "js"))
+_STYLE, _SCRIPT = (Path(__file__).with_name(f"attention.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
 
 
 def attention_page(model: Transformer, tokenizer: Tokenizer, text: str, name: str) -> str:

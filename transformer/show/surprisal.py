@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from transformer.errors import CheckpointError
 from transformer.evaluation.perplexity import windows
 from transformer.model import Transformer
 from transformer.text.batches import IGNORE
@@ -31,7 +32,11 @@ class Surprisal:
 
 @torch.inference_mode()
 def surprisal_of(model: Transformer, tokens_N: Tensor, alternatives: int = 5) -> Surprisal:
-    """Score every token of a text but the first, in windows that overlap by half a context, as the evaluation does."""
+    """Score every token of a text but the first, in windows that overlap by half a context, as the evaluation does.
+
+    Raises:
+        CheckpointError: if the model's scores are NaN or infinite.
+    """
     context = model.config.context_length
     device = next(model.parameters()).device
     found: list[tuple[Tensor, ...]] = []
@@ -42,6 +47,10 @@ def surprisal_of(model: Transformer, tokens_N: Tensor, alternatives: int = 5) ->
             scored = targets_T != IGNORE
             hidden = model.hidden_states(inputs_T[None].to(device))[0, scored.to(device)]
             logits = model.head(hidden).float().cpu()  # (n, V)
+            if not logits.isfinite().all():
+                raise CheckpointError(
+                    "the model's scores are not finite numbers: its weights are damaged or too large."
+                )
             log_probabilities = logits.log_softmax(-1)
             own = log_probabilities.gather(1, targets_T[scored, None])  # (n, 1)
             top = log_probabilities.topk(min(alternatives, logits.shape[1]))

@@ -16,7 +16,7 @@ from transformer.show.text import Token, data, name_of, spans, tokens_of
 from transformer.text.tokenizer import Tokenizer
 
 DEEPEST = 12.0  # nats, where the colour is deepest: about one in 160,000
-_STYLE, _SCRIPT = (Path(__file__).with_name(f"tokens.{kind}").read_text() for kind in ("css", "js"))
+_STYLE, _SCRIPT = (Path(__file__).with_name(f"tokens.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
 
 
 def tokens_page(model: Transformer, tokenizer: Tokenizer, text: str, name: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from transformer.errors import CheckpointError
 from transformer.model import Transformer
 from transformer.model.attention import MultiHeadAttention, attention_weights, causal_mask
 
@@ -23,6 +24,7 @@ def weights_of(model: Transformer, tokens_T: Tensor) -> Tensor:
 
     Raises:
         ContextLengthError: if there are more tokens than the model has positions for.
+        CheckpointError: if the weights are NaN or infinite.
     """
     found: list[Tensor] = []
 
@@ -44,4 +46,7 @@ def weights_of(model: Transformer, tokens_T: Tensor) -> Tensor:
         model.train(training)
         for hook in hooks:
             hook.remove()
-    return torch.stack(found)
+    weights = torch.stack(found)
+    if not weights.isfinite().all():
+        raise CheckpointError("the model's attention is not finite numbers: its weights are damaged or too large.")
+    return weights

@@ -19,29 +19,50 @@ _RENDERER = Path(__file__).with_name("chat_renderer.py")
 _SECONDS = 30.0  # on a busy machine; its processor time is bounded more tightly
 
 
-def chat_tokens(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> list[int]:
+def chat_tokens(
+    tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], enable_thinking: bool | None = None
+) -> list[int]:
     """The tokens after which a model gives the assistant's next answer to `messages`, by its own template.
 
+    Args:
+        enable_thinking: what templates know by this name, such as Qwen3's; None: the template's own default.
+
     Raises:
-        ChatError: if it has none, or as `render`.
+        ChatError: if it has none, or one that does not know `enable_thinking` where that is given, or as `render`.
     """
-    if tokenizer.chat_template is None:
+    template = tokenizer.chat_template
+    if template is None and (names := tokenizer.chat_template_names):
+        raise ChatError(
+            f"this model has the chat templates {', '.join(names)}, and none called default. Copy the one to use from "
+            "its tokenizer_config.json into a file chat_template.jinja beside it."
+        )
+    if template is None:
         raise ChatError("this model continues texts and has no chat template: it takes a prompt and no system prompt.")
-    return tokenizer.encode_chat(render(tokenizer.chat_template, messages, tokenizer.special_tokens))
+    if enable_thinking is not None and "enable_thinking" not in template:
+        raise ChatError("the model's chat template does not know enable_thinking: leave it out.")
+    given = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+    return tokenizer.encode_chat(render(template, messages, tokenizer.special_tokens, given))
 
 
-def render(template: str, messages: Sequence[Mapping[str, str]], special_tokens: Mapping[str, str]) -> str:
+def render(
+    template: str,
+    messages: Sequence[Mapping[str, str]],
+    special_tokens: Mapping[str, str],
+    given: Mapping[str, bool] | None = None,
+) -> str:
     """The prompt after which a model gives the assistant's next answer.
 
     Args:
         template: Jinja, as `chat_template` of a `tokenizer_config.json` has it.
         messages: {"role": "system", "user" or "assistant", "content": text} each.
         special_tokens: what the template knows as `bos_token`, `eos_token` and so on.
+        given: what else it knows.
 
     Raises:
         ChatError: if the template refuses these messages, is wrong, or wants too much time or memory.
     """
-    task = json.dumps({"template": template, "messages": list(messages), "special_tokens": dict(special_tokens)})
+    known = {**special_tokens, **(given or {})}
+    task = json.dumps({"template": template, "messages": list(messages), "special_tokens": known})
     command = [sys.executable, "-I", str(_RENDERER)]
     try:
         done = subprocess.run(command, input=task.encode(), capture_output=True, timeout=_SECONDS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from transformer.text.conversation import Parts
 
@@ -21,10 +21,12 @@ class Document:
     """A text in parts, each with whether it is learned; a part that is not learned is only read, as prompts are.
 
     continues: this is a further piece of the document before it, which is too long to be held in memory.
+    left_out: bytes that its file has for it besides the text: a byte order mark, and the "\\r" of line ends.
     """
 
     parts: Parts
     continues: bool = False
+    left_out: int = field(default=0, compare=False)
 
     @classmethod
     def of(cls, text: str, prompt: str = "") -> Document:
@@ -37,6 +39,11 @@ class Document:
         return "".join(text for text, _ in self.parts)
 
     @property
+    def n_bytes(self) -> int:
+        """Bytes of it in its file, as UTF-8."""
+        return len(self.text.encode()) + self.left_out
+
+    @property
     def learns(self) -> bool:
         """Whether there is something to learn in it."""
         return any(learned and text.strip() for text, learned in self.parts)
@@ -47,11 +54,11 @@ def pieces_of(document: Document) -> Iterator[Document]:
     if sum(len(text) for text, _ in document.parts) <= 2 * PIECE:
         yield document
         return
-    continues = document.continues
+    continues, left_out = document.continues, document.left_out
     for text, learned in document.parts:
         for piece in _cut([text]):
-            yield Document(((piece, learned),), continues)
-            continues = True
+            yield Document(((piece, learned),), continues, left_out)
+            continues, left_out = True, 0
 
 
 def articles(lines: Iterable[str]) -> Iterator[Document]:
@@ -93,19 +100,22 @@ def first_documents(pieces: Iterable[Document], count: int) -> Iterator[Document
 def join_pieces(pieces: Iterable[Document]) -> Iterator[Document]:
     """Whole documents, from pieces of them."""
     parts: list[tuple[str, bool]] = []
+    left_out = 0
     for piece in pieces:
         if parts and not piece.continues:
-            yield _joined(parts)
-            parts = []
+            yield _joined(parts, left_out)
+            parts, left_out = [], 0
         parts += piece.parts
+        left_out += piece.left_out
     if parts:
-        yield _joined(parts)
+        yield _joined(parts, left_out)
 
 
-def _joined(parts: list[tuple[str, bool]]) -> Document:
+def _joined(parts: list[tuple[str, bool]], left_out: int) -> Document:
     """One document of the parts; what was cut is one part again."""
     groups = itertools.groupby(parts, key=lambda part: part[1])
-    return Document(tuple(("".join(text for text, _ in group), learned) for learned, group in groups))
+    joined = tuple(("".join(text for text, _ in group), learned) for learned, group in groups)
+    return Document(joined, left_out=left_out)
 
 
 def _cut(texts: Iterable[str]) -> Iterator[str]:

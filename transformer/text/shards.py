@@ -26,7 +26,7 @@ from transformer.text.tokens import TokenStream, token_dtype, token_parts
 from transformer.text.wikipedia import VERSION as CLEANING
 
 logger = logging.getLogger("transformer")
-_FORMAT = 1  # to be raised when the same text and tokenizer give other tokens, or other files
+_FORMAT = 2  # to be raised when the same text and tokenizer give other tokens, or other files
 _META = "meta.json"
 _FILES = ("tokens", "learned", "starts")
 _DAMAGED = (OSError, ValueError, KeyError)  # what reading a folder raises that is not as it was written
@@ -40,6 +40,7 @@ def tokenized(
     tokenizer: Tokenizer,
     cache: Path | None = None,
     clean: str | None = None,
+    text_column: str | None = None,
     max_documents: int | None = None,
 ) -> TokenStream:
     """The tokens of a corpus as memory-mapped arrays; made now if they are not in `cache` yet.
@@ -47,7 +48,7 @@ def tokenized(
     Memory does not grow with the corpus. Several processes may do this at the same time.
 
     Args:
-        source, config, split: as in `transformer.text.corpus.documents`. clean, max_documents: as in its
+        source, config, split, text_column: as in `transformer.text.corpus.documents`. clean, max_documents: as in its
             `pieces`.
         cache: folder of shards; None: decoder-only-transformer/tokens in $XDG_CACHE_HOME, or else in ~/.cache.
 
@@ -55,7 +56,8 @@ def tokenized(
         CorpusError: if the corpus cannot be read or has nothing to learn, or the tokens cannot be written.
     """
     cache = cache or _default_cache()
-    folder = cache / _key(source, config, split, tokenizer, clean, max_documents)
+    text = (source, config, split, clean, text_column, max_documents)
+    folder = cache / _key(tokenizer, *text)
     if folder.exists():
         try:
             return _open(folder)
@@ -64,7 +66,7 @@ def tokenized(
     logger.info("tokenising %s (%s)", source, split)
     try:
         with _partial_folder(folder) as partial:
-            _write(partial, tokenizer, pieces(source, config, split, clean, max_documents), source)
+            _write(partial, tokenizer, pieces(*text), source)
             stream = _open(partial)  # what is mapped stays, whatever other processes do to the folder
             _put_in_place(partial, folder)
             return stream
@@ -80,15 +82,17 @@ def _default_cache() -> Path:
 
 
 def _key(
+    tokenizer: Tokenizer,
     source: str,
     config: str | None,
     split: str,
-    tokenizer: Tokenizer,
     clean: str | None,
+    text_column: str | None,
     max_documents: int | None,
 ) -> str:
     everything = [_FORMAT, tokenizer.backend.to_str(), tokenizer.end_of_text, config, split]
     everything += [clean, CLEANING] if clean else []
+    everything += ["text column", text_column] if text_column else []
     everything += [max_documents] if max_documents else []
     return hashlib.sha256(json.dumps([*everything, fingerprint(source, config, split)]).encode()).hexdigest()
 
@@ -99,7 +103,7 @@ def _open(folder: Path) -> TokenStream:
     Raises:
         OSError, ValueError, KeyError: if they are not as they were written.
     """
-    meta = json.loads((folder / _META).read_text())
+    meta = json.loads((folder / _META).read_text(encoding="utf-8"))
     for name, size in meta["sizes"].items():
         if (found := (folder / name).stat().st_size) != size:
             raise ValueError(f"{name} has {found} bytes, not {size}")
@@ -130,7 +134,7 @@ def _write(folder: Path, tokenizer: Tokenizer, text: Iterable[Document], source:
         (folder / "learned").unlink()
     sizes = {name: (folder / name).stat().st_size for name in _FILES if (folder / name).exists()}
     meta = {"dtype": np.dtype(token_dtype(tokenizer)).name, "n_bytes": n_bytes, "sizes": sizes, "source": source}
-    (folder / _META).write_text(json.dumps(meta, indent=2) + "\n")
+    (folder / _META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -37,8 +37,9 @@ class StreamBatches:
         rank: int = 0,
         world: int = 1,
         block_windows: int = 2048,
+        text_column: str | None = None,
     ) -> None:
-        self._where = (source, config, split)
+        self._where = (source, config, split, text_column)
         self._tokenizer, self._length, self._batch_size, self._seed = tokenizer, length, batch_size, seed
         self._rank, self._world = rank, world
         self._characters = max(block_windows, batch_size) * length * _CHARACTERS_IN_TOKEN

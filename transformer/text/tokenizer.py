@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,25 +12,29 @@ from typing import Any
 
 from tokenizers import Tokenizer as Backend
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
-from tokenizers.decoders import DecodeStream
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 
+from transformer.checksum import cached_checksum, is_intact
+from transformer.credentials import check_login, scrub
 from transformer.errors import CheckpointError, ConfigError
 from transformer.files import read_json, whole_file
-from transformer.text import suspicion, wordpiece
+from transformer.text import byte_level, prefix_space, suspicion, wordpiece
+from transformer.text.stream_decoder import StreamDecoder, decode
 
 END_OF_TEXT = "<|endoftext|>"
 # What the end-of-text token is called in tokenizers that do not say so themselves.
 _KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
+_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")  # the first that a directory has
 _MAX_BYTES = 33 * 2**20  # of a file: the largest known, of 262,144 tokens, has 32
 _MAX_HOLES = 100_000  # ids below the largest one that no token has; every one costs a row of the embedding
 _TEMPLATE_FILE = "chat_template.jinja"
 _MAX_TEMPLATE_BYTES = 2**20
-_CONTEXT = 64  # ids before a streamed text by which its first pieces are decoded
 _NOT_KEPT = ("auto_map", "tokenizer_file", "name_or_path")  # of somebody's settings: code, and places of his
+_LONGEST_RUN = 256  # characters between white space, or of it, that are one word of the training of a vocabulary
+_LONG_RUN = re.compile(rf"\S{{{_LONGEST_RUN + 1},}}|\s{{{_LONGEST_RUN + 1},}}")
 _TRAINING_CHARACTERS = 2**24  # more text takes more memory and time, and hardly gives another vocabulary
 
 
@@ -90,6 +95,11 @@ class Tokenizer:
         return {name: token for name, token in (own | named).items() if token}
 
     @property
+    def chat_template_names(self) -> list[str]:
+        """The names of the chat templates, where there are several; the one called "default" is `chat_template`."""
+        return sorted(_templates(self._settings.get("chat_template")))
+
+    @property
     def vocab_size(self) -> int:
         """One more than the largest token id.
 
@@ -105,7 +115,8 @@ class Tokenizer:
 
     @classmethod
     def load(cls, source: str | Path) -> Tokenizer:
-        """Open a `tokenizer.json` or BERT's `vocab.txt`, a directory that holds one, or that of a model on the Hub.
+        """Open a `tokenizer.json`, BERT's `vocab.txt` or GPT-2's `vocab.json` (with the `merges.txt` beside it), a
+        directory that holds one, or that of a model on the Hub.
 
         BERT's [CLS] and [SEP] are put around no text; [SEP] is the end of text.
 
@@ -114,20 +125,20 @@ class Tokenizer:
         """
         path = Path(source)
         if path.is_dir():
-            path = next((path / name for name in ("tokenizer.json", "vocab.txt") if (path / name).exists()), path)
+            path = next((path / name for name in _FILES if (path / name).exists()), path / _FILES[0])
         elif not path.exists():
             path = _download(str(source))
-        if path.is_file() and path.stat().st_size > _MAX_BYTES:
-            raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes, more than any tokenizer needs.")
+        settings = _optional_json(path.with_name("tokenizer_config.json"))
+        config = _optional_json(path.with_name("config.json"))
         with _reported(f"{path} is not a tokenizer that can be read"):
-            backend = wordpiece.open_vocabulary(path) if path.suffix == ".txt" else Backend.from_file(str(path))
+            backend = _open(path, settings, config)
             fault = suspicion.fault(backend)
         if fault:
             raise CheckpointError(f"{path} is refused: {fault}.")
         backend.no_truncation()  # what a file says of these is how somebody else used it once
         backend.no_padding()
         wordpiece.leave_texts_bare(backend)
-        settings = _optional_json(path.with_name("tokenizer_config.json"))
+        prefix_space.apply_setting(backend, settings, config)
         ends = _end_ids(path.parent)
         pad = _token(settings.get("pad_token"))
         if pad is None and backend.token_to_id(wordpiece.PAD) is not None:
@@ -148,7 +159,9 @@ class Tokenizer:
 
         Every string can be encoded, and decoding gives it back unchanged. Encoding puts the end-of-text token in
         front, as where a document begins. Of more than 16 million characters, lines spread evenly over the texts
-        are learned from: half of them, a quarter and so on. Memory does not grow with the texts.
+        are learned from: half of them, a quarter and so on. Memory does not grow with the texts. Of a run of more than
+        256 characters without white space, or of white space, each 256 are learned from as a text of their own: the
+        training takes a time that grows with the square of a word's length.
 
         Args:
             texts: documents, or pieces of them.
@@ -171,7 +184,7 @@ class Tokenizer:
             initial_alphabet=ByteLevel.alphabet(),
             show_progress=False,
         )
-        lines = (line for text in texts for line in io.StringIO(text))  # with their ends, and at "\n" alone
+        lines = (part for text in texts for line in io.StringIO(text) for part in _cut_runs(line))  # with their ends
         backend.train_from_iterator(_evenly(lines, _TRAINING_CHARACTERS), trainer)
         backend.post_processor = TemplateProcessing(
             single=f"{end_of_text} $A", special_tokens=[(end_of_text, backend.token_to_id(end_of_text))]
@@ -182,7 +195,7 @@ class Tokenizer:
         """Write `tokenizer.json` and the `tokenizer_config.json` by which `transformers` opens it."""
         directory = Path(directory)
         with whole_file(directory / "tokenizer.json") as path:
-            self.backend.save(str(path))
+            path.write_text(self.backend.to_str(pretty=True), encoding="utf-8")
         kept = {name: value for name, value in self._settings.items() if name not in _NOT_KEPT}
         names = kept | self.special_tokens | {"tokenizer_class": "PreTrainedTokenizerFast"}
         if self.chat_template is not None:
@@ -244,47 +257,61 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """The text of `ids`."""
-        return self.backend.decode(list(ids), skip_special_tokens=skip_special)
+        return decode(self.backend, ids, skip_special)
 
     def stream(self, before: Sequence[int] = ()) -> StreamDecoder:
         """A decoder for ids that arrive one at a time, after the ids `before`."""
-        return StreamDecoder(self, before)
-
-
-class StreamDecoder:
-    """Text pieces from token ids that arrive one at a time; a piece never ends within a UTF-8 character.
-
-    Bytes that are no character become U+FFFD, as in `Tokenizer.decode`. A character that is not complete when the
-    ids end is not shown.
-
-    Args:
-        before: ids that stand before them: of a text's first token some tokenizers leave out the space in front.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
-        self._backend = tokenizer.backend
-        before = list(before)[-_CONTEXT:]
-        if tokenizer.decode(before).endswith("\ufffd"):  # the library would wait for the rest of a character
-            before = []
-        self._stream = DecodeStream(ids=before, skip_special_tokens=True)
-
-    def add(self, token_id: int) -> str:
-        """The text that `token_id` completes; often empty within a character of several tokens."""
-        return self._stream.step(self._backend, token_id) or ""
+        return StreamDecoder(self.backend, before)
 
 
 def _download(hub_id: str) -> Path:
     """The `tokenizer.json` of the Hub model `user/name` or `user/name@revision`."""
-    from huggingface_hub import hf_hub_download  # imported late: a local tokenizer needs no network client
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     name, _, revision = hub_id.partition("@")
     try:
+        check_login()
         with suppress(LocalEntryNotFoundError):  # not every model has one
-            hf_hub_download(name, "tokenizer_config.json", revision=revision or None)
-        return Path(hf_hub_download(name, "tokenizer.json", revision=revision or None))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise CheckpointError(f"{hub_id} is no file, no folder, and no tokenizer on the Hub: {error}") from error
+            _download_file(name, "tokenizer_config.json", revision or None)
+        return _download_file(name, "tokenizer.json", revision or None)
+    except Exception as error:  # the client lets through those of the libraries that it uses
+        raise CheckpointError(f"{hub_id} is no file, no folder, and no tokenizer on the Hub: {error}") from scrub(error)
+
+
+def _download_file(name: str, file: str, revision: str | None) -> Path:
+    """A file in the Hub's cache, fetched if it is not there, or is damaged."""
+    from huggingface_hub import hf_hub_download  # imported late: a local tokenizer needs no network client
+
+    for again in (False, True):
+        path = Path(hf_hub_download(name, file, revision=revision, force_download=again))
+        digest = cached_checksum(path)
+        if digest is None or is_intact(path, digest):
+            return path
+    raise CheckpointError(f"{file} has not the checksum that the Hub says it has.")
+
+
+def _open(path: Path, settings: Mapping[str, Any], config: Mapping[str, Any]) -> Backend:
+    """The tokenizer of a file, whose name says of what kind it is.
+
+    Raises:
+        CheckpointError: if it is not there, is too large, or is part of a tokenizer of another kind.
+        Exception: if it cannot be read.
+    """
+    merges = path.with_name("merges.txt")
+    pair = path.name == "vocab.json"
+    if not path.exists() or (pair and prefix_space.tokenizer_class(settings, config) != "GPT2Tokenizer"):
+        raise CheckpointError(
+            f'{path.parent} has no tokenizer.json. Make one: python -c "from transformers import AutoTokenizer as A; '
+            f"A.from_pretrained('{path.parent}').save_pretrained('{path.parent}')\""
+        )
+    if pair and not merges.exists():
+        raise CheckpointError(f"{path.parent} has a vocab.json without its merges.txt.")
+    for file in (path, merges) if pair else (path,):
+        if file.is_file() and file.stat().st_size > _MAX_BYTES:
+            raise CheckpointError(f"{file} has {file.stat().st_size:,} bytes, more than any tokenizer needs.")
+    if pair:
+        return byte_level.open_vocabulary(path, merges, settings)
+    return wordpiece.open_vocabulary(path) if path.suffix == ".txt" else Backend.from_buffer(path.read_bytes())
 
 
 @contextmanager
@@ -292,6 +319,8 @@ def _reported(failure: str) -> Iterator[None]:
     """What the library raises, as our error that begins with `failure`: bare Exception, or a panic, which is none."""
     try:
         yield
+    except CheckpointError:
+        raise
     except BaseException as error:
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise CheckpointError(
@@ -331,9 +360,25 @@ def _chat_template(directory: Path, settings: Mapping[str, Any]) -> str | None:
         except ValueError as error:
             raise CheckpointError(f"{path} is no text: {error}.") from error
     said = settings.get("chat_template")
-    if isinstance(said, list):
-        said = {one.get("name"): one.get("template") for one in said if isinstance(one, dict)}.get("default")
+    said = _templates(said).get("default", said)
     return said if isinstance(said, str) else None
+
+
+def _cut_runs(line: str) -> Iterator[str]:
+    """The line, cut where a run of characters without white space, or of white space, is longer than a word may be."""
+    start = 0
+    for run in _LONG_RUN.finditer(line):
+        for stop in range(run.start() + _LONGEST_RUN, run.end(), _LONGEST_RUN):
+            yield line[start:stop]
+            start = stop
+    yield line[start:]
+
+
+def _templates(said: Any) -> dict[str, Any]:
+    """Several chat templates by their names."""
+    if not isinstance(said, list):
+        return {}
+    return {str(one.get("name")): one.get("template") for one in said if isinstance(one, dict)}
 
 
 def _evenly(lines: Iterable[str], characters: int) -> list[str]:

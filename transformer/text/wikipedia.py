@@ -29,7 +29,7 @@ _BACK_MATTER = re.compile(
 )
 _HEADING_WITH_STOP = re.compile(r"[A-Z0-9][^.!?:;]{0,60}\.")
 _TAG = re.compile(
-    r"</?(?:br|dl|dt|dd|li|ul|ol|div|span|small|big|center|poem|p|blockquote|nowiki|i|b|u)\b[^<>]*>", re.I
+    r"</?(?:br|dl|dt|dd|li|ul|ol|div|span|small|big|center|poem|p|blockquote|nowiki|i|b|u)\b[^<>]*>", re.IGNORECASE
 )
 _MARKUP = re.compile(
     r"</?[a-z]+(?:\s[^<>]*)?/?>|\{\{|\}\}|\{\||\|\}|\[\[|^\s*[|!]|\b(?:style|class|colspan|rowspan|bgcolor|cellpadding)="
@@ -40,8 +40,9 @@ _AS_OF = re.compile(r"(^|[.] )?\bs of (?=\d{4}\[ ?\[update\]\])")  # "As of" has
 _UPDATE_NOTICE = re.compile(r"\[ ?\[update\]\]")
 _EMPTY_BRACKETS = re.compile(r"[ \u00a0]?(?:\((?:[\s;:,/\]]|or|and)*\)|\[\s*\])")
 _BRACKET_START = re.compile(r"\((?:\s*(?:[;:,\]]|(?:or|and)(?=\s*[;:,])))+\s*|\(\s+")
-_BRACKET_END = re.compile(r"(?:\s*[;:,]|(?<=[;:,])\s*\])+\s*\)|\s+\)")
-_SPACE_BEFORE = re.compile(r" +(?=[,.;:!?](?:\s|$))")
+# Only from the beginning of a run on, or the time would grow with the square of its length.
+_BRACKET_END = re.compile(r"(?<![\s;:,])(?:(?:\s*[;:,]|(?<=[;:,])\s*\])+\s*|\s+)\)")
+_SPACE_BEFORE = re.compile(r"(?<! ) +(?=[,.;:!?](?:\s|$))")
 _SENTENCE_END = (".", "!", "?", '."', '!"', '?"', ".)", ".”", "…")
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from transformer.errors import ConfigError
-from transformer.model import ModelConfig
+from transformer.model import PRESETS, ModelConfig
 from transformer.training.budget import SCHEDULES, Budget
 
+PREFLIGHT = ("stop", "warn", "off")
 # What a run may change when it goes on: where and how it computes, how long, and what it shows.
 _FREE = {
     *("output", "token_cache", "resume", "restart", "checkpoint_every", "keep_checkpoints"),
@@ -30,6 +32,8 @@ class TrainConfig:
             data set on the Hub. Rows have a text, a prompt and a completion, or messages. Also --dataset.
         output: Folder for the trained model. A run that stopped there goes on.
         data_config: Configuration of a Hub data set, such as wikitext-2-raw-v1. Also --dataset-config.
+        text_column: Column of the rows that holds the text, such as content; without it text, or one of the others
+            that are known.
         clean: wikipedia: take out of articles what an extraction left behind (markup, empty brackets, lists,
             references), and leave out stubs; validation text stays as it is.
         max_documents: Train on the first so many documents (articles, rows) alone; without it on all of them.
@@ -50,17 +54,17 @@ class TrainConfig:
             computed from the pairs of tokens in the text.
         freeze_embeddings: Leave the token embeddings as they are.
         preset: Architecture: paper, gpt2, modern or blog.
-        context_length: Tokens the model can attend to.
+        context_length: Tokens the model can attend to; with init_from, tokens in a window, no more than its own.
         short_window_share: Part of the run that trains on shorter windows, which are faster, before those of
             context_length.
         short_window_length: Tokens of these windows; a batch of them has about as many tokens as one of the others.
         d_model: Width of the model.
         n_layers: Number of layers.
         n_heads: Number of attention heads.
-        n_kv_heads: Number of key-value heads; without it the preset's.
+        n_kv_heads: Number of key-value heads; without it the preset's, or the most below it that divide n_heads.
         d_feed_forward: Width of the feed-forward layers; without it derived from d_model.
         tie_embeddings: Use the token embeddings as vocabulary projection too; without it as the preset does.
-        dropout: Without it the preset's.
+        dropout: Without it the preset's, or that of the model that init_from names.
         batch_size: Windows in a batch, over all processes together.
         accumulate: Batches whose gradients are summed for one step.
         optimizer: adamw, or muon for the matrices of the layers and adamw for the rest.
@@ -92,13 +96,13 @@ class TrainConfig:
         keep_checkpoints: How many of the last checkpoints are kept, besides the best model.
         resume: Insist on going on: an error if output has no checkpoint. A run with the same output goes on anyway.
         restart: Begin anew, even if output has checkpoints.
-        seed: Of the weights, the dropout and the order of the data.
+        seed: Of the weights, the dropout and the order of the data: a whole number from 0 to 2^63 - 1.
         precision: auto (bf16 where it is faster), bf16 or fp32.
         compile: Compile the training step with torch.compile; it takes a C++ compiler and about a minute.
         parallel: What several processes do: ddp (each has the whole model) or fsdp (each has a part of every tensor).
         trackers: Also report to these: tensorboard, wandb, trackio. They are installed by the user.
-        preflight: Check text, batches and model before the first step, in under a minute at the default size; what
-            cannot be right stops the run.
+        preflight: Check text, batches and model before the first step. stop: a check that fails stops the run. warn:
+            it is a warning, and the run goes on. off: nothing is checked.
         push_to: Publish the trained model on the Hub as user/name, with the token of HF_TOKEN or `hf auth login`.
         push_public: Let everyone see it, if the repository is new.
         device: auto, cpu, cuda or mps.
@@ -107,6 +111,7 @@ class TrainConfig:
     data: str
     output: str = "output"
     data_config: str | None = None
+    text_column: str | None = None
     clean: Literal["wikipedia"] | None = None
     max_documents: int | None = None
     validation_data: str | None = None
@@ -166,7 +171,7 @@ class TrainConfig:
     compile: bool = False
     parallel: str = "ddp"
     trackers: tuple[str, ...] = ()
-    preflight: bool = True
+    preflight: Literal["stop", "warn", "off"] = "stop"
     push_to: str | None = None
     push_public: bool = False
     device: str = "auto"
@@ -177,8 +182,9 @@ class TrainConfig:
         other = "patience validate_every checkpoint_every window_stride embedding_learning_rate max_documents"
         for name in f"{positive} {limits} {other}".split():
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"{name} must be more than 0, not {value}.")
+            highest = math.inf if name in ("clip", "max_loss") else sys.float_info.max  # these two may have no bound
+            if value is not None and not 0 < value <= highest:
+                raise ConfigError(f"{name} must be a number more than 0, not {value}.")
         for name, what in (
             ("warmup", "part of the run"),
             ("prompt_share", "part of the windows"),
@@ -186,11 +192,18 @@ class TrainConfig:
         ):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} is a {what}, in [0, 1), not {getattr(self, name)}.")
+        if not 0 <= self.beta2 < 1 or not 0 <= (self.dropout or 0) < 1:
+            name = "dropout" if 0 <= self.beta2 < 1 else "beta2"
+            raise ConfigError(f"{name} must be in [0, 1), not {getattr(self, name)}.")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(f"weight_decay must be a number from 0 on, not {self.weight_decay}.")
         for name, what in (("decay", "part of the run"), ("final_learning_rate", "part of learning_rate")):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is a {what}, in [0, 1], not {getattr(self, name)}.")
         if self.schedule not in SCHEDULES:
             raise ConfigError(f"schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}.")
+        if self.preflight not in PREFLIGHT:
+            raise ConfigError(f"preflight must be one of {', '.join(PREFLIGHT)}, not {self.preflight!r}.")
         if self.max_cost and not self.price_per_hour:
             raise ConfigError("max_cost needs price_per_hour: what the machine costs in an hour.")
         if self.start_from_bigrams and (self.stream or self.init_from or self.embeddings_from):
@@ -202,10 +215,8 @@ class TrainConfig:
                 f"short_window_length must be below context_length ({self.context_length}), "
                 f"not {self.short_window_length}."
             )
-        if self.short_window_share and (self.stream or self.window_stride):
-            raise ConfigError("short_window_share excludes stream and window_stride.")
-        if self.stream and (self.clean or self.max_documents):
-            raise ConfigError("clean and max_documents have no effect on a stream: leave them out, or stream.")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed must be a whole number from 0 to 2^63 - 1, not {self.seed!r}.")
         if self.resume and self.restart:
             raise ConfigError("resume and restart exclude each other.")
 
@@ -243,6 +254,9 @@ class TrainConfig:
         for name in ("n_kv_heads", "d_feed_forward", "tie_embeddings", "dropout"):  # where None means the preset's
             if getattr(self, name) is not None:
                 sizes[name] = getattr(self, name)
+        if self.n_kv_heads is None and "n_kv_heads" in PRESETS.get(self.preset, {}):
+            # As many as the preset has, where that many share the heads evenly: of one head, one.
+            sizes["n_kv_heads"] = math.gcd(PRESETS[self.preset]["n_kv_heads"], self.n_heads)
         return ModelConfig.preset(self.preset, vocab_size=vocab_size, **sizes)
 
     def changed(self) -> dict[str, Any]:

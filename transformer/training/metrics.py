@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from transformer.errors import TransformerError
-from transformer.files import whole_file
+from transformer.errors import WriteError
+from transformer.files import reason, whole_file
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -18,34 +18,39 @@ class Metrics:
 
     Args:
         step: the run goes on after this step; what stands there of later ones, which will be made again, is removed.
+
+    Raises:
+        WriteError: if it cannot be written.
     """
 
     def __init__(self, directory: Path, step: int = 0) -> None:
         self._path = directory / METRICS_FILE
-        kept = [line for line in self._lines() if line["step"] <= step] if step else []
         with whole_file(self._path) as path:
-            path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            kept = [line for line in self._lines() if line["step"] <= step] if step else []
+            path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     def write(self, numbers: dict[str, Any]) -> None:
         """Append a line.
 
         Raises:
-            TransformerError: if there is no room for it.
+            WriteError: if there is no room for it.
         """
         line = json.dumps({name: _rounded(value) for name, value in numbers.items()})
         try:
-            with open(self._path, "a") as file:
+            with open(self._path, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
         except OSError as error:
-            raise TransformerError(f"{self._path} cannot be written: {error}.") from error
+            raise WriteError(f"{self._path} cannot be written: {reason(error)}.") from error
 
     def _lines(self) -> list[dict[str, Any]]:
         lines = []
-        for line in self._path.read_text().splitlines() if self._path.exists() else []:
+        for line in self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []:
             try:
-                lines.append(json.loads(line))
+                read = json.loads(line)
             except ValueError:  # a torn line: only the last one can be, and it will be written again
                 continue
+            if isinstance(read, dict) and isinstance(read.get("step"), int):
+                lines.append(read)
         return lines
 
 

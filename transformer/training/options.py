@@ -13,6 +13,7 @@ import yaml
 
 from transformer.errors import ConfigError
 from transformer.training.config import TrainConfig
+from transformer.training.effects import refuse_without_effect
 
 _PRESETS = Path(__file__).with_name("presets")
 _OTHER_NAMES = {"--dataset": "--data", "--dataset-config": "--data-config"}  # as other programs call them
@@ -25,19 +26,34 @@ def parse(arguments: list[str], program: str = "train.py") -> TrainConfig:
         program: whose command line it is.
 
     Raises:
-        ConfigError: if a file or an option in it is wrong. SystemExit: if an argument is, after saying how.
+        ConfigError: if a file or an option in it is wrong, or an option that is given has no effect.
+        SystemExit: if an argument is wrong, after saying how.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     known, rest = first.parse_known_args([_own_name(argument) for argument in arguments])
+    if "--no-preflight" in rest or "--preflight=False" in rest:
+        raise ConfigError("--no-preflight is no option any more: write --preflight off.")
     options = read(known.config) if known.config else {}
+    on_the_command_line = _given(rest)
+    if "data" in on_the_command_line:  # the file's configuration is one of the data set that it names
+        options.pop("data_config", None)
     # `data` is the one option without a default: on the command line it is asked for unless the file has it.
     default = TrainConfig(**{"data": tyro.MISSING, **options})
     description = (
         "Train a decoder-only Transformer.\n\n--config NAME|FILE: begin with the options of a preset "
         f"({', '.join(presets())}) or of a YAML or TOML file; other options override them."
     )
-    return tyro.cli(TrainConfig, prog=program, description=description, args=rest, default=default)
+    config = tyro.cli(TrainConfig, prog=program, description=description, args=rest, default=default)
+    refuse_without_effect(config, {*on_the_command_line, *options}, options.keys() - on_the_command_line)
+    return config
+
+
+def _given(arguments: list[str]) -> set[str]:
+    """The names of the options on a command line, those with their default value too."""
+    fields = {field.name for field in dataclasses.fields(TrainConfig)}
+    names = {one.partition("=")[0][2:].replace("-", "_") for one in arguments if one.startswith("--")}
+    return fields & (names | {name.removeprefix("no_") for name in names})
 
 
 def _own_name(argument: str) -> str:
@@ -59,7 +75,7 @@ def read(name: str) -> dict[str, Any]:
     """
     path = _PRESETS / f"{name}.yaml" if name in presets() else Path(name)
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         options = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
     except OSError as error:
         raise ConfigError(f"there is no config {name}: expected {', '.join(presets())} or a file.") from error
@@ -70,6 +86,8 @@ def read(name: str) -> dict[str, Any]:
     options = {str(key).replace("-", "_"): value for key, value in options.items()}
     fields = {field.name: str(field.type) for field in dataclasses.fields(TrainConfig)}
     for key, value in options.items():
+        if key == "preflight" and isinstance(value, bool):  # YAML reads off as false
+            options[key] = value = "stop" if value else "off"
         if key not in fields:
             raise ConfigError(f"{name} has an option {key} that does not exist: see train.py --help.")
         options[key] = _converted(f"{key} in {name}", value, fields[key])

@@ -3,44 +3,61 @@
 from __future__ import annotations
 
 import logging
+import threading
 from pathlib import Path
 
 import numpy as np
 
 from transformer.device import describe
-from transformer.errors import PreflightError, TransformerError
+from transformer.errors import ConfigError, PreflightError, TransformerError, WriteError
 from transformer.evaluation import evaluate
+from transformer.files import reason
 from transformer.hub import checkpoint
 from transformer.hub.card import TrainingFacts, command_line, write_card
 from transformer.hub.publish import prepare, push
-from transformer.text.batches import Windows, validation_batches
+from transformer.text.batches import Windows
 from transformer.text.tokenizer import Tokenizer
 from transformer.training import state
 from transformer.training.budget import Progress
 from transformer.training.config import TrainConfig
 from transformer.training.curve import draw_curve
+from transformer.training.effects import refuse_without_effect
 from transformer.training.engine import Engine
+from transformer.training.lock import only_run_in
 from transformer.training.memory import keep_freed_memory
 from transformer.training.parts import Parts, build
 from transformer.training.preflight import preflight
+from transformer.training.targets import coverage, validation_rows
 from transformer.training.trainer import Trainer
 
 logger = logging.getLogger("transformer")
+_NOT_OF_THE_RUN = ("resume", "restart")
 _VALIDATION_ROWS = 8  # windows scored at once
 _SCORED_TOKENS = 50_000  # of the validation text, for the card: about a minute on a CPU at the default size
 
 
-def train(config: TrainConfig, hub_token: str | None = None) -> Progress:
+def train(config: TrainConfig, hub_token: str | None = None, stop: threading.Event | None = None) -> Progress:
     """Train a model as `config` says; the best one is left in `config.output`.
 
     Args:
         hub_token: to publish with, if it is not the Hub client's own. It is no option: options are written down.
+        stop: when this is set, the run stops as after SIGTERM: for a thread, which gets no signals.
 
     Raises:
         Interrupted: if it was asked to stop; its state is saved.
         PreflightError: if a check before the first step failed.
-        TransformerError: if the options, the text or the model to start from cannot be used.
+        TransformerError: if the options, the text or the model to start from cannot be used, another run is in the
+            output folder, or there is no room to write.
     """
+    refuse_without_effect(config, ())
+    with only_run_in(config.output):
+        try:
+            return _train(config, hub_token, stop)
+        except OSError as error:  # of a write that has no sentence of its own
+            raise WriteError(f"the run cannot go on: {error.filename or config.output}: {reason(error)}.") from error
+
+
+def _train(config: TrainConfig, hub_token: str | None, stop: threading.Event | None) -> Progress:
     engine = Engine(config.device, config.parallel, config.trackers, config.output)
     if not engine.main:
         logger.setLevel(logging.WARNING)
@@ -59,14 +76,17 @@ def train(config: TrainConfig, hub_token: str | None = None) -> Progress:
             else "a stream of text",
             f"{engine.world} × {engine.device.type}",
         )
-        if config.preflight and not state.exists(config.checkpoints):  # or it has begun already
+        if parts.training:
+            _say_what_is_learned(parts.training)
+        if config.preflight != "off" and not state.exists(config.checkpoints):  # or it has begun already
             _preflight(parts, config, engine)
-        rows = validation_batches(validation, config.validation_windows, _VALIDATION_ROWS, engine.rank, engine.world)
+        rows = validation_rows(validation, config.validation_windows, _VALIDATION_ROWS, engine.rank, engine.world)
         if engine.device.type == "cpu":
             keep_freed_memory()  # not before: what tokenising freed is not needed again
-        progress = Trainer(model.train(), tokenizer, parts.source, rows, config, engine).run()
+        progress = Trainer(model.train(), tokenizer, parts.source, rows, config, engine, stop).run()
         if engine.main:
-            command = command_line(config.changed())
+            # How a run is taken up belongs to no run.
+            command = command_line({name: v for name, v in config.changed().items() if name not in _NOT_OF_THE_RUN})
             processor = f"{engine.world} × {describe(engine.device)}" if engine.world > 1 else describe(engine.device)
             facts = TrainingFacts(command, progress.step, progress.tokens, progress.seconds, processor)
             facts.write(config.output)
@@ -80,8 +100,24 @@ def train(config: TrainConfig, hub_token: str | None = None) -> Progress:
         engine.close()
 
 
+def _say_what_is_learned(training: Windows) -> None:
+    """Say once how much of the text cannot be learned from, or not well, in windows of this length.
+
+    Raises:
+        ConfigError: if there is nothing to learn at all: the run would never end, or end as it began.
+    """
+    found = coverage(training)
+    if found.empty == found.windows:
+        raise ConfigError(
+            "there is nothing to learn in the text that is trained on: it holds prompts alone. Give a text with more "
+            "completions, or --validation-data, so that none of it has to be held out."
+        )
+    for sentence in found.sentences(training.length):
+        logger.warning("%s", sentence)
+
+
 def _preflight(parts: Parts, config: TrainConfig, engine: Engine) -> None:
-    """Check the run in its first process, while the others wait; all of them stop if it fails.
+    """Check the run in its first process, while the others wait; all of them stop if it fails, unless it is to warn.
 
     Raises:
         PreflightError: with cause and cure of what failed. ConfigError: if an option cannot work.
@@ -91,10 +127,10 @@ def _preflight(parts: Parts, config: TrainConfig, engine: Engine) -> None:
         try:
             report = preflight(parts, config, engine)
             logger.info("%s", report.table())
-            for check in report.warned:
+            for check in (*report.failed, *report.warned) if config.preflight == "warn" else report.warned:
                 logger.warning("%s: %s", check.name, check.cause_and_cure)
-            if report.failed:
-                error = PreflightError(f"{report.sentences()} (--no-preflight trains all the same.)")
+            if report.failed and config.preflight == "stop":
+                error = PreflightError(f"{report.sentences()} (--preflight warn trains all the same.)")
         except TransformerError as raised:
             error = raised
     if engine.sum(float(error is not None))[0]:

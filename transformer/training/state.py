@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from transformer.errors import CheckpointError
-from transformer.files import remove_partial, settle
+from transformer.files import reason, remove_partial, settle
 from transformer.model import Transformer
 from transformer.training.engine import like, whole
 
@@ -85,16 +86,23 @@ def whole_model(model: Transformer) -> Transformer:
 
 
 def remove(directory: Path) -> None:
-    """Delete all checkpoints."""
+    """Delete all checkpoints.
+
+    Raises:
+        CheckpointError: if one cannot be deleted.
+    """
     for path in _files(directory):
-        path.unlink()
+        try:
+            path.unlink()
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be removed: {reason(error)}.") from error
 
 
 def save(directory: Path, step: int, state: State, keep: int) -> Path:
     """Write a checkpoint, then delete all but the last `keep`.
 
     Raises:
-        CheckpointError: if there is no room for it; those before it stay.
+        CheckpointError: if it cannot be written, as on a full disk; those before it stay.
     """
     partial = directory / f".step-{step:08d}.partial"
     try:
@@ -104,11 +112,15 @@ def save(directory: Path, step: int, state: State, keep: int) -> Path:
         path = directory / f"step-{step:08d}-{_checksum(partial)}.safetensors"
         settle(partial, path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"the checkpoint of step {step} cannot be written: {error}.") from error
+        raise CheckpointError(
+            f"the checkpoint of step {step} cannot be written to {directory}: {reason(error)}."
+        ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
     for old in _files(directory)[keep:]:
-        old.unlink(missing_ok=True)
+        with suppress(OSError):  # then there is one more than need be
+            old.unlink(missing_ok=True)
     return path
 
 
@@ -130,7 +142,7 @@ def load(directory: Path) -> State | None:
 
 def _files(directory: Path) -> list[Path]:
     """Checkpoints, the newest first."""
-    found = [path for path in directory.glob("step-*.safetensors") if _NAME.fullmatch(path.name)]
+    found = [path for path in directory.glob("step-*.safetensors") if _NAME.fullmatch(path.name) and path.is_file()]
     return sorted(found, key=lambda path: int(_NAME.fullmatch(path.name)[1]), reverse=True)  # type: ignore[index]
 
 

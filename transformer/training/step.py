@@ -25,8 +25,8 @@ class Diverged(TransformerError):
 
 @dataclass(frozen=True)
 class Step:
-    """loss: nats per token before the update. gradient_norm: before clipping. tokens: targets learned from.
-    learning_rate: the highest of any weight."""
+    """loss: nats per token before the update. gradient_norm: before clipping. tokens: targets learned from; of a step
+    without any, in which nothing changed, loss and norm are nan. learning_rate: the highest of any weight."""
 
     loss: float
     gradient_norm: float
@@ -71,14 +71,16 @@ class Stepper:
             places.append(self.source.describe_last())
         local = [int((part.targets != IGNORE).sum()) for part in parts]
         tokens = int(self.engine.sum(sum(local))[0])
+        if not tokens:  # known in every process: no weight decays and no momentum moves for nothing
+            return Step(math.nan, math.nan, 0, self._rate())
         nats = 0.0
         for index, part in enumerate(parts):
             with self.engine.gradients(self.module, last=index == len(parts) - 1):
                 summed = self.nats(part, self.module)
                 # Each target weighs the same, whichever batch or process it is in: processes average their gradients.
-                (summed * (self.engine.world / max(1, tokens))).backward()
+                (summed * (self.engine.world / tokens)).backward()
             nats += float(summed.detach())
-        loss = self.engine.sum(nats)[0] / max(1, tokens)
+        loss = self.engine.sum(nats)[0] / tokens
         norm = float(whole(nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip)))
         if not (math.isfinite(loss) and loss <= self.max_loss and math.isfinite(norm)):
             raise Diverged(self._why(number, loss, norm, places, parts[0]))

@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import math
 import signal
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -47,6 +48,7 @@ class Trainer:
     Args:
         source, validation: batches to learn from and to validate on, this process's rows of them.
         engine: the processes of the run.
+        stop: when this is set, the run stops as after SIGTERM.
     """
 
     def __init__(
@@ -57,7 +59,9 @@ class Trainer:
         validation: Sequence[Batch],
         config: TrainConfig,
         engine: Engine,
+        stop: threading.Event | None = None,
     ) -> None:
+        self._stop = stop
         self.model, self.tokenizer, self.source, self.validation = model, tokenizer, source, validation
         self.config, self.engine, self.progress = config, engine, Progress()
         self.output = Path(config.output)
@@ -79,14 +83,23 @@ class Trainer:
         """Train until the first budget is spent, or validation has not improved for too long.
 
         Raises:
-            Interrupted: if SIGTERM or Ctrl-C asked to stop; the state is saved.
+            Interrupted: if SIGTERM, SIGHUP, Ctrl-C or `stop` asked to stop; the state is saved.
             TransformerError: if the run diverged, cannot go on from its checkpoint, or has no room to save.
         """
         config, progress = self.config, self.progress
         self._resume()
+        if self._is_over() and self.engine.main:
+            logger.info(
+                "the run in %s has ended already, after step %s: nothing is trained. A longer budget (such as "
+                "--max-steps) goes on with it, --restart begins anew, and another --output is another run.",
+                self.output,
+                f"{progress.step:,}",
+            )
+        empty = 0  # steps without a target
         earlier, saved, begin = progress.seconds, progress.seconds, time.perf_counter()
-        with Interrupt() as interrupt, Watch(progress, config, self.engine, self.model) as watch:
-            while (done := self.budget.spent(progress)) < 1.0 and not self._out_of_patience():
+        with Interrupt(self._stop) as interrupt, Watch(progress, config, self.engine, self.model) as watch:
+            while not self._is_over():
+                done = self.budget.spent(progress)
                 part = learning_rate(config.schedule, done, config.warmup, config.decay, config.final_learning_rate)
                 set_learning_rate(self.optimizers, part)
                 self.source.at(done)
@@ -99,6 +112,7 @@ class Trainer:
                 progress.step += 1
                 if self.average:
                     self.average.update(progress.step)
+                empty += not step.tokens
                 progress.tokens += step.tokens
                 progress.seconds = earlier + seconds
                 progress.training_seconds += step_seconds
@@ -111,7 +125,10 @@ class Trainer:
                     self._checkpoint()
                     saved = progress.seconds
                 if stop and after < 1.0:
+                    self._keep_if_there_is_none()
                     raise Interrupted(progress.step, interrupt.signal or signal.SIGTERM)
+        if empty and self.engine.main:
+            logger.info("%s steps had nothing to learn, and changed nothing", f"{empty:,}")
         return progress
 
     @torch.no_grad()
@@ -144,13 +161,22 @@ class Trainer:
         if self.engine.main:
             watch.validation(loss, loss / math.log(2) / self._bytes_per_token, self._sample(whole))
 
+    def _keep_if_there_is_none(self) -> None:
+        """Keep the model of a run that stops before its first validation: it is the best so far."""
+        if not self.progress.best_step:
+            whole = state.whole_model(self.model) if self.engine.sharded else self.model
+            if self.engine.main:
+                checkpoint.save(whole, self.tokenizer, self.output)
+
     def _measure_bytes(self) -> float:
         """UTF-8 bytes of the validation text per target; end-of-text tokens are targets without bytes."""
         targets = [row[row != IGNORE].tolist() for batch in self.validation for row in batch.targets]
         local_bytes = sum(len(self.tokenizer.decode(row).encode()) for row in targets)
         n_bytes, n_targets = self.engine.sum(local_bytes, sum(map(len, targets)))
         if not n_targets:
-            raise ConfigError("the validation text has nothing to predict.")
+            raise ConfigError(
+                "the validation text has nothing to predict: it holds prompts alone. Give other --validation-data."
+            )
         return max(1.0, n_bytes) / n_targets
 
     def _sample(self, model: Transformer) -> str:
@@ -171,6 +197,9 @@ class Trainer:
         if self.config.validate_every:
             return self.progress.step % self.config.validate_every == 0
         return math.floor(before * _VALIDATIONS) < math.floor(after * _VALIDATIONS)
+
+    def _is_over(self) -> bool:
+        return self.budget.spent(self.progress) >= 1.0 or self._out_of_patience()
 
     def _out_of_patience(self) -> bool:
         return self.config.patience is not None and self.progress.waited >= self.config.patience

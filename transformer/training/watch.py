@@ -44,8 +44,8 @@ class Watch:
             self._display.close()
 
     def step(self, step: Step, seconds: float, done: float) -> None:
-        """After each step, which took so many seconds."""
-        if not self._engine.main:
+        """After each step, which took so many seconds. One that had nothing to learn is no point of any curve."""
+        if not self._engine.main or not step.tokens:
             return
         self._recent.append((step, seconds))
         rate = sum(one.tokens for one, _ in self._recent) / sum(seconds for _, seconds in self._recent)

@@ -1,7 +1,7 @@
 /* One pass of a decoder-only Transformer over new tokens, for x86 processors with AVX-512 and VNNI.
 
-   All of it is one parallel region, in which the threads meet between stages, so that a token costs little more than
-   the reading of the weights. Everything that is multiplied stands in blocks of 16 columns, one vector wide:
+   All of it is one parallel region, in which the threads share each loop (threads.h), so that a token costs little more
+   than the reading of the weights. Everything that is multiplied stands in blocks of 16 columns, one vector wide:
 
        column n of input k is at   block[n / 16] + k * stride + n % 16
 
@@ -16,6 +16,8 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "threads.h"
 
 #if !defined(__AVX512F__) || !defined(__AVX512BW__) || !defined(__AVX512VNNI__)
 #error "this file needs AVX-512 with VNNI"
@@ -76,8 +78,10 @@ typedef struct { /* what products take: rows of floats, and the same in 8 bits w
     float *x;
     uint8_t *bytes;
     float *low, *step;
-    int64_t count, stride; /* from row to row */
+    int64_t count, stride, bytes_stride; /* from row to row */
 } Rows;
+
+#define PIECE 64 /* columns of a product that a thread claims at a time: some microseconds, for one row */
 
 /* Weights are asked for a page before they are needed: the processor's own look ahead ends with the page. */
 INLINE void ask_ahead(const void *weight, int64_t bytes) {
@@ -152,13 +156,19 @@ INLINE void tile_int8(int rows, int width, const uint8_t *x, int64_t x_stride, c
     }
 }
 
-/* Some columns of a product for some rows. With `add`, they are added to what stands there. */
+typedef struct { /* where the columns of a piece go: out (rows, columns), plus what `added` holds, or NULL */
+    float *out;
+    const float *added;
+    int64_t stride;
+} Target;
+
+/* Some columns of a product for some rows, beginning with `column`, which is column `at` of the target. */
 INLINE void product_tile(int rows, int width, Kind kind, const Product *p, const Rows *in, int64_t row, int64_t column,
-                         float *out, int64_t out_stride, int add) {
+                         Target to, int64_t at) {
     __m512 sums[MOST_ROWS][MOST_WIDTH];
     if (kind == INT8) {
         __m512i whole[MOST_ROWS][MOST_WIDTH];
-        tile_int8(rows, width, in->bytes + row * in->stride, in->stride,
+        tile_int8(rows, width, in->bytes + row * in->bytes_stride, in->bytes_stride,
                   (const int8_t *)p->weight + column * p->inputs, p->inputs, whole);
         for (int b = 0; b < width; b++) {
             __m512 scale = _mm512_loadu_ps(p->scale + column + b * LANES);
@@ -179,43 +189,37 @@ INLINE void product_tile(int rows, int width, Kind kind, const Product *p, const
     for (int b = 0; b < width; b++) {
         __m512 bias = p->bias ? _mm512_loadu_ps(p->bias + column + b * LANES) : _mm512_setzero_ps();
         for (int r = 0; r < rows; r++) {
-            float *place = out + (row + r) * out_stride + column + b * LANES;
+            int64_t place = (row + r) * to.stride + at + b * LANES;
             __m512 y = _mm512_add_ps(sums[r][b], bias);
-            _mm512_storeu_ps(place, add ? _mm512_add_ps(y, _mm512_loadu_ps(place)) : y);
+            _mm512_storeu_ps(to.out + place, to.added ? _mm512_add_ps(y, _mm512_loadu_ps(to.added + place)) : y);
         }
     }
 }
 
 /* All rows for one to four blocks: the weights are read from memory once, and then from the cache. */
-INLINE void product_blocks(int width, Kind kind, const Product *p, const Rows *in, int64_t column, float *out,
-                           int64_t out_stride, int add) {
+INLINE void product_blocks(int width, Kind kind, const Product *p, const Rows *in, int64_t column, Target to,
+                           int64_t at) {
     int64_t row = 0;
     int half = width > 1 ? width / 2 : 1;
     for (; row + 8 <= in->count; row += 8)
         for (int b = 0; b < width; b += half)
-            product_tile(8, half, kind, p, in, row, column + b * LANES, out, out_stride, add);
-    for (; row + 4 <= in->count; row += 4) product_tile(4, width, kind, p, in, row, column, out, out_stride, add);
-    for (; row < in->count; row++) product_tile(1, width, kind, p, in, row, column, out, out_stride, add);
+            product_tile(8, half, kind, p, in, row, column + b * LANES, to, at + b * LANES);
+    for (; row + 4 <= in->count; row += 4) product_tile(4, width, kind, p, in, row, column, to, at);
+    for (; row < in->count; row++) product_tile(1, width, kind, p, in, row, column, to, at);
 }
 
-INLINE void product_of_kind(Kind kind, const Product *p, const Rows *in, float *out, int64_t out_stride, int add) {
-    int64_t columns = round_up(p->outputs);
-#pragma omp for schedule(static)
-    for (int64_t column = 0; column < columns; column += 4 * LANES) {
-        if (column + 4 * LANES <= columns) {
-            product_blocks(4, kind, p, in, column, out, out_stride, add);
-        } else {
-            for (int64_t last = column; last < columns; last += LANES)
-                product_blocks(1, kind, p, in, last, out, out_stride, add);
-        }
-    }
+INLINE void piece_of_kind(Kind kind, const Product *p, const Rows *in, int64_t column, int64_t columns, Target to,
+                          int64_t at) {
+    if (columns == PIECE) product_blocks(4, kind, p, in, column, to, at);
+    else
+        for (int64_t b = 0; b < columns; b += LANES) product_blocks(1, kind, p, in, column + b, to, at + b);
 }
 
-/* A stage: the columns are divided among the threads, which meet at its end. */
-static void product(const Product *p, const Rows *in, float *out, int64_t out_stride, int add) {
-    if (p->kind == INT8) product_of_kind(INT8, p, in, out, out_stride, add);
-    else if (p->kind == BF16) product_of_kind(BF16, p, in, out, out_stride, add);
-    else product_of_kind(FP32, p, in, out, out_stride, add);
+/* Some columns of a product, at most PIECE, whole blocks. */
+static void product_piece(const Product *p, const Rows *in, int64_t column, int64_t columns, Target to, int64_t at) {
+    if (p->kind == INT8) piece_of_kind(INT8, p, in, column, columns, to, at);
+    else if (p->kind == BF16) piece_of_kind(BF16, p, in, column, columns, to, at);
+    else piece_of_kind(FP32, p, in, column, columns, to, at);
 }
 
 /* Attention's products: a few rows, the same blocks for all of them, computed by one thread. */
@@ -294,7 +298,7 @@ static void normalise(const Norm *norm, const float *x, float *y, int64_t n) {
 
 static void quantise(Rows *rows, int64_t row, int64_t n) {
     const float *x = rows->x + row * rows->stride;
-    uint8_t *bytes = rows->bytes + row * rows->stride;
+    uint8_t *bytes = rows->bytes + row * rows->bytes_stride;
     float low = x[0], high = x[0];
 #pragma omp simd reduction(min : low) reduction(max : high)
     for (int64_t i = 0; i < n; i++) {
@@ -315,18 +319,15 @@ INLINE float activated(Activation activation, float x) {
     return x / (1.0f + exponential(-1.5957691216f * (x + 0.044715f * x * x * x))); /* GELU by tanh */
 }
 
-INLINE void activate_as(Activation activation, float *hidden, const float *up, int64_t n) {
+INLINE void activate_as(Activation activation, const float *x, const float *up, float *y, int64_t n) {
 #pragma omp simd
-    for (int64_t i = 0; i < n; i++)
-        hidden[i] = activated(activation, hidden[i]) * (activation == SWIGLU ? up[i] : 1.0f);
+    for (int64_t i = 0; i < n; i++) y[i] = activated(activation, x[i]) * (activation == SWIGLU ? up[i] : 1.0f);
 }
 
-static void activate(const Model *m, float *hidden, int64_t first, int64_t n) {
-    const float *up = hidden + m->hidden + first;
-    hidden += first;
-    if (m->activation == RELU) activate_as(RELU, hidden, up, n);
-    else if (m->activation == GELU) activate_as(GELU, hidden, up, n);
-    else activate_as(SWIGLU, hidden, up, n);
+static void activate(Activation activation, const float *x, const float *up, float *y, int64_t n) {
+    if (activation == RELU) activate_as(RELU, x, up, y, n);
+    else if (activation == GELU) activate_as(GELU, x, up, y, n);
+    else activate_as(SWIGLU, x, up, y, n);
 }
 
 /* ---- attention ---- */
@@ -388,19 +389,15 @@ INLINE int64_t before(const Model *m, const Memory *memory, int64_t text, int64_
     return ((text * m->n_layers + layer) * m->n_kv_heads + head) * memory->capacity;
 }
 
-/* Turn the queries of a row in place, and put its keys and values into the memory. */
+/* Put a row's key and value of one head into the memory. `key` is the thread's own. */
 static void remember(const Model *m, const Layer *l, const Memory *memory, int64_t layer, int64_t text,
-                     int64_t position, float *projected) {
-    int64_t width = m->key_width;
-    for (int64_t h = 0; h < m->n_heads; h++) turn(m, &l->query_norm, projected + h * width, position);
-    for (int64_t h = 0; h < m->n_kv_heads; h++) {
-        float *key = projected + (m->n_heads + h) * width;
-        float *value = projected + (m->n_heads + m->n_kv_heads) * width + h * m->value_width;
-        int64_t start = before(m, memory, text, layer, h);
-        turn(m, &l->key_norm, key, position);
-        put_key(memory, start, position, key, width);
-        put_value(memory, start, position, value, m->value_width);
-    }
+                     int64_t position, int64_t head, const float *projected, float *key) {
+    int64_t width = m->key_width, start = before(m, memory, text, layer, head);
+    memcpy(key, projected + (m->n_heads + head) * width, width * sizeof(float));
+    turn(m, &l->key_norm, key, position);
+    put_key(memory, start, position, key, width);
+    const float *values = projected + (m->n_heads + m->n_kv_heads) * width;
+    put_value(memory, start, position, values + head * m->value_width, m->value_width);
 }
 
 /* Queries in 8 bits times keys in 8 bits: out (queries, blocks * 16), the scales of the keys included. */
@@ -455,7 +452,7 @@ static void softmax(float *scores, int64_t n, int64_t all, const uint8_t *real) 
 }
 
 /* A few rows of one text, in their order, and the query heads of one key-value head. `scratch` is the thread's own. */
-static void attend(const Model *m, const Memory *memory, int64_t layer, int64_t text, const int64_t *positions,
+static void attend(const Model *m, const Layer *l, const Memory *memory, int64_t layer, int64_t text, const int64_t *positions,
                    int64_t rows, int64_t kv_head, const float *projected, int64_t projected_stride, float *mixed,
                    int64_t mixed_stride, float *scratch) {
     Kind kind = memory->kind;
@@ -469,8 +466,11 @@ static void attend(const Model *m, const Memory *memory, int64_t layer, int64_t 
     float *queries = scratch, *scores = queries + n * width, *out = scores + n * capacity;
     float scale = 1.0f / sqrtf(width);
     for (int64_t i = 0; i < n; i++) {
-        const float *query = projected + i / group * projected_stride + (kv_head * group + i % group) * width;
-        for (int64_t k = 0; k < width; k++) queries[i * width + k] = query[k] * scale;
+        float *query = queries + i * width;
+        memcpy(query, projected + i / group * projected_stride + (kv_head * group + i % group) * width,
+               width * sizeof(float));
+        turn(m, &l->query_norm, query, positions[i / group]);
+        for (int64_t k = 0; k < width; k++) query[k] *= scale;
     }
     if (kind == INT8)
         int8_scores(queries, n, width, keys, memory->key_scales + start, all / LANES, scores, capacity);
@@ -489,17 +489,6 @@ static void attend(const Model *m, const Memory *memory, int64_t layer, int64_t 
 
 /* ---- the pass ---- */
 
-/* A stage: rows normalised, and in 8 bits if the product that follows wants them. */
-static void prepare(const Norm *norm, const float *x, int64_t x_stride, Rows *out, const Product *next, int64_t n) {
-#pragma omp for schedule(static)
-    for (int64_t r = 0; r < out->count; r++) {
-        float *y = out->x + r * out->stride;
-        if (norm->kind != NO_NORM) normalise(norm, x + r * x_stride, y, n);
-        else if (y != x + r * x_stride) memcpy(y, x + r * x_stride, n * sizeof(float));
-        if (next->kind == INT8) quantise(out, r, n);
-    }
-}
-
 static const Norm nothing = {0};
 
 static int64_t chunk_rows(const Model *m) {
@@ -507,12 +496,216 @@ static int64_t chunk_rows(const Model *m) {
     return group < MOST_ROWS ? MOST_ROWS / group : 1;
 }
 
-static int64_t widest(const Model *m) {
-    int64_t widths[] = {m->width, m->n_heads * m->key_width + m->n_kv_heads * (m->key_width + m->value_width),
-                        m->n_heads * m->value_width, m->activation == SWIGLU ? 2 * m->hidden : m->hidden};
-    int64_t most = 0;
-    for (int i = 0; i < 4; i++) most = widths[i] > most ? widths[i] : most;
-    return (most + 63) / 64 * 64;
+INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+typedef struct {
+    const Model *m;
+    const Memory *memory;
+    const int64_t *tokens, *texts, *positions;
+    float *logits;
+    int64_t count, n_chunks;
+    int64_t *chunks; /* (n_chunks + 1): the first row of each */
+    int alone; /* no text has several chunks, so that none needs the keys of another */
+    float *x, *projected, *mixed, *hidden; /* (count, width of each) */
+    int64_t width, projected_width, mixed_width, hidden_width; /* whole blocks */
+    Rows rows; /* prepared by all threads, if there are many */
+    char *scratch; /* of the threads, one after the other */
+    int64_t scratch_size;
+    Share *shares;
+} Pass;
+
+typedef struct { /* of one thread */
+    Thread *thread;
+    Rows rows; /* prepared by itself, if there are few */
+    float *piece; /* (count, 2 * PIECE) */
+    float *attention;
+} Worker;
+
+#define FEW_ROWS 4 /* more of them are prepared for a product by all threads together, not by each for itself */
+
+/* The next `bytes` of a piece of memory, of which nothing is used if it begins at NULL: then its size is counted. */
+static void *take(uintptr_t *from, int64_t bytes) {
+    void *at = (void *)*from;
+    *from += (bytes + 63) / 64 * 64;
+    return at;
+}
+
+static Rows take_rows(const Pass *pass, uintptr_t *from) {
+    Rows rows = {.count = pass->count, .stride = pass->width};
+    rows.bytes_stride = most(pass->width, most(pass->mixed_width, pass->hidden_width));
+    rows.x = take(from, rows.count * rows.stride * sizeof(float));
+    rows.bytes = take(from, rows.count * rows.bytes_stride);
+    rows.low = take(from, rows.count * sizeof(float));
+    rows.step = take(from, rows.count * sizeof(float));
+    return rows;
+}
+
+/* Returns the end of what it took, as the next function does. */
+static uintptr_t take_scratch(const Pass *pass, Worker *w, uintptr_t from) {
+    const Model *m = pass->m;
+    int64_t queries = chunk_rows(m) * (m->n_heads / m->n_kv_heads);
+    int64_t each = m->key_width + pass->memory->capacity + round_up(m->value_width);
+    if (pass->count <= FEW_ROWS) w->rows = take_rows(pass, &from);
+    w->piece = take(&from, pass->count * 2 * PIECE * sizeof(float));
+    w->attention = take(&from, queries * each * sizeof(float));
+    return from;
+}
+
+static uintptr_t take_memory(Pass *pass, uintptr_t from, int threads) {
+    const Model *m = pass->m;
+    pass->width = round_up(m->width);
+    pass->projected_width = round_up(m->n_heads * m->key_width + m->n_kv_heads * (m->key_width + m->value_width));
+    pass->mixed_width = round_up(m->n_heads * m->value_width);
+    pass->hidden_width = round_up(m->hidden);
+    pass->x = take(&from, pass->count * pass->width * sizeof(float));
+    pass->projected = take(&from, pass->count * pass->projected_width * sizeof(float));
+    pass->mixed = take(&from, pass->count * pass->mixed_width * sizeof(float));
+    pass->hidden = take(&from, pass->count * pass->hidden_width * sizeof(float));
+    pass->shares = take(&from, threads * sizeof(Share));
+    pass->chunks = take(&from, (pass->count + 1) * sizeof(int64_t));
+    if (pass->count > FEW_ROWS) pass->rows = take_rows(pass, &from);
+    Worker none;
+    pass->scratch_size = take_scratch(pass, &none, 0);
+    pass->scratch = take(&from, threads * pass->scratch_size);
+    return from;
+}
+
+/* The chunks of rows that attention takes together: of one text, and few enough for a tile. */
+static void cut_chunks(Pass *pass) {
+    int64_t limit = chunk_rows(pass->m);
+    pass->n_chunks = 0;
+    pass->alone = 1;
+    for (int64_t r = 0, end; r < pass->count; r = end) {
+        end = r + 1;
+        while (end < pass->count && end - r < limit && pass->texts[end] == pass->texts[r]) end++;
+        if (r && pass->texts[r - 1] == pass->texts[r]) pass->alone = 0;
+        pass->chunks[pass->n_chunks++] = r;
+    }
+    pass->chunks[pass->n_chunks] = pass->count;
+}
+
+#define EACH(i, n) for (int64_t i; (i = claim(w->thread, n)) >= 0;)
+
+static void prepare_row(const Norm *norm, const float *x, const Product *next, Rows *rows, int64_t r, int64_t n) {
+    if (norm->kind != NO_NORM) normalise(norm, x, rows->x + r * rows->stride, n);
+    if (next->kind == INT8) quantise(rows, r, n);
+}
+
+/* out (count, outputs) = `added`, if any, + the product of rows x (count, n), normalised first.
+
+   With `feed_forward`, p is the first product of a feed-forward layer, and out its activated outputs. */
+static void product(const Pass *pass, Worker *w, const Norm *norm, const float *x, int64_t x_stride, int64_t n,
+                   const Product *p, Target to, int feed_forward) {
+    const Model *m = pass->m;
+    int64_t count = pass->count, gated = feed_forward && m->activation == SWIGLU;
+    int64_t columns = round_up(p->outputs) / (gated ? 2 : 1);
+    int prepared = count > FEW_ROWS;
+    Rows rows = prepared ? pass->rows : w->rows;
+    if (norm->kind == NO_NORM) {
+        rows.x = (float *)x; /* which is only read */
+        rows.stride = x_stride;
+    }
+    if (prepared) {
+        EACH(r, count) prepare_row(norm, x + r * x_stride, p, &rows, r, n);
+        complete(w->thread, count);
+    }
+    int64_t pieces = (columns + PIECE - 1) / PIECE;
+    EACH(i, pieces) {
+        if (!prepared) /* after the claim: x does not change before this loop is complete */
+            for (int64_t r = 0; r < count; r++) prepare_row(norm, x + r * x_stride, p, &rows, r, n);
+        prepared = 1;
+        int64_t column = i * PIECE, some = column + PIECE <= columns ? PIECE : columns - column;
+        if (!feed_forward) {
+            product_piece(p, &rows, column, some, to, column);
+            continue;
+        }
+        Target piece = {.out = w->piece, .stride = 2 * PIECE};
+        product_piece(p, &rows, column, some, piece, 0);
+        if (gated) product_piece(p, &rows, columns + column, some, piece, PIECE);
+        for (int64_t r = 0; r < count; r++) {
+            float *from = w->piece + r * 2 * PIECE;
+            activate(m->activation, from, from + PIECE, to.out + r * to.stride + column, some);
+        }
+    }
+    complete(w->thread, pieces);
+}
+
+static void normalise_rows(const Pass *pass, Worker *w, const Norm *norm, float *x) {
+    EACH(r, pass->count) normalise(norm, x + r * pass->width, x + r * pass->width, pass->m->width);
+    complete(w->thread, pass->count);
+}
+
+static void embed(const Pass *pass, Worker *w) {
+    const Model *m = pass->m;
+    EACH(r, pass->count) {
+        int64_t token = pass->tokens[r], position = pass->positions[r];
+        const float *from = m->embedding + token * m->width;
+        const float *added = m->table ? m->table + position * m->width : NULL;
+        float *x = pass->x + r * pass->width;
+        for (int64_t i = 0; i < m->width; i++) x[i] = from[i] * (float)m->embedding_scale + (added ? added[i] : 0);
+        const Memory *memory = pass->memory;
+        if (memory->real) memory->real[pass->texts[r] * memory->capacity + position] = token != m->pad_token;
+    }
+    complete(w->thread, pass->count);
+}
+
+static void attention(const Pass *pass, Worker *w, int64_t layer) {
+    const Model *m = pass->m;
+    const Layer *l = m->layers + layer;
+    int64_t heads = m->n_kv_heads, stride = pass->projected_width;
+    if (!pass->alone) {
+        EACH(i, pass->count * heads) {
+            int64_t r = i / heads;
+            remember(m, l, pass->memory, layer, pass->texts[r], pass->positions[r], i % heads,
+                     pass->projected + r * stride, w->attention);
+        }
+        complete(w->thread, pass->count * heads);
+    }
+    EACH(i, pass->n_chunks * heads) {
+        int64_t first = pass->chunks[i / heads], end = pass->chunks[i / heads + 1], text = pass->texts[first];
+        const float *projected = pass->projected + first * stride;
+        for (int64_t r = first; pass->alone && r < end; r++)
+            remember(m, l, pass->memory, layer, text, pass->positions[r], i % heads,
+                     pass->projected + r * stride, w->attention);
+        attend(m, l, pass->memory, layer, text, pass->positions + first, end - first, i % heads, projected, stride,
+               pass->mixed + first * pass->mixed_width, pass->mixed_width, w->attention);
+    }
+    complete(w->thread, pass->n_chunks * heads);
+}
+
+/* The legacy model's: heads are added up. */
+static void add_heads(const Pass *pass, Worker *w) {
+    const Model *m = pass->m;
+    EACH(r, pass->count)
+        for (int64_t i = 0; i < m->n_heads * m->value_width; i++)
+            pass->x[r * pass->width + i % m->width] += pass->mixed[r * pass->mixed_width + i] * (float)m->head_weight;
+    complete(w->thread, pass->count);
+}
+
+static void read_layer(const Pass *pass, Worker *w, int64_t layer) {
+    const Model *m = pass->m;
+    const Layer *l = m->layers + layer;
+    int first = m->norm_first;
+    Target projected = {.out = pass->projected, .stride = pass->projected_width};
+    Target hidden = {.out = pass->hidden, .stride = pass->hidden_width};
+    Target x = {.out = pass->x, .added = pass->x, .stride = pass->width};
+    product(pass, w, first ? &l->attention_norm : &nothing, pass->x, pass->width, m->width, &l->project, projected, 0);
+    attention(pass, w, layer);
+    if (l->output.weight)
+        product(pass, w, &nothing, pass->mixed, pass->mixed_width, m->n_heads * m->value_width, &l->output, x, 0);
+    else add_heads(pass, w);
+    if (!first) normalise_rows(pass, w, &l->attention_norm, pass->x);
+    product(pass, w, first ? &l->feed_forward_norm : &nothing, pass->x, pass->width, m->width, &l->up, hidden, 1);
+    product(pass, w, &nothing, pass->hidden, pass->hidden_width, m->hidden, &l->down, x, 0);
+    if (!first) normalise_rows(pass, w, &l->feed_forward_norm, pass->x);
+}
+
+static void read_pass(const Pass *pass, Worker *w) {
+    const Model *m = pass->m;
+    embed(pass, w);
+    for (int64_t layer = 0; layer < m->n_layers; layer++) read_layer(pass, w, layer);
+    Target logits = {.out = pass->logits, .stride = round_up(m->vocabulary)};
+    if (pass->logits) product(pass, w, &m->final_norm, pass->x, pass->width, m->width, &m->head, logits, 0);
 }
 
 /* Read `count` tokens, each with its text and its position; those of one text stand together, in their order.
@@ -524,89 +717,22 @@ Result read_tokens(const Model *m, const Memory *memory, int64_t count, const in
         if (tokens[r] < 0 || tokens[r] >= m->vocabulary) return NO_SUCH_TOKEN;
         if (positions[r] >= memory->capacity || positions[r] >= m->context) return TEXT_TOO_LONG;
     }
-    int64_t stride = widest(m), chunk = chunk_rows(m), group = m->n_heads / m->n_kv_heads;
-    int64_t queries = chunk * group;
-    int64_t scratch_size = (queries * (m->key_width + memory->capacity + round_up(m->value_width)) + 63) / 64 * 64;
-    int64_t n_chunks = 0;
-    size_t floats = 4 * count * stride + 2 * round_up(count) + threads * scratch_size;
-    char *work = aligned_alloc(64, (floats * 4 + count * stride + 2 * round_up(count) * 8 + 63) / 64 * 64);
+    Pass pass = {.m = m, .memory = memory, .tokens = tokens, .texts = texts, .positions = positions};
+    pass.logits = logits;
+    pass.count = count;
+    void *work = aligned_alloc(64, take_memory(&pass, 0, threads));
     if (!work) return OUT_OF_MEMORY;
-    float *x = (float *)work;
-    Rows rows = {.x = x + count * stride, .count = count, .stride = stride};
-    float *projected = rows.x + count * stride, *hidden = projected + count * stride;
-    rows.low = hidden + count * stride;
-    rows.step = rows.low + round_up(count);
-    float *scratch = rows.step + round_up(count);
-    rows.bytes = (uint8_t *)(scratch + threads * scratch_size);
-    int64_t *chunks = (int64_t *)(rows.bytes + count * stride);
-    for (int64_t r = 0; r < count; n_chunks++) {
-        int64_t end = r + 1;
-        while (end < count && end - r < chunk && texts[end] == texts[r]) end++;
-        chunks[n_chunks] = r;
-        r = end;
-    }
-    chunks[n_chunks] = count;
-    Rows activations = rows;
-    activations.x = hidden;
-
+    take_memory(&pass, (uintptr_t)work, threads);
+    cut_chunks(&pass);
+    Team team = {.shares = pass.shares};
+    memset(team.shares, 0, threads * sizeof(Share));
 #pragma omp parallel num_threads(threads)
     {
-        float *mine = scratch + omp_get_thread_num() * scratch_size;
-#pragma omp for schedule(static)
-        for (int64_t r = 0; r < count; r++) {
-            const float *from = m->embedding + tokens[r] * m->width;
-            const float *position = m->table ? m->table + positions[r] * m->width : NULL;
-            for (int64_t i = 0; i < m->width; i++)
-                x[r * stride + i] = from[i] * (float)m->embedding_scale + (position ? position[i] : 0);
-            if (memory->real) memory->real[texts[r] * memory->capacity + positions[r]] = tokens[r] != m->pad_token;
-        }
-        for (int64_t layer = 0; layer < m->n_layers; layer++) {
-            const Layer *l = m->layers + layer;
-            prepare(m->norm_first ? &l->attention_norm : &nothing, x, stride, &rows, &l->project, m->width);
-            product(&l->project, &rows, projected, stride, 0);
-#pragma omp for schedule(static)
-            for (int64_t r = 0; r < count; r++)
-                remember(m, l, memory, layer, texts[r], positions[r], projected + r * stride);
-#pragma omp for schedule(static, 1)
-            for (int64_t task = 0; task < n_chunks * m->n_kv_heads; task++) {
-                int64_t c = task / m->n_kv_heads, r = chunks[c];
-                attend(m, memory, layer, texts[r], positions + r, chunks[c + 1] - r, task % m->n_kv_heads,
-                       projected + r * stride, stride, rows.x + r * stride, stride, mine);
-            }
-            if (l->output.weight) {
-                prepare(&nothing, rows.x, stride, &rows, &l->output, m->n_heads * m->value_width);
-                product(&l->output, &rows, x, stride, 1);
-            } else {
-#pragma omp for schedule(static)
-                for (int64_t r = 0; r < count; r++)
-                    for (int64_t i = 0; i < m->n_heads * m->value_width; i++)
-                        x[r * stride + i % m->width] += rows.x[r * stride + i] * (float)m->head_weight;
-            }
-            if (!m->norm_first) {
-#pragma omp for schedule(static)
-                for (int64_t r = 0; r < count; r++)
-                    normalise(&l->attention_norm, x + r * stride, x + r * stride, m->width);
-            }
-            prepare(m->norm_first ? &l->feed_forward_norm : &nothing, x, stride, &rows, &l->up, m->width);
-            product(&l->up, &rows, hidden, stride, 0);
-            int64_t piece = 256, pieces = (m->hidden + piece - 1) / piece;
-#pragma omp for schedule(static)
-            for (int64_t i = 0; i < count * pieces; i++) {
-                int64_t first = i % pieces * piece, left = m->hidden - first;
-                activate(m, hidden + i / pieces * stride, first, left < piece ? left : piece);
-            }
-            prepare(&nothing, hidden, stride, &activations, &l->down, m->hidden);
-            product(&l->down, &activations, x, stride, 1);
-            if (!m->norm_first) {
-#pragma omp for schedule(static)
-                for (int64_t r = 0; r < count; r++)
-                    normalise(&l->feed_forward_norm, x + r * stride, x + r * stride, m->width);
-            }
-        }
-        if (logits) {
-            prepare(&m->final_norm, x, stride, &rows, &m->head, m->width);
-            product(&m->head, &rows, logits, round_up(m->vocabulary), 0);
-        }
+        Thread thread = {.team = &team, .index = omp_get_thread_num(), .threads = omp_get_num_threads()};
+        Worker worker = {.thread = &thread};
+        take_scratch(&pass, &worker, (uintptr_t)(pass.scratch + thread.index * pass.scratch_size));
+        read_pass(&pass, &worker);
+        finish(&thread);
     }
     free(work);
     return DONE;

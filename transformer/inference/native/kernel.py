@@ -13,10 +13,13 @@ from ctypes import CDLL, POINTER, Structure, c_double, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
+from transformer.errors import WriteError
 from transformer.files import whole_file
 
 SOURCE = Path(__file__).with_name("kernel.c")
-_FLAGS = ["-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math"]
+_HEADER = SOURCE.with_name("threads.h")
+_FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC"]
+_FLAGS += ["-shared"]
 _NEEDED = {"avx512f", "avx512bw", "avx512_vnni", "f16c"}  # as Linux names them
 _SECONDS = 120  # that a compiler may take; it takes two
 
@@ -69,14 +72,15 @@ def load_kernel() -> CDLL | None:
     flags = _processor_flags()
     if not set(flags.split()) >= _NEEDED:
         return None
-    key = hashlib.sha256(SOURCE.read_bytes() + " ".join(_FLAGS).encode() + flags.encode()).hexdigest()[:16]
+    sources = SOURCE.read_bytes() + _HEADER.read_bytes()
+    key = hashlib.sha256(sources + " ".join(_FLAGS).encode() + flags.encode()).hexdigest()[:16]
     try:
         path = _cache() / f"kernel-{key}.so"
         if not path.exists():
             with whole_file(path) as partial:
                 _compile(partial)
         loaded = CDLL(str(path))
-    except (OSError, subprocess.SubprocessError, RuntimeError):  # RuntimeError: of a user without a home
+    except (OSError, WriteError, subprocess.SubprocessError, RuntimeError):  # RuntimeError: of a user without a home
         return None
     loaded.read_tokens.argtypes = [POINTER(Model), POINTER(Memory), c_int64, *[c_void_p] * 4, c_int]
     return loaded
@@ -96,7 +100,7 @@ def _cache() -> Path:
 def _processor_flags() -> str:
     """What Linux says the processor can do; nothing on other systems."""
     try:
-        with Path("/proc/cpuinfo").open() as file:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
             return next((line.partition(":")[2] for line in file if line.startswith("flags")), "")
     except OSError:
         return ""

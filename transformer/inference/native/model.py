@@ -161,7 +161,7 @@ class NativeTransformer(ServedTransformer):
             attention_norm=self._norm(layer.attention_norm),
             feed_forward_norm=self._norm(layer.feed_forward_norm),
             project=self._product([attention.query, attention.key, attention.value]),
-            up=self._product(ups),
+            up=self._product(ups, whole_blocks=True),
             down=self._product([feed_forward.down]),
         )
         if attention.qk_norm:
@@ -178,13 +178,17 @@ class NativeTransformer(ServedTransformer):
             return c.Norm(self._keep(module.weight), None, c.RMS_NORM, eps)
         return c.Norm()  # after post-norm layers the stream is normalised already
 
-    def _product(self, parts: Sequence[nn.Linear]) -> c.Product:
-        """Linear layers of one input as one product, whose outputs stand one after the other."""
-        weight = _joined([part.weight for part in parts])
+    def _product(self, parts: Sequence[nn.Linear], whole_blocks: bool = False) -> c.Product:
+        """Linear layers of one input as one product, whose outputs stand one after the other.
+
+        whole_blocks: each layer's begin with a block of their own.
+        """
+        multiple = _LANES if whole_blocks else 1
+        weight = _joined([part.weight for part in parts], multiple)
         outputs, inputs = weight.shape
         product = c.Product(kind=c.KINDS[self.precision], inputs=inputs, outputs=outputs)
         if parts[0].bias is not None:
-            bias = _joined([part.bias for part in parts])
+            bias = _joined([part.bias for part in parts], multiple)
             product.bias = self._keep(F.pad(bias, (0, -outputs % _LANES)))
         if self.precision == "int8":
             packed, scales, sums = _rounded_blocks(weight)
@@ -221,8 +225,10 @@ def _blocks(n: int) -> int:
     return n + -n % _LANES
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0].detach() if len(parts) == 1 else torch.cat([part.detach() for part in parts])
+def _joined(parts: Sequence[Tensor], multiple: int) -> Tensor:
+    """One after the other, each but the last with zeros up to a multiple of so many rows."""
+    padded = [F.pad(part, (0, 0) * (part.dim() - 1) + (0, -len(part) % multiple)) for part in parts[:-1]]
+    return torch.cat([part.detach() for part in (*padded, parts[-1])]) if padded else parts[0].detach()
 
 
 def _blocks_of(weight: Tensor, dtype: torch.dtype) -> Tensor:

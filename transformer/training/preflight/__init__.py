@@ -18,6 +18,7 @@ from transformer.training.preflight import (
     alignment,
     budget,
     compiled,
+    completions,
     forward,
     free_points,
     learning,
@@ -27,7 +28,7 @@ from transformer.training.preflight import (
     texts,
     visibility,
 )
-from transformer.training.preflight.check import Check, Report, ShownRow
+from transformer.training.preflight.check import Check, Report, ShownRow, Verdict
 from transformer.training.preflight.subject import Subject, undisturbed
 
 __all__ = ["Check", "Report", "ShownRow", "preflight"]
@@ -36,20 +37,24 @@ logger = logging.getLogger("transformer")
 _Checking = Callable[[Subject], Check]
 # What needs nothing but the text and the batches.
 _TEXT: tuple[_Checking, ...] = (
+    alignment.to_learn,
     alignment.shifted,
     alignment.in_text,
     alignment.validation_shifted,
     alignment.validation_in_text,
     alignment.same_again,
+    alignment.shuffled,
     free_points.padding_counted,
     free_points.special,
     free_points.repeated,
     free_points.constant_columns,
     texts.round_trip,
+    texts.encoding,
     texts.markers,
     texts.unknown,
     texts.bytes_per_token,
     overlap.overlap,
+    completions.completions,
 )
 # Who sees whom; what the steps of a small model do; how large the weights are; what is learned from targets.
 _VISIBLE: tuple[_Checking, ...] = (
@@ -64,7 +69,8 @@ _LEARNING: tuple[_Checking, ...] = (learning.one_batch, learning.rate)
 def preflight(parts: Parts, config: TrainConfig, engine: Engine) -> Report:
     """Check a run before its first step, and leave it as it is: weights, position in the text, random states.
 
-    A check that cannot be made has failed: whatever raised the error would stop the run too, or is worth a look.
+    A check of the model that cannot be made has failed: whatever raised the error would stop the run too. One of the
+    text is a warning.
 
     Raises:
         ConfigError: if an option of the run cannot work.
@@ -87,23 +93,38 @@ def preflight(parts: Parts, config: TrainConfig, engine: Engine) -> Report:
     return Report(tuple(checks), shown, time.perf_counter() - begin)
 
 
-def _checks(subject: Subject) -> Iterator[Check]:
+def text_checks(subject: Subject) -> Iterator[Check]:
+    """The checks of text and batches, which need no model."""
     for check in _TEXT:
-        yield _made(check, subject)
+        yield _made(check, subject, "warn")
+
+
+def _checks(subject: Subject) -> Iterator[Check]:
+    yield from text_checks(subject)
     memory = _made(budget.memory, subject)
     yield memory
     if memory.verdict == "fail":  # a step would take the whole process with it
-        yield _made(partial(budget.forecast, step_seconds=None), subject)
+        yield from _plans(subject, None)
         return
-    yield from model_checks(subject)
+    learnable = alignment.with_targets(subject)
+    if learnable is None:  # as said by then: there is nothing that a model could be tried with
+        yield from _plans(subject, None)
+        return
+    yield from model_checks(learnable)
     try:
-        step = learning.real_step(subject)
+        step = learning.real_step(learnable)
     except Exception as error:
         yield _broken("gradients", error)
         return
-    if _has_targets(subject):
-        yield learning.gradients(subject, step)
-    yield _made(partial(budget.forecast, step_seconds=step.seconds), subject)
+    yield learning.gradients(learnable, step)
+    yield from _plans(subject, step.seconds)
+
+
+def _plans(subject: Subject, step_seconds: float | None) -> Iterator[Check]:
+    for name, plan in (("passes over the text", budget.passes), ("forecast", budget.forecast)):
+        checking = partial(plan, step_seconds=step_seconds)
+        checking.__name__ = name  # type: ignore[attr-defined]
+        yield _made(checking, subject)
 
 
 def model_checks(subject: Subject) -> Iterator[Check]:
@@ -163,20 +184,24 @@ def _stepping(subject: Subject) -> Iterator[Check]:
         yield check(made)
 
 
-def _made(check: _Checking, subject: Subject) -> Check:
+def _made(check: _Checking, subject: Subject, verdict: Verdict = "fail") -> Check:
     name, begin = getattr(check, "__name__", "forecast"), time.process_time()
     try:
         return check(subject)
     except ConfigError:
         raise
     except Exception as error:
-        return _broken(name, error)
+        return _broken(name, error, verdict)
     finally:
         logger.debug("%s took %.2f s of processor time", name, time.process_time() - begin)
 
 
-def _broken(name: str, error: Exception) -> Check:
+def _broken(name: str, error: Exception, verdict: Verdict = "fail") -> Check:
     logger.debug("a check could not be made", exc_info=error)
     what = f"{type(error).__name__}: {error}"[:200]
-    cause = f"This could not be checked, and the run would meet the same error: {what}"
-    return Check(name.replace("_", " "), "an error", "a result", "fail", cause)
+    cause = (
+        f"This could not be checked: {what}"
+        if verdict == "warn"
+        else (f"This could not be checked, and the run would meet the same error: {what}")
+    )
+    return Check(name.replace("_", " "), "an error", "a result", verdict, cause)

@@ -5,6 +5,8 @@ Dimensions: R rows · T places
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -13,12 +15,16 @@ from transformer.text.tokenizer import Tokenizer
 from transformer.text.tokens import TokenStream
 from transformer.training.preflight import reference
 from transformer.training.preflight.check import Check, ShownRow
+from transformer.training.preflight.places import Places, places
 from transformer.training.preflight.rows import ABSENT, Rows
 from transformer.training.preflight.subject import Subject
 
 _SHOWN_ROWS = 2
 _SHOWN_HEAD, _SHOWN_TAIL = 7, 3
-_DIFFERENT = 0.8  # of the rows that are different in the text; chance decides which are looked at
+_EMPTY = 0.2  # of the windows may have nothing to learn
+_SAMPLED = 4096  # windows of the text in which targets are looked for
+_LEAST_STEPS = 8  # from one row to the next, of which an order can be said
+_IN_ORDER = 0.5  # of them go to the next window of the text; in a random order of n windows 1 in n does
 _SHIFTS = (-1, 0, 2, 3)  # of targets against inputs, that are tried where they are not 1
 
 
@@ -53,28 +59,115 @@ def ids(subject: Subject) -> Check:
     return Check("token ids", f"at most {largest:,}", f"{expected} of {vocab_size:,}")
 
 
+def placed(subject: Subject) -> Places:
+    """Where the rows of the run stand in its text. Of windows with a `prompt_share`, and of a stream's first window of
+    each block, the first input is the end-of-text token, whatever the text has there."""
+    begins = bool(subject.config.prompt_share) or subject.training is None
+    first = subject.tokenizer.end_of_text_id if begins else None
+    return places(subject.rows, subject.text, subject.padding_ids, first)
+
+
+def validation_placed(subject: Subject) -> Places:
+    """The same of validation rows."""
+    return places(subject.validation_rows, subject.validation.stream, subject.padding_ids)
+
+
+def to_learn(subject: Subject) -> Check:
+    """Windows have targets, in training and in validation. (Prompts that fill a window leave none.)"""
+    name, expected = "something to learn", f"targets in {1 - _EMPTY:.0%} of the windows"
+    missing = sum(not bool((batch.targets != IGNORE).any()) for batch in subject.batches)
+    share = 1 - float(subject.rows.learned.any(axis=1).mean())
+    of_all = "the rows that were looked at"
+    if subject.training is not None:
+        has = _have_targets(subject.training)
+        share, of_all = 1 - float(has.mean()), "the windows"
+    measured = f"{share:.1%} of {of_all} have no target, {missing} of {len(subject.batches)} batches"
+    length = subject.rows.inputs.shape[1]
+    cure = (
+        f"prompts that are longer than a window of {length} tokens fill it, and nothing is learned from it; shorten "
+        "them, raise --context-length, or look at what is masked"
+    )
+    if not subject.validation_rows.learned.any():
+        cause = (
+            "The validation windows have no target, so no loss can be measured on them: give --validation-data, or "
+            "raise --context-length, so that the windows hold completions."
+        )
+        return Check(name, f"{measured}; none in validation", expected, "fail", cause)
+    if share == 1 and _nothing_at_all(subject):
+        return Check(name, measured, expected, "fail", f"No token of the text would be learned: {cure}.")
+    if missing == len(subject.batches) and subject.training is not None and share < _EMPTY:
+        cause = (
+            f"None of {missing} batches has a target, although {1 - share:.0%} of the windows of the text have: "
+            "something masks all targets after they were cut."
+        )
+        return Check(name, measured, expected, "fail", cause)
+    if share > _EMPTY or missing:
+        what = (
+            f"{share:.0%} of {of_all} have nothing to learn" if share > _EMPTY else f"{missing} batches have no target"
+        )
+        return Check(name, measured, expected, "warn", f"{what}: {cure}.")
+    return Check(name, measured, expected)
+
+
+def with_targets(subject: Subject) -> Subject | None:
+    """The subject with a batch first that has targets, by which a model can be checked; None if there is none."""
+    counts = [int((batch.targets != IGNORE).sum()) for batch in subject.batches]
+    if 2 * counts[0] >= max(counts) > 0:
+        return subject
+    order = sorted(range(len(counts)), key=lambda number: -counts[number])
+    batches, where = [subject.batches[n] for n in order], [subject.places[n] for n in order]
+    if max(counts) == 0:
+        if subject.training is None or not (has := _have_targets(subject.training)).any():
+            return None
+        windows = _sampled(subject.training)[has][: len(batches[0].inputs)]
+        batches, where = [subject.training.batch(windows), *batches], ["windows with targets", *where]
+    return replace(subject, batches=batches, places=where)
+
+
+def _sampled(windows: Windows) -> np.ndarray:
+    return np.unique(np.linspace(0, len(windows) - 1, min(len(windows), _SAMPLED)).round().astype(np.int64))
+
+
+def _have_targets(windows: Windows) -> np.ndarray:
+    """(W,) bool: which of the sampled windows have something to learn."""
+    numbers, learned = _sampled(windows), windows.stream.learned
+    if learned is None:
+        return np.ones(len(numbers), bool)
+    starts = windows.first + 1 + numbers * windows.stride
+    return np.array([bool(learned[start : min(start + windows.length, windows.stop)].any()) for start in starts])
+
+
+def _nothing_at_all(subject: Subject) -> bool:
+    windows = subject.training
+    if windows is None or windows.stream.learned is None:
+        return windows is not None  # targets are lost although all of the text is learned
+    return not bool(windows.stream.learned[windows.first + 1 : windows.stop].any())
+
+
 def shifted(subject: Subject) -> Check:
     """Each target is the next input of its row."""
-    return _shifted("targets follow inputs", subject.rows)
+    return _shifted("targets follow inputs", subject.rows, placed(subject))
 
 
 def validation_shifted(subject: Subject) -> Check:
     """The same in validation batches."""
-    return _shifted("validation targets", subject.validation_rows)
+    return _shifted("validation targets", subject.validation_rows, validation_placed(subject))
 
 
 def in_text(subject: Subject) -> Check:
     """Each row stands in the tokenised text, with what follows it, first input and last target included.
 
-    Its place is found by its content: this does not believe the code that made the row. Of windows with a
-    `prompt_share` the first input may be the end-of-text token.
+    Its place is found by its content: this does not believe the code that made the row.
     """
-    return _in_text("rows in the text", subject, subject.rows, subject.text, bool(subject.config.prompt_share))
+    # Of a stream only the beginning is read, and cut elsewhere than in its blocks: a row may well not be in it.
+    whole = subject.training is not None
+    return _in_text("rows in the text", subject, subject.rows, subject.text, placed(subject), whole)
 
 
 def validation_in_text(subject: Subject) -> Check:
     """The same for validation rows."""
-    return _in_text("validation in its text", subject, subject.validation_rows, subject.validation.stream, False)
+    stream, found = subject.validation.stream, validation_placed(subject)
+    return _in_text("validation in its text", subject, subject.validation_rows, stream, found, True)
 
 
 def same_again(subject: Subject) -> Check:
@@ -90,21 +183,46 @@ def same_again(subject: Subject) -> Check:
     if not torch.equal(again.targets, first.targets):
         cause = "The source makes other targets of the same inputs each time: its collator is random."
         return Check(name, "other targets from the same position", expected, "fail", cause)
-    unique, rows = len(np.unique(subject.rows.inputs, axis=0)), len(subject.rows.inputs)
-    measured = f"{unique} different of {rows} rows"
-    if unique < _DIFFERENT * _different(subject, rows):
+    rows, found = subject.rows.inputs, placed(subject)
+    _, index, inverse, counts = np.unique(rows, axis=0, return_index=True, return_inverse=True, return_counts=True)
+    measured = f"{len(index)} different of {len(rows)} rows"
+    # A text of repetitions has equal rows: no row may come more often than it stands in the text.
+    most = np.zeros(len(index), np.int64)
+    np.maximum.at(most, inverse.reshape(-1), np.where(found.exact, found.count, len(rows)))
+    if _within_epoch(subject, found) and found.searched_all and (counts > most).any():
         cause = "The source repeats rows within an epoch: as much of the text would never be read."
         return Check(name, measured, expected, "fail", cause)
     return Check(name, measured, expected)
 
 
-def _different(subject: Subject, rows: int) -> int:
-    """How many of so many rows from all over the text are different: in a text of repetitions not all are."""
-    windows = subject.training or Windows(subject.text, subject.rows.inputs.shape[1])
-    if rows > len(windows):  # a stream that has begun anew
-        return 0
-    picked = np.random.default_rng(0).permutation(len(windows))[:rows]
-    return len(np.unique(windows.batch(picked).inputs.numpy(), axis=0))
+def _within_epoch(subject: Subject, found: Places) -> bool:
+    """Whether the rows that were looked at can all be of one epoch, in which no window comes twice."""
+    windows = subject.training
+    if windows is None:
+        return False
+    overlapping = windows.stride < windows.length
+    most = len(windows) * windows.length if overlapping else windows.stop - windows.first - 1
+    return int(found.real.sum()) <= most
+
+
+def shuffled(subject: Subject) -> Check:
+    """Rows that follow one another in the batches do not follow one another in the text."""
+    name, expected = "shuffling", "windows in an order of their own"
+    found, length = placed(subject), subject.rows.inputs.shape[1]
+    known = found.exact & (found.count == 1)
+    both = known[1:] & known[:-1]
+    steps = (found.offsets[1:] - found.offsets[:-1])[both]
+    if len(steps) < _LEAST_STEPS:
+        return Check(name, f"only {len(steps)} pairs of rows: nothing can be said", expected)
+    share = float(((steps > 0) & (steps <= length)).mean())
+    measured = f"{share:.0%} of {len(steps)} rows are followed by the next of the text"
+    if share <= _IN_ORDER:
+        return Check(name, measured, expected)
+    cause = (
+        "The batches go through the text in its order, so that each step learns from one place of it and forgets the "
+        "others: shuffle the windows in each epoch."
+    )
+    return Check(name, measured, expected, "warn", cause)
 
 
 def _shown(tokenizer: Tokenizer, where: str, rows: Rows, row: int) -> ShownRow:
@@ -122,28 +240,26 @@ def _shown(tokenizer: Tokenizer, where: str, rows: Rows, row: int) -> ShownRow:
     return ShownRow(where, tuple(pairs))
 
 
-def _shifted(name: str, rows: Rows) -> Check:
+def _shifted(name: str, rows: Rows, found: Places) -> Check:
     following = rows.inputs[:, 1:]
     # A target within padding, or the last before it, has no input that it could be the same as.
-    both = rows.learned[:, :-1] & rows.real[:, 1:]
+    both = rows.learned[:, :-1] & found.real[:, 1:]
     wrong = np.zeros_like(rows.learned)
     wrong[:, :-1] = both & (rows.targets[:, :-1] != following)
     pairs, expected = int(both.sum()), "each target is the next input"
-    if not rows.learned.any():
-        return Check(name, "no targets at all", expected, "fail", "Every target is IGNORE: nothing would be learned.")
     if not wrong.any():
-        return Check(name, f"{pairs:,} of {pairs:,} pairs", expected)
+        return Check(name, f"{pairs:,} of {pairs:,} pairs" if pairs else "no pairs", expected)
     measured = f"{pairs - int(wrong.sum()):,} of {pairs:,} pairs"
-    return Check(name, measured, expected, "fail", _cause_of_targets(rows, wrong, _by_shift(rows)))
+    return Check(name, measured, expected, "fail", _cause_of_targets(rows, wrong, _by_shift(rows, found)))
 
 
-def _by_shift(rows: Rows) -> dict[int, float]:
+def _by_shift(rows: Rows, found: Places) -> dict[int, float]:
     """How many targets are the input so many places on, for shifts that they should not have."""
     length, shares = rows.inputs.shape[1], {}
     for shift in _SHIFTS:
         first, last = max(0, -shift), length - max(0, shift)
         if last > first:
-            learned = rows.learned[:, first:last] & rows.real[:, first + shift : last + shift]
+            learned = rows.learned[:, first:last] & found.real[:, first + shift : last + shift]
             same = rows.targets[:, first:last] == rows.inputs[:, first + shift : last + shift]
             shares[shift] = float((same & learned).sum() / max(1, learned.sum()))
     return shares
@@ -161,35 +277,48 @@ def _cause_of_targets(rows: Rows, wrong: np.ndarray, by_shift: dict[int, float])
     return f"Targets in {where} are not the token that follows: something overwrites or moves them."
 
 
-def _in_text(name: str, subject: Subject, rows: Rows, stream: TokenStream, prompts: bool) -> Check:
+def as_in_text(rows: Rows, found: Places, tokens: np.ndarray) -> bool:
+    """Whether all rows stand in the text word for word, with the targets that it has."""
+    text, there = reference.expected(tokens, found.offsets, rows.inputs.shape[1])
+    wrong = rows.learned & there[:, 1:] & (rows.targets != text[:, 1:])
+    return bool(found.exact.all() and not found.padding.any() and not wrong.any())
+
+
+def _in_text(name: str, subject: Subject, rows: Rows, stream: TokenStream, found: Places, whole: bool) -> Check:
     length, expected_text = rows.inputs.shape[1], "each row as it stands in the tokenised text, and what follows it"
-    real = rows.real
-    considered = real.sum(axis=1) >= min(8, length)
-    if prompts:
-        replaced = rows.inputs[:, 0] == subject.tokenizer.end_of_text_id
-        real = real.copy()
-        real[replaced, 0] = False
-    offsets = reference.locate(stream.tokens, rows.inputs, rows.targets, real, stream.learned)
-    lost = considered & (offsets == reference.NOWHERE)
-    if lost.any():
-        measured, all_read = f"{lost.sum()} of {len(lost)} rows stand nowhere in it", subject.training is not None
+    offsets, real = found.offsets, found.real
+    known = found.exact
+    if whole and found.searched_all:
+        if found.lost.any():
+            measured = f"{found.lost.sum()} of {len(rows.inputs)} rows stand nowhere in it"
+            cause = (
+                "Their inputs are not this text: the collator changes them, or the batches are of another text than "
+                "the one that is checked."
+            )
+            return Check(name, measured, expected_text, "fail", cause)
+        known = offsets != reference.NOWHERE
+    elif not known.any():
+        measured = f"none of {len(known)} rows stands in the part of it that was read"
         cause = (
-            "Their inputs are not this text: the collator changes them, or the batches are of another text than "
-            "the one that is checked."
+            "No row is this text, of which the beginning was read: either the collator changes inputs, or the rows are "
+            "of a later part; look at the rows that are shown."
         )
-        return Check(name, measured, expected_text, "fail" if all_read or lost.all() else "warn", cause)
+        return Check(name, measured, expected_text, "warn", cause)
 
     tokens, there = reference.expected(stream.tokens, offsets, length)
+    there = there & known[:, None]
     other_inputs = real & there[:, :-1] & (rows.inputs != tokens[:, :-1])
     # A padded place is followed by nothing; the last before it may leave its target out.
-    other_targets = rows.learned & ~rows.padding & there[:, 1:] & (rows.targets != tokens[:, 1:])
+    other_targets = rows.learned & ~found.padding & there[:, 1:] & (rows.targets != tokens[:, 1:])
+    if not whole:  # a block ends with the end-of-text token, wherever it was cut
+        other_targets &= rows.targets != subject.tokenizer.end_of_text_id
     if stream.learned is None:
         learned = np.ones_like(rows.learned)
     else:
         places = (offsets[:, None] + np.arange(1, length + 1)).clip(0, len(stream.tokens) - 1)
         learned = np.asarray(stream.learned[places])
     before_padding = np.zeros_like(real)
-    before_padding[:, :-1] = rows.padding[:, 1:]
+    before_padding[:, :-1] = found.padding[:, 1:]
     left_out = real & there[:, 1:] & learned & ~rows.learned & ~before_padding
     prompt_learned = real & there[:, 1:] & ~learned & rows.learned
     verified = int((real & there[:, :-1]).sum())
@@ -198,7 +327,11 @@ def _in_text(name: str, subject: Subject, rows: Rows, stream: TokenStream, promp
         (other_targets, "targets", ""),
         (left_out, "targets left out", "are not learned although the text is to be: the collator ignores too much."),
         (prompt_learned, "prompts learned", "are of a prompt, which is only to be read: mask them with IGNORE."),
-        (_other_documents(subject, rows, stream, offsets), "document numbers", "do not change where documents begin."),
+        (
+            _other_documents(subject, rows, stream, offsets, real & known[:, None]),
+            "document numbers",
+            "do not change where documents begin.",
+        ),
     ):
         if wrong.any():
             measured = f"{int(wrong.sum()):,} {what} differ in {verified:,} places"
@@ -208,18 +341,21 @@ def _in_text(name: str, subject: Subject, rows: Rows, stream: TokenStream, promp
             else:
                 cause = f"Targets in {rows.where(wrong)} {cause}"
             return Check(name, measured, expected_text, "fail", f"{cause}")
-    return Check(name, f"{int(considered.sum()):,} rows found, {verified:,} places the same", expected_text)
+    unknown = f", {int((~known).sum())} not in the part that was read" if not known.all() else ""
+    return Check(name, f"{int(known.sum()):,} rows found, {verified:,} places the same{unknown}", expected_text)
 
 
-def _other_documents(subject: Subject, rows: Rows, stream: TokenStream, offsets: np.ndarray) -> np.ndarray:
+def _other_documents(
+    subject: Subject, rows: Rows, stream: TokenStream, offsets: np.ndarray, real: np.ndarray
+) -> np.ndarray:
     """(R, T) bool: where a document begins in the text and not in the row, or the other way round."""
-    wrong = np.zeros_like(rows.real)
+    wrong = np.zeros_like(real)
     if not subject.config.separate_documents:
         return wrong
     places = offsets[:, None] + np.arange(rows.inputs.shape[1])
     number = np.searchsorted(stream.starts, places, side="right")
     begins, said = np.diff(number, axis=1) != 0, np.diff(rows.document, axis=1) != 0
-    wrong[:, 1:] = (begins != said) & rows.real[:, 1:] & rows.real[:, :-1]
+    wrong[:, 1:] = (begins != said) & real[:, 1:] & real[:, :-1]
     return wrong
 
 

@@ -12,6 +12,7 @@ from transformer.text.batches import IGNORE
 from transformer.training.preflight.check import Check
 from transformer.training.preflight.subject import Subject, cut
 
+_PASSES = 40  # over a text: from about 16 on little is gained, from 40 on nothing (Muennighoff et al., 2023)
 _SPARE = 0.9  # of the memory that is free may be used
 
 
@@ -109,35 +110,73 @@ def free_bytes(device: torch.device) -> float | None:
         return None
     found = []
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         found += [1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
     except OSError:
         return None
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    for folder, limit, used in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
     ):
         try:
-            found.append(float(Path(limit).read_text()) - float(Path(used).read_text()))
+            in_use, stat, most = (
+                Path(folder, name).read_text(encoding="utf-8") for name in (used, "memory.stat", limit)
+            )
+            found.append(float(most) - float(in_use) + _cached_files(stat))
         except (OSError, ValueError):  # no such limit, or "max"
             continue
     return min(found, default=None)
 
 
-def forecast(subject: Subject, step_seconds: float | None) -> Check:
-    """Tokens, steps, time, cost, and the loss of a run like it if one was measured."""
-    config, source = subject.config, subject.source
-    in_epoch = source.steps_in_epoch
+def _cached_files(statistics: str) -> float:
+    """Bytes of a container's memory that hold files, which the system gives up when memory is asked for."""
+    sizes = dict(line.split() for line in statistics.splitlines())
+    return sum(float(sizes.get(f"total_{name}", sizes.get(name, 0))) for name in ("inactive_file", "active_file"))
+
+
+def planned_steps(subject: Subject, step_seconds: float | None) -> tuple[int | None, float]:
+    """Steps of the run, None if nobody knows, and targets in one of them.
+
+    Args:
+        step_seconds: seconds of a batch.
+    """
+    config, in_epoch = subject.config, subject.source.steps_in_epoch
     budget = config.budget(None if in_epoch is None else in_epoch / config.accumulate)
     tokens = sum(int((batch.targets != IGNORE).sum()) for batch in subject.batches) / len(subject.batches)
     tokens *= config.accumulate * subject.engine.world
     steps = [budget.steps] if budget.steps else []
     steps += [math.ceil(budget.tokens / max(1.0, tokens))] if budget.tokens else []
+    if budget.seconds and step_seconds:
+        steps.append(math.ceil(budget.seconds / (step_seconds * config.accumulate)))
+    return min(steps, default=None), tokens
+
+
+def passes(subject: Subject, step_seconds: float | None) -> Check:
+    """The run does not go over a text so often that it learns it by heart."""
+    name, expected = "passes over the text", f"at most {_PASSES}"
+    steps, _ = planned_steps(subject, step_seconds)
+    in_epoch = subject.source.steps_in_epoch
+    if steps is None or in_epoch is None:
+        return Check(name, "a stream" if in_epoch is None else "as many as time allows", expected)
+    number = steps * subject.config.accumulate / in_epoch
+    if number <= _PASSES:
+        return Check(name, f"{number:.3g}", expected)
+    cause = (
+        f"The run goes over the text {number:,.0f} times: a model learns it by heart, and its validation loss rises "
+        "long before the end (the best model is kept); lower --max-epochs or --max-steps, add --patience or text."
+    )
+    return Check(name, f"{number:,.3g}", expected, "warn", cause)
+
+
+def forecast(subject: Subject, step_seconds: float | None) -> Check:
+    """Tokens, steps, time, cost, and the loss of a run like it if one was measured."""
+    config = subject.config
+    budget = config.budget(subject.source.steps_in_epoch)
     seconds = None if step_seconds is None else step_seconds * config.accumulate
-    steps += [math.ceil(budget.seconds / seconds)] if budget.seconds and seconds else []
-    if not steps:
+    steps, tokens = planned_steps(subject, step_seconds)
+    if steps is None:
         return Check("forecast", f"about {budget.seconds or 0:.0f} s", "for your information")
-    n_steps, n_tokens = min(steps), min(steps) * tokens
+    n_steps, n_tokens = steps, steps * tokens
     parts = [f"{n_steps:,} steps, {_count(n_tokens)} tokens"]
     if seconds is not None:
         total = min(n_steps * seconds, budget.seconds or math.inf)

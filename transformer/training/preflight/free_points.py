@@ -12,7 +12,9 @@ from __future__ import annotations
 import numpy as np
 
 from transformer.text.batches import IGNORE
+from transformer.training.preflight.alignment import as_in_text, placed, validation_placed
 from transformer.training.preflight.check import Check
+from transformer.training.preflight.places import Places
 from transformer.training.preflight.rows import Rows
 from transformer.training.preflight.subject import Subject
 
@@ -37,8 +39,11 @@ def padding_counted(subject: Subject) -> Check:
     """No target is padding, in training batches and validation batches."""
     name, expected = "padding in the targets", "none: IGNORE wherever a row is filled up"
     shares = {}
-    for what, rows in (("training", subject.rows), ("validation", subject.validation_rows)):
-        padding = padded_targets(subject, rows)
+    for what, rows, found in (
+        ("training", subject.rows, placed(subject)),
+        ("validation", subject.validation_rows, validation_placed(subject)),
+    ):
+        padding = padded_targets(subject, rows, found)
         shares[what] = float(padding.sum() / max(1, rows.learned.sum()))
         if shares[what]:
             text = subject.tokenizer.decode([int(rows.targets[padding][0])], skip_special=False)
@@ -51,15 +56,23 @@ def padding_counted(subject: Subject) -> Check:
                 f"{_REPORTED:.0f} reported is {real_perplexity(_REPORTED, shares[what]):.3g} per real token; "
                 f"give padding the target {IGNORE}.",
             )
-    filled = float(subject.rows.padding.mean())
+    filled = float(placed(subject).padding.mean())
     return Check(name, f"none ({filled:.1%} of the inputs are padding)", expected)
 
 
-def padded_targets(subject: Subject, rows: Rows) -> np.ndarray:
-    """(R, T) bool: targets that are padding, by where they stand or by their id."""
+def padded_targets(subject: Subject, rows: Rows, found: Places) -> np.ndarray:
+    """(R, T) bool: targets that are padding: they stand where the text has nothing, or have an id no text can have."""
     own = {subject.tokenizer.pad_id, subject.model.config.pad_token_id} - {None, subject.tokenizer.end_of_text_id}
-    by_id = np.isin(rows.targets, sorted(id for id in own if id is not None))
-    return rows.learned & (by_id | (rows.padding & (rows.targets == rows.inputs)))
+    by_id = np.isin(rows.targets, sorted(id for id in own if id is not None and not _may_be_text(subject, id)))
+    return rows.learned & (by_id | (found.padding & (rows.targets == rows.inputs)))
+
+
+def _may_be_text(subject: Subject, id: int) -> bool:
+    """Whether tokenising a text can give this id, which special tokens are not meant for."""
+    token = subject.tokenizer.backend.id_to_token(id)
+    if token is None or token == getattr(subject.tokenizer.backend.model, "unk_token", None):
+        return True
+    return id in subject.tokenizer.encode_documents([token])[0]
 
 
 def special(subject: Subject) -> Check:
@@ -72,6 +85,8 @@ def special(subject: Subject) -> Check:
     fine |= {tokenizer.pad_id}  # looked at by itself
     for id, token in added.items():
         if token.special and id not in fine and (count := int((targets == id).sum())):
+            if _may_be_text(subject, id):
+                continue
             share = count / len(targets)
             cause = (
                 f"The special token {token.content!r} is {share:.1%} of the targets, free points that the model learns "
@@ -85,7 +100,7 @@ def special(subject: Subject) -> Check:
         chunks = range(0, len(stream.tokens), 2**22)
         ends = sum(int((stream.tokens[i : i + 2**22] == tokenizer.end_of_text_id).sum()) for i in chunks)
         measured += f", {ends:,} in the text of {len(stream.starts):,} documents"
-        if ends > len(stream.starts) + 1:
+        if ends > len(stream.starts) + 1 and not _may_be_text(subject, tokenizer.end_of_text_id):
             cause = (
                 f"{tokenizer.end_of_text!r} stands in the text {ends:,} times, but there are only "
                 f"{len(stream.starts):,} documents: it is put where no document ends, and the model will say it."
@@ -96,26 +111,38 @@ def special(subject: Subject) -> Check:
 
 def repeated(subject: Subject) -> Check:
     """Few targets are the token before them."""
-    rows = subject.rows
-    considered = rows.learned & ~padded_targets(subject, rows)
-    share = float((considered & (rows.targets == rows.inputs)).sum() / max(1, considered.sum()))
+    rows, found = subject.rows, placed(subject)
+    considered = rows.learned & ~padded_targets(subject, rows, found)
+    again = considered & (rows.targets == rows.inputs)
+    share = float(again.sum() / max(1, considered.sum()))
     name, expected = "repeated tokens", f"less than {_REPEATED:.0%} of the targets are their own input"
     if share < _REPEATED:
         return Check(name, f"{share:.2%}", expected)
+    if found.exact.all():
+        values, counts = np.unique(rows.targets[again], return_counts=True)
+        often = subject.tokenizer.decode([int(values[counts.argmax()])], skip_special=False)
+        why = f"the text is like that, above all with {often!r} ({counts.max() / again.sum():.0%} of them)"
+    else:
+        why = "targets that are not shifted, padding that is not known as such, or a text of repetitions"
     cause = (
-        f"{share:.0%} of the targets are the token before them, which is learned at once: targets that are not "
-        "shifted, padding that is not known as such, or a text of repetitions; a perplexity of "
+        f"{share:.0%} of the targets are the token before them, which is learned at once: {why}; a perplexity of "
         f"{_REPORTED:.0f} reported is {real_perplexity(_REPORTED, share):.3g} for the others."
     )
     return Check(name, f"{share:.1%}", expected, "warn", cause)
 
 
 def constant_columns(subject: Subject) -> Check:
-    """No column, and not the last target of each row, is nearly always the same token."""
+    """No column, and not the last target of each row, is nearly always the same token, unless the text is like that.
+
+    Lines of one length, or records, have their ends in the same column of every row; so what is in the text is none.
+    """
     name, expected = "the same in every row", f"no column with one target in {_ALWAYS:.0%} of its rows"
     rows = subject.rows
+    places = placed(subject)
+    if as_in_text(rows, places, subject.text.tokens):
+        return Check(name, "every target is that of the text", expected)
     _, unique = np.unique(rows.inputs, axis=0, return_index=True)
-    targets, learned = rows.targets[unique], rows.learned[unique] & ~padded_targets(subject, rows)[unique]
+    targets, learned = rows.targets[unique], rows.learned[unique] & ~padded_targets(subject, rows, places)[unique]
     if len(unique) < _LEAST_ROWS:
         return Check(name, f"only {len(unique)} different rows: nothing can be said", expected)
     found = [column for column in range(targets.shape[1]) if _constant(targets, learned, column) is not None]

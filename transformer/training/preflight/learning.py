@@ -216,8 +216,7 @@ def range_test(subject: Subject, batch: Batch) -> tuple[float | None, float | No
             moves = float(rate)
         if not loss < best + _DIVERGED * max(first, 1.0):
             return moves, float(rate)
-        settled = rate > _MARGIN * chosen and (moves is not None or rate > _FAR * chosen)
-        if settled or time.process_time() - begin > _SECONDS:
+        if (moves is not None and rate > _MARGIN * chosen) or time.process_time() - begin > _SECONDS:
             break
     return moves, None
 

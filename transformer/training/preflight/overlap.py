@@ -1,7 +1,8 @@
 """Validation text that also stands in the training text: what is validated on it is memory.
 
-Runs of `LENGTH` tokens are compared by a hash (as GPT-3's contamination study compared runs of 13 words; Brown et al.,
-2020, appendix C). Memory is that of the validation text's hashes and of one chunk of the training text.
+Runs of `LENGTH` tokens, of more where tokens are short, are compared by a hash (as GPT-3's contamination study compared
+runs of 13 words; Brown et al., 2020, appendix C). Memory is that of the validation text's hashes and of one chunk of
+the training text.
 
 Dimensions: N tokens
 """
@@ -15,13 +16,16 @@ from transformer.text.tokens import TokenStream
 from transformer.training.preflight.check import Check
 from transformer.training.preflight.subject import Subject
 
-LENGTH = 16  # tokens: about a dozen words; a power of two
+LENGTH = 16  # tokens at least, a power of two
+_BYTES = 60  # of text in a run: about a dozen words
 _CHUNK = 2**22
 _MOST = 2**29  # training tokens looked at
 _MOST_VALIDATION = 2**19
+_MEASURED = 2**14  # tokens whose bytes are counted
 _SHARE = 0.1  # of the validation text that may stand in the training text
 _DOCUMENT = 0.8  # of a document's runs: then it is the same document
-_LEAST_RUNS = 32  # a shorter document may well be said twice
+_DIFFERENT = 0.75  # of a run's tokens are another than the one before, or it says nothing
+_LEAST_TOKENS, _LEAST_RUNS = 48, 8  # of a document; a shorter one may well be said twice
 _TABLE_BITS = 24
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, from the golden ratio: a multiplier that mixes well
 _SHOWN = 60
@@ -30,25 +34,28 @@ _SHOWN = 60
 def overlap(subject: Subject) -> Check:
     """Hardly any run of tokens of the validation text stands in the training text, and no document does."""
     name = "validation in training"
-    expected = f"less than {_SHARE:.0%} of its runs of {LENGTH} tokens, and no document"
     validation = subject.validation
     tokens = np.asarray(validation.stream.tokens[validation.first : validation.stop][:_MOST_VALIDATION])
-    if len(tokens) < LENGTH:
+    length = _length(len(subject.tokenizer.decode(tokens[:_MEASURED].tolist()).encode()), len(tokens[:_MEASURED]))
+    expected = f"less than {_SHARE:.0%} of its runs of {length} tokens, and no document"
+    if len(tokens) < length:
         return Check(name, "the validation text is too short to say", expected)
-    wanted, number = np.unique(hashes(tokens), return_inverse=True)
-    known = _seen(wanted, _training(subject))[number]
-    share = float(known.mean())
-    twins = _twins(validation, known)
-    where = f"{share:.1%} of {len(known):,} runs, {len(twins)} of {_documents(validation)} documents"
+    wanted, number = np.unique(hashes(tokens, length), return_inverse=True)
+    says = _says_something(tokens, length)
+    known = _seen(wanted, _training(subject), length)[number] & says
+    share = float(known.sum() / max(1, says.sum()))
+    twins = _twins(validation, known, length)
+    where = f"{share:.1%} of {int(says.sum()):,} runs, {len(twins)} of {_documents(validation)} documents"
     if share < _SHARE and not twins:
         return Check(name, where, expected)
     start = twins[0] if twins else int(known.argmax())
-    example = " ".join(subject.tokenizer.decode(tokens[start : start + LENGTH].tolist()).split())[:_SHOWN]
-    what = (
-        f"{len(twins)} documents of the validation text stand"
-        if twins
-        else f"{share:.0%} of the validation text stands"
-    )
+    example = subject.tokenizer.decode(tokens[start : start + length].tolist())
+    example = " ".join(example.split())[:_SHOWN] or example[:_SHOWN]
+    if twins:
+        what = f"{len(twins)} {'documents' if len(twins) > 1 else 'document'} of the validation text "
+        what += "stand" if len(twins) > 1 else "stands"
+    else:
+        what = f"{share:.0%} of the validation text stands"
     cause = (
         f"{what} in the training text too, such as {example!r}: its loss will measure memory; take them out of one of "
         "the two, or give other --validation-data."
@@ -56,25 +63,39 @@ def overlap(subject: Subject) -> Check:
     return Check(name, where, expected, "warn", cause)
 
 
-def hashes(tokens: np.ndarray) -> np.ndarray:
-    """(N - LENGTH + 1,) uint64: a polynomial of each run of LENGTH tokens, doubled from runs of half the length."""
+def _says_something(tokens: np.ndarray, length: int) -> np.ndarray:
+    """(N - length + 1,) bool: runs that are not mostly one token again and again, such as a space or a dash."""
+    changes = np.concatenate([[0], np.cumsum(tokens[1:] != tokens[:-1])])
+    return changes[length - 1 :] - changes[: len(tokens) - length + 1] >= _DIFFERENT * (length - 1)
+
+
+def _length(n_bytes: int, n_tokens: int) -> int:
+    """Tokens in a run, a power of two: as many as `_BYTES` of this text take."""
+    length = LENGTH
+    while length < _BYTES and length * n_bytes < _BYTES * n_tokens:
+        length *= 2
+    return length
+
+
+def hashes(tokens: np.ndarray, length: int = LENGTH) -> np.ndarray:
+    """(N - length + 1,) uint64: a polynomial of each run of `length` tokens, doubled from runs of half the length."""
     run = tokens.astype(np.uint64) + np.uint64(1)
-    length, power = 1, _BASE
+    part, power = 1, _BASE
     with np.errstate(over="ignore"):
-        while length < LENGTH:
-            run = run[:-length] * power + run[length:]
-            length, power = 2 * length, power * power
+        while part < length:
+            run = run[:-part] * power + run[part:]
+            part, power = 2 * part, power * power
         return run ^ (run >> np.uint64(32))
 
 
-def _seen(wanted: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+def _seen(wanted: np.ndarray, tokens: np.ndarray, length: int) -> np.ndarray:
     """Which of the sorted hashes are those of some run in `tokens`."""
     shift = np.uint64(64 - _TABLE_BITS)
     table = np.zeros(2**_TABLE_BITS, bool)  # a first look, which leaves out nearly all
     table[_slots(wanted, shift)] = True
     seen = np.zeros(len(wanted), bool)
-    for start in range(0, max(0, len(tokens) - LENGTH + 1), _CHUNK):
-        found = hashes(tokens[start : start + _CHUNK + LENGTH - 1])
+    for start in range(0, max(0, len(tokens) - length + 1), _CHUNK):
+        found = hashes(tokens[start : start + _CHUNK + length - 1], length)
         found = found[table[_slots(found, shift)]]
         places = np.searchsorted(wanted, found).clip(0, len(wanted) - 1)
         seen[places[wanted[places] == found]] = True
@@ -103,12 +124,15 @@ def _starts(stream: TokenStream, windows: Windows) -> np.ndarray:
     return inside if len(inside) and inside[0] == 0 else np.concatenate([[0], inside])
 
 
-def _twins(windows: Windows, known: np.ndarray) -> list[int]:
-    """The first tokens of the documents nearly all of whose runs are known."""
+def _twins(windows: Windows, known: np.ndarray, length: int) -> list[int]:
+    """The first tokens of the documents nearly all of whose runs are known; the rest of one is no document."""
     starts = _starts(windows.stream, windows)
+    within = windows.first not in windows.stream.starts  # what is held out may begin within a document
     found = []
-    for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(known) + LENGTH - 1], strict=True):
-        runs = known[start + 1 : stop - LENGTH + 1]
-        if len(runs) >= _LEAST_RUNS and runs.mean() >= _DOCUMENT:
+    for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(known) + length - 1], strict=True):
+        if within and not start:
+            continue
+        runs = known[start + 1 : stop - length + 1]
+        if len(runs) >= max(_LEAST_RUNS, _LEAST_TOKENS - length) and runs.mean() >= _DOCUMENT:
             found.append(start + 1)
     return found

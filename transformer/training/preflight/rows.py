@@ -1,4 +1,4 @@
-"""Rows of several batches beneath one another, and which of their places are padding.
+"""Rows of several batches beneath one another, and which of their places can only be padding.
 
 Dimensions: R rows · T places in the longest of them
 """
@@ -6,23 +6,24 @@ Dimensions: R rows · T places in the longest of them
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from transformer.text.batches import IGNORE, Batch
 
 ABSENT = -1  # where a row of a shorter batch has ended
-_RUN_OF_PADDING = 3  # the least run of a token that may be padding; two may be a prompt's beginning before a document
-_RUN_OF_ANYTHING = 8  # and of any other token
+_RUN_OF_PADDING = 3  # the least run of a token of padding; two may be a prompt's beginning before a document
 
 
 @dataclass(frozen=True)
 class Rows:
     """inputs, targets, document: (R, T), as in `Batch`; ABSENT, IGNORE and ABSENT where a row has ended.
 
-    batch, place: (R,) the batch each row is of, and its place in it. padding: (R, T) bool, runs of one token at a row's
-    beginning or end that fill it up.
+    batch, place: (R,) the batch each row is of, and its place in it. padding: (R, T) bool, runs of a token of padding
+    at a row's beginning or end that fill it up. (Runs of any other token may be text: `places` compares with the text.)
+    kept: what was found out about these rows.
     """
 
     inputs: np.ndarray
@@ -31,13 +32,14 @@ class Rows:
     batch: np.ndarray
     place: np.ndarray
     padding: np.ndarray
+    kept: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, batches: Sequence[Batch], padding_ids: Collection[int]) -> Rows:
         """Stack the rows of batches.
 
         Args:
-            padding_ids: tokens that may be padding, in shorter runs than others.
+            padding_ids: tokens that may be padding.
         """
         length = max(batch.inputs.shape[1] for batch in batches)
 
@@ -104,8 +106,8 @@ def _padding(inputs: np.ndarray, targets: np.ndarray, padding_ids: Collection[in
 
 def _run_at_the_left(tokens: np.ndarray, ids: np.ndarray) -> np.ndarray:
     run = np.logical_and.accumulate(tokens == tokens[:, :1], axis=1)
-    least = np.where(np.isin(tokens[:, 0], ids), _RUN_OF_PADDING, _RUN_OF_ANYTHING)
-    return run & (run.sum(axis=1) >= least)[:, None]
+    is_padding = np.isin(tokens[:, 0], ids) & (run.sum(axis=1) >= _RUN_OF_PADDING)
+    return run & is_padding[:, None]
 
 
 def _last_present(absent: np.ndarray) -> np.ndarray:

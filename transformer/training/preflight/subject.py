@@ -235,7 +235,8 @@ class Subject:
 def _read(config: TrainConfig, characters: int) -> Iterator[Document]:
     """The beginning of the corpus, in pieces."""
     read = 0
-    for piece in pieces(config.data, config.data_config, clean=config.clean, max_documents=config.max_documents):
+    text = (config.data, config.data_config, "train", config.clean, config.text_column, config.max_documents)
+    for piece in pieces(*text):
         yield piece
         read += len(piece.text)
         if read > characters:

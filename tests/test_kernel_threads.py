@@ -1,0 +1,183 @@
+"""How the kernel's threads share its loops: the right results, whichever threads run, and beside other processes."""
+
+import ctypes
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from models import tiny_model
+
+from benchmarks.decoding import computing, prepare, read_options
+from transformer.hub import checkpoint
+from transformer.inference import pack
+from transformer.inference.native import kernel, load_kernel
+
+needs_kernel = pytest.mark.skipif(load_kernel() is None, reason="no C compiler, or a CPU without VNNI")
+
+HARNESS = r"""
+#include <omp.h>
+#include <stdlib.h>
+#include <string.h>
+#include "threads.h"
+
+/* Loops of sizes[i] iterations, each of which must see all of the loop before. Counts how often each ran. */
+int share(int threads, int loops, const int64_t *sizes, int64_t most, int *counts, int delays) {
+    Share shares[16] = {0};
+    Team team = {.shares = shares};
+    _Atomic int64_t finished = 0;
+    _Atomic int wrong = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        Thread thread = {.team = &team, .index = omp_get_thread_num(), .threads = omp_get_num_threads()};
+        int64_t before = 0;
+        unsigned seed = thread.index;
+        for (int loop = 0; loop < loops; loop++) {
+            for (int64_t i; (i = claim(&thread, sizes[loop])) >= 0;) {
+                if (atomic_load(&finished) < before) wrong++;
+                if (delays && rand_r(&seed) % 40 == 0) usleep(rand_r(&seed) % 300); /* some longer than SPIN_NS */
+                __atomic_fetch_add(&counts[loop * most + i], 1, __ATOMIC_RELAXED);
+                finished++;
+            }
+            complete(&thread, sizes[loop]);
+            before += sizes[loop];
+            if (atomic_load(&finished) < before) wrong++;
+        }
+        finish(&thread);
+    }
+    return wrong;
+}
+
+/* The second thread does nothing, or stands at its first iteration, until the first one has got as far as it can. */
+int64_t run_without_the_second(int loops, int64_t iterations) {
+    Share shares[2] = {0};
+    Team team = {.shares = shares};
+    _Atomic int done = 0;
+    _Atomic int64_t first = 0;
+#pragma omp parallel num_threads(2)
+    {
+        Thread thread = {.team = &team, .index = omp_get_thread_num(), .threads = 2};
+        if (thread.index)
+            while (!done) usleep(100);
+        for (int loop = 0; loop < loops; loop++) {
+            while (claim(&thread, iterations) >= 0)
+                if (!thread.index) first++;
+            complete(&thread, iterations);
+        }
+        if (!thread.index) done = 1;
+        finish(&thread);
+    }
+    return first;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def harness(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    folder = tmp_path_factory.mktemp("threads")
+    (folder / "harness.c").write_text(HARNESS)
+    include = f"-I{kernel.SOURCE.parent}"
+    command = ["gcc", "-O2", "-march=native", "-fopenmp", "-fPIC", "-shared", include, "harness.c", "-o", "harness.so"]
+    subprocess.run(command, cwd=folder, check=True)
+    library = ctypes.CDLL(str(folder / "harness.so"))
+    library.run_without_the_second.restype = ctypes.c_int64
+    library.run_without_the_second.argtypes = [ctypes.c_int, ctypes.c_int64]
+    return library
+
+
+@needs_kernel
+@pytest.mark.parametrize("delays", [False, True])
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+def test_every_iteration_runs_once_and_after_the_loop_before(harness: ctypes.CDLL, threads: int, delays: bool) -> None:
+    loops, most = 120 if delays else 3000, 23
+    sizes = torch.randint(0, most + 1, (loops,), generator=torch.Generator().manual_seed(threads))
+    counts = (ctypes.c_int * (loops * most))()
+    assert harness.share(threads, loops, (ctypes.c_int64 * loops)(*sizes), ctypes.c_int64(most), counts, delays) == 0
+    expected = [[1] * size + [0] * (most - size) for size in sizes.tolist()]
+    assert torch.tensor(counts).view(loops, most).tolist() == expected
+
+
+@needs_kernel
+def test_a_thread_that_does_not_run_stops_no_other(harness: ctypes.CDLL) -> None:
+    """With barriers, this would never end."""
+    assert harness.run_without_the_second(500, 37) == 500 * 37
+
+
+@needs_kernel
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("overrides", [{}, {"d_feed_forward": 300}], ids=["whole blocks", "part of a block"])
+def test_results_do_not_depend_on_threads_or_load(precision: str, overrides: dict[str, int]) -> None:
+    """Bit by bit: one thread, several, and more than there are processors beside processes that compute."""
+    served = pack(tiny_model("modern", context_length=64, **overrides), precision)
+
+    def generate(texts: int) -> list[torch.Tensor]:
+        memory = served.remember(texts, 64)
+        for text in range(texts):
+            served.read([text + 1, 5, 7] * 7, memory, text)
+        tokens, logits = torch.ones(texts, dtype=torch.long), []
+        for _ in range(8):
+            logits.append(served.step(tokens, memory).clone())
+            tokens = logits[-1].argmax(dim=-1)
+        return logits
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = {texts: generate(texts) for texts in (1, 3, 9)}
+        with computing(2):
+            for threads in (2, 3, 5):
+                torch.set_num_threads(threads)
+                for texts, logits in expected.items():
+                    for _ in range(3):
+                        assert all(map(torch.equal, generate(texts), logits))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_busy_processes_compute_and_are_stopped() -> None:
+    def used(process: int) -> int:
+        return sum(map(int, Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]))
+
+    def children() -> set[int]:
+        output = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(parent)], stdout=subprocess.PIPE, text=True)
+        return {int(line.split()[0]) for line in output.stdout.splitlines() if "getppid" in line}
+
+    parent = os.getpid()
+    with computing(2):
+        processes = children()
+        assert len(processes) == 2
+        end = time.monotonic() + 30
+        while not all(map(used, processes)):
+            assert time.monotonic() < end, "they do not compute"
+            time.sleep(0.02)
+    assert not children()
+
+
+def test_a_killed_benchmark_leaves_no_busy_process() -> None:
+    code = "from benchmarks.decoding import COMPUTING as code; import subprocess, sys, os\n"
+    code += "print(subprocess.Popen([sys.executable, '-c', code]).pid, flush=True); os.kill(os.getpid(), 9)"
+    output = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True).stdout
+    end = time.monotonic() + 30
+    while Path(f"/proc/{output.strip()}").exists():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_the_sizes_of_the_benchmark_are_those_of_the_model(tmp_path: Path) -> None:
+    sizes = "--d-model 32 --n-layers 2 --n-heads 4 --n-kv-heads 1 --d-feed-forward 48 --vocab-size 99"
+    prepare(read_options(["--preset", "modern", *sizes.split()]), tmp_path)
+    config = checkpoint.load_model(tmp_path).config
+    assert (config.d_model, config.n_layers, config.n_heads, config.kv_heads) == (32, 2, 4, 1)
+    assert (config.d_feed_forward, config.vocab_size, config.positions) == (48, 99, "rotary")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["--model weights --d-model 64", "--model weights --preset gpt2", "--busy -1", "--prompt 1000 --new 25"],
+)
+def test_options_of_the_benchmark_without_effect_are_refused(arguments: str) -> None:
+    with pytest.raises(SystemExit):
+        read_options(arguments.split())

@@ -1,0 +1,84 @@
+"""Files that are known by a checksum. What was computed once is not computed again until the file changes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+
+_BLOCK = 2**20
+
+
+def cache_folder() -> Path:
+    """Where this package keeps what it can bring or compute again.
+
+    Raises:
+        RuntimeError: for a user without a home, unless XDG_CACHE_HOME is set.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "decoder-only-transformer"
+
+
+def checksum(file: Path, git: bool = False) -> str:
+    """The SHA-256 of a file, or git's SHA-1 of it, in hexadecimal digits.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    digest = hashlib.sha1(b"blob %d\0" % file.stat().st_size) if git else hashlib.sha256()
+    with open(file, "rb") as content:
+        while block := content.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def is_intact(file: Path, expected: str) -> bool:
+    """Whether the file is there and has this checksum, a SHA-256 or git's SHA-1.
+
+    The file is read only if its size, its times or its place on the disk are not those that it had when it was read
+    last: any write to it changes one of them.
+    """
+    try:
+        status = file.stat()
+        seen = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_dev, status.st_ino]
+        if _read_record(expected) == seen:
+            return True
+        intact = checksum(file, git=len(expected) == 40) == expected
+    except OSError:
+        return False
+    if intact:
+        _write_record(expected, seen)
+    return intact
+
+
+def cached_checksum(file: Path) -> str | None:
+    """The checksum by which the Hub's cache names the file behind a link of it, None if that is no checksum.
+
+    That is the SHA-256 of a large file and git's SHA-1 of a small one. The name may belong to another link, to a store
+    that several repositories share.
+    """
+    name = Path(os.readlink(file)).name if file.is_symlink() else ""
+    return name if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", name) else None
+
+
+def _record(expected: str) -> Path:
+    return cache_folder() / "verified" / expected
+
+
+def _read_record(expected: str) -> list[int] | None:
+    try:
+        seen = json.loads(_record(expected).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RuntimeError):
+        return None
+    return seen if isinstance(seen, list) else None
+
+
+def _write_record(expected: str, seen: list[int]) -> None:
+    with suppress(OSError, RuntimeError):  # then the file is read again the next time
+        record = _record(expected)
+        record.parent.mkdir(parents=True, exist_ok=True)
+        partial = record.with_name(f".{record.name}.{os.getpid()}.partial")
+        partial.write_text(json.dumps(seen), encoding="utf-8")
+        os.replace(partial, record)
