@@ -45,7 +45,7 @@ def train(
     ),
     seed: int = Input(description="Seed of the weights and of the order of the text", default=0, ge=0),
     preflight: str = Input(
-        description="Checks before the first step. A check that fails: stop the training, or warn and go on; off: no checks",
+        description="Checks before the first step: if one fails, stop the training, or warn and go on; off: no checks",
         default="stop",
         choices=["stop", "warn", "off"],
     ),
