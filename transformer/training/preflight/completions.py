@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-from transformer.text.corpus import pieces
 from transformer.text.document import join_pieces
 from transformer.training.preflight.check import Check
-from transformer.training.preflight.subject import Subject
+from transformer.training.preflight.subject import Subject, _read
 
 _CHARACTERS = 2**20  # of the corpus are looked at
 _LEAST = 8  # completions of which something can be said
@@ -54,7 +53,7 @@ def _pairs(subject: Subject) -> list[tuple[str, str]]:
     """Prompts, each with what is learned after it, of the first documents of the corpus that have any."""
     found: list[tuple[str, str]] = []
     read = 0
-    for document in join_pieces(pieces(subject.config.data, subject.config.data_config)):
+    for document in join_pieces(_read(subject.config, _CHARACTERS)):  # as the run reads it
         prompt = ""
         for text, learned in document.parts:
             if not learned:
@@ -63,6 +62,6 @@ def _pairs(subject: Subject) -> list[tuple[str, str]]:
                 found.append((prompt.strip(), text.strip()))
                 prompt = ""
         read += len(document.text)
-        if read > _CHARACTERS or (not found and read > _CHARACTERS // 8):
+        if not found and read > _CHARACTERS // 8:
             break
     return found
