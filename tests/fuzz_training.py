@@ -339,8 +339,8 @@ def draw_config(draw: random.Random, here: Path) -> str:
             ("", "- a\n", "x", "1", "null", "a: [", "a: &x [*x]", "? [a, b]\n: c\n", "\ta: 1", "a: " + 3000 * "[")
         )
     elif kind == "date":
-        lines = ("max-steps: 2020-01-01", "output: 2020-01-01", "trackers: [2020-01-01]", "seed: 0o7")
-        content = "\n".join(draw.sample((*lines, "learning-rate: .nan"), 2)) + "\n"
+        lines = ("max-steps: 2020-01-01", "output: 2020-01-01", "trackers: [2020-01-01]", "seed: 2020-13-45")
+        content = "\n".join(draw.sample((*lines, "seed: 0o7", "learning-rate: .nan"), 2))
     elif kind == "tag":
         content = "seed: !!python/object/apply:os.getpid []\n"
     path.write_text(content, encoding="utf-8")
