@@ -322,7 +322,6 @@ def test_train_your_own_and_predict(command: str, workshop: Path, environment: d
 
 
 @pytest.mark.slow  # three epochs of the default model, with its preflight
-@pytest.mark.xfail(strict=True, reason="preflight takes the trained model's residual stream for a mistake")
 def test_training_over_http(workshop: Path, environment: dict[str, str]) -> None:
     (command,) = {command.text for command in COMMANDS if re.match("cog train -i", command.text)}
     with serving(serve_command("train"), workshop, environment) as url:
