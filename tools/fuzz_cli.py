@@ -231,7 +231,7 @@ def _path(draw: random.Random, folder: Path, names: list[str]) -> str:
         "",
         ".",
         "/",
-        "nowhere",
+        "./nowhere",
         "a\x00b",
         "x" * 5000,
         "\udcff",

@@ -38,6 +38,8 @@ def chat_tokens(
         )
     if template is None:
         raise ChatError("this model continues texts and has no chat template: it takes a prompt and no system prompt.")
+    if not messages:
+        raise ChatError("there is no message to answer.")
     if enable_thinking is not None and "enable_thinking" not in template:
         raise ChatError("the model's chat template does not know enable_thinking: leave it out.")
     given = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
