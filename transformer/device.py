@@ -24,7 +24,10 @@ def pick_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"there is no device {name!r} here: {error}") from error
+        cause = str(error).partition("\n")[0][:200]  # PyTorch may add a table of what it was built with
+        raise ConfigError(f"there is no device {name!r} here: {cause}") from error
+    if device.type == "meta":
+        raise ConfigError("the device 'meta' computes nothing: choose auto, cpu, cuda or mps.")
     return device
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ def command_line(options: dict[str, Any]) -> str:
     no credentials of URLs."""
     words = ["python", "train.py"]
     for name, value in options.items():
-        if isinstance(value, str) and Path(value).exists():
+        if isinstance(value, str) and os.path.exists(value):
             value = Path(value).name
         option = name.replace("_", "-")
         if isinstance(value, bool):

@@ -271,12 +271,12 @@ class Tokenizer:
 
 def _download(hub_id: str) -> Path:
     """The `tokenizer.json` of the Hub model `user/name` or `user/name@revision`."""
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError
 
     name, _, revision = hub_id.partition("@")
     try:
         check_login()
-        with suppress(LocalEntryNotFoundError):  # not every model has one
+        with suppress(EntryNotFoundError):  # not every model has one
             _download_file(name, "tokenizer_config.json", revision or None)
         return _download_file(name, "tokenizer.json", revision or None)
     except Exception as error:  # the client lets through those of the libraries that it uses

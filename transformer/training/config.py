@@ -217,6 +217,10 @@ class TrainConfig:
             )
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed must be a whole number from 0 to 2^63 - 1, not {self.seed!r}.")
+        if self.short_window_length < 1:
+            raise ConfigError(f"short_window_length must be at least 1, not {self.short_window_length}.")
+        if self.push_to is not None and not self.push_to.strip():
+            raise ConfigError("push_to is empty: expected the repository to publish to, as user/name.")
         if self.resume and self.restart:
             raise ConfigError("resume and restart exclude each other.")
 
