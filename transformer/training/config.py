@@ -221,6 +221,8 @@ class TrainConfig:
             raise ConfigError(f"short_window_length must be at least 1, not {self.short_window_length}.")
         if self.push_to is not None and not self.push_to.strip():
             raise ConfigError("push_to is empty: expected the repository to publish to, as user/name.")
+        if self.clean not in (None, "wikipedia"):
+            raise ConfigError(f"clean must be wikipedia, not {self.clean!r}.")
         if self.resume and self.restart:
             raise ConfigError("resume and restart exclude each other.")
 

@@ -79,8 +79,10 @@ def read(name: str) -> dict[str, Any]:
         options = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
     except OSError as error:
         raise ConfigError(f"there is no config {name}: expected {', '.join(presets())} or a file.") from error
-    except (tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: of TOML, of UTF-8, of dates and numbers
         raise ConfigError(f"{name} cannot be read: {error}.") from error
+    if options is None:
+        raise ConfigError(f"{name} is empty: expected options and their values.")
     if not isinstance(options, dict):
         raise ConfigError(f"{name} holds {type(options).__name__}: expected options and their values.")
     options = {str(key).replace("-", "_"): value for key, value in options.items()}
@@ -109,6 +111,12 @@ def _converted(what: str, value: Any, kind: str) -> Any:
             if isinstance(value, bool) or int(value) != float(value):
                 raise ValueError
             return int(value)
-        return float(value) if kind.startswith("float") else str(value)
-    except (TypeError, ValueError):
-        raise ConfigError(f"{what} is {value!r}: expected {kind}.") from None
+        if kind.startswith("float"):
+            if isinstance(value, bool):
+                raise ValueError
+            return float(value)
+        if isinstance(value, bool) or not isinstance(value, str | int | float):  # a number may be a name
+            raise ValueError
+        return str(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(f"{what} is {value!r:.80}: expected {kind}.") from None
