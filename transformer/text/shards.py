@@ -142,8 +142,9 @@ def _partial_folder(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` to write in, which is gone in the end whatever happens."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     for old in folder.parent.glob(".*.partial"):
-        if time.time() - max(path.stat().st_mtime for path in (old, *old.iterdir())) > _ABANDONED_SECONDS:
-            shutil.rmtree(old, ignore_errors=True)
+        with suppress(OSError):  # a file that its writer has just removed: the folder is in use
+            if time.time() - max(path.stat().st_mtime for path in (old, *old.iterdir())) > _ABANDONED_SECONDS:
+                shutil.rmtree(old, ignore_errors=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name[:16]}.", suffix=".partial", dir=folder.parent))
     try:
         yield partial
