@@ -9,11 +9,14 @@ from tests.models import tiny_model
 from transformer.errors import CheckpointError, ConfigError
 from transformer.hub.checkpoint import load_model
 from transformer.text.batches import EpochBatches, ShortWindowsFirst, Windows
-from transformer.text.document import Document
+from transformer.text.corpus import pieces
+from transformer.text.document import Document, first_documents
+from transformer.text.shards import tokenized
 from transformer.text.tokenizer import Tokenizer
 from transformer.text.tokens import tokenize
 from transformer.training.averaging import WeightAverage, without_average
 from transformer.training.config import TrainConfig
+from transformer.training.options import parse
 from transformer.training.run import train
 
 TEXT = "".join(
@@ -100,7 +103,7 @@ def test_short_windows_come_first_and_a_resume_knows_both_positions(text):
     batches = source()
     shapes, seen = [], []
     for step in range(8):
-        batches.at(step / 8)
+        batches.set_progress(step / 8)
         seen.append(batches.next())
         shapes.append(tuple(seen[-1].inputs.shape))
         if step == 5:
@@ -108,7 +111,7 @@ def test_short_windows_come_first_and_a_resume_knows_both_positions(text):
     assert shapes == [(8, 8)] * 4 + [(2, 32)] * 4
     again = source()
     again.restore(state)
-    again.at(6 / 8)
+    again.set_progress(6 / 8)
     assert torch.equal(again.next().inputs, seen[6].inputs)
 
 
@@ -126,14 +129,40 @@ def test_a_run_with_short_windows_passes_its_preflight_and_trains_on_both(text, 
 def test_only_the_first_documents_are_read(tmp_path):
     rows = [{"text": f"Article {n}. " + "It is a long story. " * 20} for n in range(10)]
     path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    train(options(str(path), tmp_path / "out", max_documents=3, max_steps=1, context_length=8, batch_size=1))
-    tokenizer = Tokenizer.load(tmp_path / "out")
-    assert tokenizer.encode_documents(["Article 9"]) != []
-    vocabulary = tokenizer.backend.get_vocab()
-    assert "2" in vocabulary
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert [d.text for d in pieces(str(path), max_documents=3)] == [row["text"] for row in rows[:3]]
+    tokenizer = Tokenizer.train([TEXT], 300)
+    few, more = (
+        tokenized(str(path), None, "train", tokenizer, tmp_path / "cache", max_documents=count) for count in (3, 4)
+    )
+    assert (len(few.starts), len(more.starts)) == (3, 4)
+
+
+def test_the_first_documents_have_all_their_pieces():
+    found = [Document.of("a"), Document((("b", True),), continues=True), Document.of("c"), Document.of("d")]
+    assert [document.text for document in first_documents(found, 2)] == ["a", "b", "c"]
+
+
+def test_a_step_without_targets_leaves_the_average_alone(tmp_path):
+    rows = [{"prompt": "What is it? " * 40, "completion": " It is a river."}] * 12
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    run = dict(ema_decay=0.8, context_length=16, batch_size=1, max_steps=60, seed=1)
+    calls = []
+    update = WeightAverage.update
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WeightAverage, "update", lambda self, step: (calls.append(step), update(self, step)))
+        train(options(str(path), tmp_path / "out", **run))
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
-    assert lines
+    learned = [line["step"] for line in lines if "learning_rate" in line]
+    assert 0 < len(learned) < 60 and calls == learned
+
+
+def test_data_on_the_command_line_has_not_the_configuration_of_the_presets_own(tmp_path):
+    (tmp_path / "x.txt").write_text(TEXT, encoding="utf-8")
+    config = parse(["--config", "default", "--data", str(tmp_path / "x.txt"), "--max-minutes", "10"])
+    assert (config.data_config, config.clean, config.context_length) == (None, "wikipedia", 1024)
+    assert parse(["--config", "default"]).data_config == "20231101.en"
 
 
 @pytest.mark.parametrize(

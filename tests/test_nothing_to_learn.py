@@ -10,14 +10,14 @@ import torch
 from models import SENTENCES, tiny_model_directory
 
 from transformer.errors import ConfigError
-from transformer.text.batches import IGNORE, Windows
+from transformer.text.batches import IGNORE, Windows, validation_batches, with_targets
 from transformer.text.conversation import CHAT_TEMPLATE
 from transformer.text.tokenizer import Tokenizer
 from transformer.text.tokens import TokenStream
 from transformer.training import state
 from transformer.training.config import TrainConfig
 from transformer.training.run import train
-from transformer.training.targets import coverage, validation_rows, with_targets
+from transformer.training.targets import coverage
 
 SMALL = dict(vocab_size=300, context_length=16, d_model=16, n_layers=1, batch_size=1, precision="fp32", preflight="off")
 
@@ -54,7 +54,7 @@ def test_completions_without_their_prompts_are_counted() -> None:
 
 def test_validation_looks_at_windows_that_have_targets() -> None:
     windows = Windows(stream(*[(60, 3)] * 6), 8)
-    rows = validation_rows(windows, 4, 2)
+    rows = validation_batches(windows, 4, 2)
     assert sum(len(batch.inputs) for batch in rows) == 4
     assert all(bool((row != IGNORE).any()) for batch in rows for row in batch.targets)
 

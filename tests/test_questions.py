@@ -90,6 +90,7 @@ def test_a_data_set_of_conversations_is_one_that_training_reads(tmp_path, capsys
     articles = [("Jules Verne", VERNE), ("Bridge", BRIDGE), ("Nantes", NANTES)]
     padding = " ".join(["It is a long and well known article about many things."] * 10)
     rows = [{"id": n, "title": title, "text": f"{text} {padding}"} for n, (title, text) in enumerate(articles)]
+    rows.insert(1, {"id": 9, "title": "Blank", "text": ""})  # which must not shift the titles after it
     source, output = tmp_path / "articles.jsonl", tmp_path / "talks.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     command = ["conversations", "--data", str(source), "--output", str(output), "--text-share", "1"]
@@ -102,3 +103,19 @@ def test_a_data_set_of_conversations_is_one_that_training_reads(tmp_path, capsys
     talks = [document.text for document in read if len(document.parts) > 1]
     assert any("User: Hello!\nAssistant: " in talk for talk in talks)
     assert any("Jules Verne was a French novelist" in talk for talk in talks)
+    assert any("Nantes is a city" in talk for talk in talks)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "share", "sentence"),
+    [
+        ("a.jsonl", '{"text": "A bridge."}', "0.1", "no text in a column 'title'"),
+        ("a.txt", "A bridge is a structure.", "0.1", "no text in a column 'title'"),
+        ("a.jsonl", '{"title": "Bridge", "text": "A bridge."}', "5", "text_share is a part"),
+    ],
+)
+def test_data_that_has_no_titles_is_refused(name, content, share, sentence, tmp_path, capsys):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    command = ["conversations", "--data", str(tmp_path / name), "--output", str(tmp_path / "b.jsonl")]
+    assert main([*command, "--text-share", share]) == 1
+    assert sentence in capsys.readouterr().err and not (tmp_path / "b.jsonl").exists()

@@ -185,13 +185,8 @@ def show(options: argparse.Namespace) -> None:
     name = "the default model" if options.model == DEFAULT_MODEL else Path(options.model).name
     output = options.output or f"{options.what}.html"
     page = make(*load(fetch(options.model)), options.text, name)
-    try:
-        with whole_file(output) as partial:
-            partial.write_text(page, encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise ConfigError(
-            f"the page cannot be written to {output}: {error.strerror}. Choose another --output."
-        ) from error
+    with whole_file(output) as partial:
+        partial.write_text(page, encoding="utf-8", errors="replace")
     print(output)
 
 
@@ -368,7 +363,7 @@ def _parser() -> argparse.ArgumentParser:
     talking = command("conversations", conversations, "make conversations about the articles of a data set")
     talking.add_argument("--data", "--dataset", type=_place, required=True, help="rows with a title and a text")
     talking.add_argument("--data-config", "--dataset-config", help="configuration of a Hub data set")
-    talking.add_argument("--output", required=True, help="the JSON lines to write")
+    talking.add_argument("--output", type=_place, required=True, help="the JSON lines to write")
     talking.add_argument("--text-share", type=float, default=0.1, help="part of the articles that stand among them")
     talking.add_argument("--seed", type=int, default=0, help="of the questions and their order")
 

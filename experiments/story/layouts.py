@@ -114,8 +114,8 @@ class ChangedBatches:
     def next(self) -> Batch:
         return self.change(self.source.next())
 
-    def at(self, progress: float) -> None:
-        self.source.at(progress)
+    def set_progress(self, progress: float) -> None:
+        self.source.set_progress(progress)
 
     def state(self) -> dict[str, Any]:
         return self.source.state()

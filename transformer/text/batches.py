@@ -16,6 +16,7 @@ from torch import Tensor
 from transformer.errors import ConfigError, CorpusError
 from transformer.text.tokens import TokenStream
 
+_WINDOWS_AT_ONCE = 4096  # looked at for targets
 IGNORE = -100  # the target that no loss counts: PyTorch's own default
 
 
@@ -101,8 +102,8 @@ class BatchSource(Protocol):
     def next(self) -> Batch:
         """This process's rows of the next batch."""
 
-    def at(self, progress: float) -> None:
-        """The run is this far, in [0, 1]: what the next batches may depend on."""
+    def set_progress(self, progress: float) -> None:
+        """Say how far the run is, in [0, 1], which the next batches may depend on."""
 
     def state(self) -> dict[str, Any]:
         """The position after the last batch, which can be written as JSON."""
@@ -140,7 +141,7 @@ class EpochBatches:
         self._taken += 1
         return rows_of_rank(self.windows, indices, self.rank, self.world)
 
-    def at(self, progress: float) -> None:
+    def set_progress(self, progress: float) -> None:
         """The order does not depend on it."""
 
     def state(self) -> dict[str, Any]:
@@ -184,7 +185,7 @@ class ShortWindowsFirst:
     def next(self) -> Batch:
         return self._current.next()
 
-    def at(self, progress: float) -> None:
+    def set_progress(self, progress: float) -> None:
         self._current = self.short if progress < self.share else self.long
 
     def state(self) -> dict[str, Any]:
@@ -204,13 +205,32 @@ def epoch_order(n_windows: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def validation_batches(windows: Windows, count: int, rows: int, rank: int = 0, world: int = 1) -> list[Batch]:
-    """`count` windows, or all if there are less, evenly spread over the text; the same ones every time.
+    """`count` of the windows that have targets, or all if there are less, evenly spread over the text; the same ones
+    every time. If no window has any, they are taken from all.
 
     Each process gets the same number of batches: its share of batches of `rows` windows, as in EpochBatches.
     """
-    count = min(count, len(windows))
-    picked = np.linspace(0, len(windows) - 1, count).round().astype(np.int64)
+    usable = with_targets(windows)
+    if not len(usable):
+        usable = np.arange(len(windows))
+    count = min(count, len(usable))
+    picked = usable[np.linspace(0, len(usable) - 1, count).round().astype(np.int64)]
     return [rows_of_rank(windows, picked[start : start + rows], rank, world) for start in range(0, count, rows)]
+
+
+def with_targets(windows: Windows) -> np.ndarray:
+    """(W,) or less: the numbers of the windows in which there is something to learn."""
+    learned = windows.stream.learned
+    if learned is None:
+        return np.arange(len(windows))
+    found = []
+    for first in range(0, len(windows), _WINDOWS_AT_ONCE):
+        numbers = np.arange(first, min(first + _WINDOWS_AT_ONCE, len(windows)))
+        begins = windows.first + numbers * windows.stride
+        stops = np.minimum(begins + windows.length, windows.stop - 1)
+        counts = np.concatenate(([0], np.cumsum(learned[begins[0] + 1 : stops[-1] + 1], dtype=np.int64)))
+        found.append(numbers[counts[stops - begins[0]] > counts[begins - begins[0]]])
+    return np.concatenate(found)
 
 
 def rows_of_rank(windows: Windows, indices: np.ndarray, rank: int, world: int) -> Batch:

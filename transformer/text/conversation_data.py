@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from transformer.text.corpus import documents
+from transformer.errors import ConfigError
+from transformer.text.corpus import columns
 from transformer.text.questions import Turn, conversations
 from transformer.text.wikipedia import clean_article, fault_of
 
@@ -32,9 +33,7 @@ def titled_articles(source: str, config: str | None = None, split: str = "train"
     Raises:
         CorpusError: if it cannot be read, or has no such columns.
     """
-    titles = (document.text for document in documents(source, config, split, text_column="title"))
-    texts = (document.text for document in documents(source, config, split, text_column="text"))
-    for title, text in zip(titles, texts, strict=True):
+    for title, text in columns(source, ("title", "text"), config, split):
         cleaned = clean_article(text)
         if fault_of(cleaned) is None:
             yield title.strip(), cleaned
@@ -51,7 +50,12 @@ def conversation_rows(
             that learns to answer does not forget how to continue a text.
         small_talk_repeats: how often each way to say something in the small talk stands in the data.
         seed: of all that is random; the same articles and seed give the same rows.
+
+    Raises:
+        ConfigError: if text_share is no part.
     """
+    if not 0 <= text_share <= 1:
+        raise ConfigError(f"text_share is a part of the articles, in [0, 1], not {text_share}.")
     rng = random.Random(seed)
     small_talk: list[dict[str, list[str]]] = json.loads(_SMALL_TALK.read_text(encoding="utf-8"))
     greetings = small_talk[0]

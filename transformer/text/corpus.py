@@ -319,6 +319,38 @@ def _plain(text: str) -> tuple[str, int]:
     return text, left_out
 
 
+def columns(source: str, names: Sequence[str], config: str | None = None, split: str = "train") -> Iterator[list[str]]:
+    """These columns of every row, which have to be strings.
+
+    Raises:
+        CorpusError: if the source is not there, has no such split, or a row has something else there.
+    """
+    for number, (row, where) in enumerate(_raw_rows(source, config, split, names), 1):
+        texts = []
+        for name in names:
+            value = row.get(name) if isinstance(row, dict) else None
+            if not isinstance(value, str):
+                raise CorpusError(f"row {number} of {where} has no text in a column {name!r}, which is needed.")
+            texts.append(_plain(value)[0])
+        yield texts
+
+
+def _raw_rows(source: str, config: str | None, split: str, names: Sequence[str]) -> Iterator[tuple[Any, str]]:
+    """Rows as they are read, each with where it is from."""
+    files = _files(source, config, split)
+    if files is None:
+        for row in _load("load_dataset", source, config, split, streaming=True):
+            yield row, source
+        return
+    for path in files:
+        reader = read_rows(path, None, names)
+        try:
+            while (row := reader.read()) is not None:
+                yield row, path
+        finally:
+            reader.close()
+
+
 def has_conversations(source: str, config: str | None, text_column: str | None = None) -> bool:
     """Whether the rows of the corpus are conversations.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 Turn = tuple[str, str]  # what the user says, and the answer
 
@@ -87,7 +87,7 @@ class Facts:
     born: str | None = None
     died: str | None = None
     birthplace: str | None = None
-    place: bool = field(default=False)
+    place: bool = False
 
 
 def conversations(title: str, text: str, seed: int = 0) -> Iterator[list[Turn]]:

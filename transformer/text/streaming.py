@@ -60,7 +60,7 @@ class StreamBatches:
         self._taken += 1
         return rows_of_rank(self._windows, self._batches[self._taken - 1], self._rank, self._world)
 
-    def at(self, progress: float) -> None:
+    def set_progress(self, progress: float) -> None:
         """The order does not depend on it."""
 
     def state(self) -> dict[str, Any]:

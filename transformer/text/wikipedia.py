@@ -74,24 +74,24 @@ def fault_of(text: str) -> str | None:
     return None
 
 
-def clean_articles(documents: Iterable[Document], left_out: Counter[str]) -> Iterator[Document]:
+def clean_articles(documents: Iterable[Document], counts: Counter[str]) -> Iterator[Document]:
     """The articles that are worth learning from, cleaned.
 
     Args:
-        left_out: is given the counts: of articles and characters read and kept, and of articles for each reason why
+        counts: is given what was counted: of articles and characters read and kept, and of articles for each reason why
             they were left out.
     """
     seen: set[int] = set()
     for document in documents:
         text = clean_article(document.text)
-        left_out["articles read"] += 1
-        left_out["characters read"] += len(document.text)
+        counts["articles read"] += 1
+        counts["characters read"] += len(document.text)
         reason = fault_of(text) or ("a copy of another" if hash(text) in seen else None)
         if reason:
-            left_out[f"articles left out: {reason}"] += 1
+            counts[f"articles left out: {reason}"] += 1
             continue
         seen.add(hash(text))
-        left_out["characters kept"] += len(text)
+        counts["characters kept"] += len(text)
         yield Document.of(text)
 
 

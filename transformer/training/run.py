@@ -15,7 +15,7 @@ from transformer.files import reason
 from transformer.hub import checkpoint
 from transformer.hub.card import TrainingFacts, command_line, write_card
 from transformer.hub.publish import prepare, push
-from transformer.text.batches import Windows
+from transformer.text.batches import Windows, validation_batches
 from transformer.text.tokenizer import Tokenizer
 from transformer.training import state
 from transformer.training.budget import Progress
@@ -27,7 +27,7 @@ from transformer.training.lock import only_run_in
 from transformer.training.memory import keep_freed_memory
 from transformer.training.parts import Parts, build
 from transformer.training.preflight import preflight
-from transformer.training.targets import coverage, validation_rows
+from transformer.training.targets import coverage
 from transformer.training.trainer import Trainer
 
 logger = logging.getLogger("transformer")
@@ -80,7 +80,7 @@ def _train(config: TrainConfig, hub_token: str | None, stop: threading.Event | N
             _say_what_is_learned(parts.training)
         if config.preflight != "off" and not state.exists(config.checkpoints):  # or it has begun already
             _preflight(parts, config, engine)
-        rows = validation_rows(validation, config.validation_windows, _VALIDATION_ROWS, engine.rank, engine.world)
+        rows = validation_batches(validation, config.validation_windows, _VALIDATION_ROWS, engine.rank, engine.world)
         if engine.device.type == "cpu":
             keep_freed_memory()  # not before: what tokenising freed is not needed again
         progress = Trainer(model.train(), tokenizer, parts.source, rows, config, engine, stop).run()

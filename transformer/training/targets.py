@@ -9,9 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from transformer.text.batches import Batch, Windows, rows_of_rank
-
-_WINDOWS_AT_ONCE = 4096
+from transformer.text.batches import Windows, with_targets
 
 
 @dataclass(frozen=True)
@@ -66,28 +64,6 @@ def coverage(windows: Windows) -> Coverage:
     window = windows.first + (starts[document] - windows.first) // windows.stride * windows.stride
     cut = int((begins > window + windows.length).sum()) if len(begins) else 0
     return Coverage(len(windows), len(windows) - len(with_targets(windows)), len(begins), cut)
-
-
-def with_targets(windows: Windows) -> np.ndarray:
-    """(W,) or less: the numbers of the windows in which there is something to learn."""
-    learned = windows.stream.learned
-    if learned is None:
-        return np.arange(len(windows))
-    found = []
-    for first in range(0, len(windows), _WINDOWS_AT_ONCE):
-        numbers = np.arange(first, min(first + _WINDOWS_AT_ONCE, len(windows)))
-        begins = windows.first + numbers * windows.stride
-        stops = np.minimum(begins + windows.length, windows.stop - 1)
-        counts = np.concatenate(([0], np.cumsum(learned[begins[0] + 1 : stops[-1] + 1], dtype=np.int64)))
-        found.append(numbers[counts[stops - begins[0]] > counts[begins - begins[0]]])
-    return np.concatenate(found)
-
-
-def validation_rows(windows: Windows, count: int, rows: int, rank: int = 0, world: int = 1) -> list[Batch]:
-    """As `validation_batches`, of the windows that have targets: the others would be computed and count for nothing."""
-    usable = with_targets(windows)
-    picked = usable[np.linspace(0, len(usable) - 1, min(count, len(usable))).round().astype(np.int64)]
-    return [rows_of_rank(windows, picked[start : start + rows], rank, world) for start in range(0, len(picked), rows)]
 
 
 def _percent(part: int, whole: int) -> str:

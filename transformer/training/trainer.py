@@ -102,7 +102,7 @@ class Trainer:
                 done = self.budget.spent(progress)
                 part = learning_rate(config.schedule, done, config.warmup, config.decay, config.final_learning_rate)
                 set_learning_rate(self.optimizers, part)
-                self.source.at(done)
+                self.source.set_progress(done)
                 step_begin = time.perf_counter()
                 step = self.stepper.step(progress.step + 1)
                 now, main = time.perf_counter(), float(self.engine.main)
@@ -110,7 +110,7 @@ class Trainer:
                 clocks = (main * (now - begin), main * (now - step_begin), interrupt.signal)
                 seconds, step_seconds, stop = self.engine.sum(*clocks)
                 progress.step += 1
-                if self.average:
+                if self.average and step.tokens:
                     self.average.update(progress.step)
                 empty += not step.tokens
                 progress.tokens += step.tokens

@@ -34,7 +34,10 @@ class Watch:
             self._display = Display()
             self._metrics = Metrics(self._output, progress.step)
             peak = engine.world * measured_peak(engine.device, config.precision)
-            self._utilisation = flops_per_token(model, config.context_length) / peak  # of one token in one second
+            # Of one token in one second, in windows of the full length and in short ones.
+            self._utilisation, self._utilisation_of_short = (
+                flops_per_token(model, length) / peak for length in (config.context_length, config.short_window_length)
+            )
 
     def __enter__(self) -> Watch:
         return self
@@ -48,13 +51,14 @@ class Watch:
         if not self._engine.main or not step.tokens:
             return
         self._recent.append((step, seconds))
+        utilisation = self._utilisation_of_short if done <= self._config.short_window_share else self._utilisation
         rate = sum(one.tokens for one, _ in self._recent) / sum(seconds for _, seconds in self._recent)
         numbers = {
             "loss": step.loss,
             "learning_rate": step.learning_rate,
             "gradient_norm": step.gradient_norm,
             "tokens_per_second": rate,
-            "model_flop_utilisation": rate * self._utilisation,
+            "model_flop_utilisation": rate * utilisation,
         }
         if cost := self._cost():
             numbers["cost"] = cost
@@ -64,7 +68,7 @@ class Watch:
             done=done,
             loss=sum(one.loss for one, _ in self._recent) / len(self._recent),
             tokens_per_second=rate,
-            utilisation=rate * self._utilisation,
+            utilisation=rate * utilisation,
             seconds=self._progress.seconds,
             cost=cost,
         )

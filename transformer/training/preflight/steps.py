@@ -54,7 +54,7 @@ class Listed:
         self.taken += 1
         return self.batches[(self.taken - 1) % len(self.batches)]
 
-    def at(self, progress: float) -> None:
+    def set_progress(self, progress: float) -> None:
         pass
 
     def state(self) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class Again:
     def next(self) -> Batch:
         return self.batch
 
-    def at(self, progress: float) -> None:
+    def set_progress(self, progress: float) -> None:
         pass
 
     def state(self) -> dict[str, Any]:
