@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import parse_qs, quote, unquote, urlencode
 
+import huggingface_hub
+import pytest
 from hub_faults import FaultyServer, Refusal, Reply, Request, say, serve
 
 LFS_SUFFIXES = (".arrow", ".bin", ".gguf", ".gz", ".jpg", ".npy", ".npz", ".onnx", ".parquet", ".png", ".safetensors")
@@ -205,6 +207,17 @@ class Hub(FaultyServer):
         own = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1,localhost"}
         login = {"HF_TOKEN": self.token if token is True else token} if token else {}
         return {**kept, **own, "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1", **login, **more}
+
+    def serve_this_process(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+        """Let the clients of this process see only this Hub and keep what they fetch in `cache`, logged out."""
+        constants = huggingface_hub.constants
+        monkeypatch.setattr(constants, "ENDPOINT", self.url)
+        template = self.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "no-token"))
+        monkeypatch.delenv("HF_TOKEN", raising=False)
 
     def answer(self, request: Request) -> Reply:
         account = self._account(request)

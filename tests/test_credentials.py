@@ -9,7 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import httpx2
-import huggingface_hub.constants
 import pytest
 from hub_faults import FaultyServer, Refusal, Reply, Request, serve
 from hub_server import Hub
@@ -40,12 +39,7 @@ def nothing_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with Hub() as hub:
-        constants = huggingface_hub.constants
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        hub.serve_this_process(monkeypatch, tmp_path / "hub-cache")
         yield hub
 
 

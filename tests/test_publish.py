@@ -33,13 +33,7 @@ PUBLISHED |= {"tokenizer.json", "tokenizer_config.json"}
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A Hub that the client of this process knows, and is logged in to."""
     with Hub() as hub:
-        constants = huggingface_hub.constants
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        hub.serve_this_process(monkeypatch, tmp_path / "hub-cache")
         monkeypatch.setattr(transformer.hub.client, "WAITS", [0.0, 0.0])
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         monkeypatch.setenv("HF_TOKEN", "hf_test")
