@@ -37,6 +37,7 @@ _GRID = {
     "repetition_penalty": (1.0, 1.05, 1.1, 1.2),
 }
 _BATCH = 25
+_LEAST_SPREAD = 0.01  # of a figure: few texts can happen to have no spread at all
 _LONGEST_PHRASE = 40  # words that a loop may repeat
 
 
@@ -73,11 +74,12 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--half", choices=("first", "second"), default="first")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--tokens", type=int, default=NEW_TOKENS, help="length of each text")
     options = parser.parse_args()
     model, tokenizer = load(options.model)
     generator = Generator(model, tokenizer, options.dtype)
     prompts, real = [], []
-    need = PROMPT_TOKENS + NEW_TOKENS
+    need = PROMPT_TOKENS + options.tokens
     for number, document in enumerate(documents(options.data, split="validation")):
         if number % 2 != (options.half == "second"):
             continue
@@ -89,18 +91,21 @@ def main() -> None:
                 real.append(figures(tokenizer.decode(ids[start + PROMPT_TOKENS : start + need])))
     step = max(1, len(prompts) // options.prompts)
     prompts, real = prompts[::step][: options.prompts], real[::step][: options.prompts]
+    if not prompts:
+        parser.error(f"no article of {options.data} is as long as a prompt and its text, {need} tokens")
     print(f"{len(prompts)} prompts of {PROMPT_TOKENS} tokens; real text: {_table(real)}")
     spread = {name: statistics.pstdev(getattr(one, name) for one in real) for name in ("repeated", "distinct")}
     rows = []
     for values in product(*_GRID.values()):
         setting = dict(zip(_GRID, values, strict=True))
-        sampling = SamplingOptions(max_tokens=NEW_TOKENS, min_tokens=NEW_TOKENS, top_k=0, seed=0, **setting)
+        sampling = SamplingOptions(max_tokens=options.tokens, min_tokens=options.tokens, top_k=0, seed=0, **setting)
         made = []
         waiting = iter(prompts)
         while batch := list(islice(waiting, _BATCH)):
             made += [figures(one.text) for one in generator.generate_batch(batch, sampling)]
         distance = sum(
-            abs(_mean(made, name) - _mean(real, name)) / max(spread[name], 1e-9) for name in ("repeated", "distinct")
+            abs(_mean(made, name) - _mean(real, name)) / max(spread[name], _LEAST_SPREAD)
+            for name in ("repeated", "distinct")
         ) + 10 * max(0.0, _mean(made, "loop") - _mean(real, "loop"))
         rows.append((distance, setting, made))
         print(f"{json.dumps(setting)} {_table(made)} distance {distance:.3f}", flush=True)
