@@ -3,12 +3,16 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from transformer.device import pick_device
-from transformer.errors import ConfigError
+from transformer.errors import ConfigError, TransformerError
 from transformer.hub.card import command_line
+from transformer.model import Transformer
 from transformer.training.config import TrainConfig
+from transformer.training.memory import expect_room
 from transformer.training.options import parse
+from transformer.training.run import train
 
 
 @pytest.mark.parametrize(
@@ -52,3 +56,49 @@ def test_odd_values_in_a_file_are_a_sentence(content: str, tmp_path: Path) -> No
     with pytest.raises(ConfigError) as refusal:
         parse(["--config", str(tmp_path / "run.yaml"), *([] if content == "data: null" else ["--data", "x.txt"])])
     assert len(str(refusal.value)) < 400
+
+
+@pytest.mark.parametrize("name", ["d_model", "n_layers", "context_length", "d_feed_forward"])
+@pytest.mark.parametrize("size", [10**9, 2**62, 2**64])
+@pytest.mark.parametrize("preset", ["modern", "gpt2", "paper"])
+def test_a_model_that_no_memory_holds_is_refused_before_it_is_built(name: str, size: int, preset: str) -> None:
+    sizes = {**dict(d_model=16, n_layers=1, n_heads=2, n_kv_heads=2, context_length=16), name: size}
+    config = TrainConfig("x.txt", preset=preset, **sizes).model_config(300)
+    with pytest.raises(ConfigError, match="a model of this size needs"):
+        expect_room(config, torch.device("cpu"))
+
+
+def test_a_model_that_fits_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainConfig("x.txt").model_config(8192)
+    expect_room(config, torch.device("cpu"))
+    model = Transformer(config)
+    numbers = model.parameter_count() + sum(buffer.numel() for buffer in model.buffers())
+    monkeypatch.setattr("transformer.training.memory.free_bytes", lambda device: 8.0 * numbers)
+    expect_room(config, torch.device("cpu"))
+    monkeypatch.setattr("transformer.training.memory.free_bytes", lambda device: 8.0 * numbers - 1)
+    with pytest.raises(ConfigError, match="and 0 GB are free"):
+        expect_room(config, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("option", [{"sample_prompt": "a\udcff"}, {"whole_tokens": ("<unk>", "\udcff")}])
+def test_bytes_that_are_not_utf8_are_refused_at_the_start(option: dict) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(option))} has bytes that are not UTF-8"):
+        TrainConfig("x.txt", **option)
+
+
+@pytest.mark.parametrize("option", ["token_cache", "tokenizer", "init_from", "output"])
+def test_a_name_too_long_for_a_file_is_a_sentence(option: str, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("The river rises in the hills. " * 60, encoding="utf-8")
+    sizes = dict(d_model=16, n_layers=1, n_heads=2, context_length=16, vocab_size=300)
+    if option in ("tokenizer", "init_from"):
+        sizes = dict(context_length=16)
+    run = dict(output=str(tmp_path / "out"), max_steps=1, preflight="off")
+    with pytest.raises(TransformerError):
+        train(TrainConfig(str(tmp_path / "x.txt"), **{**run, **sizes, option: str(tmp_path / ("n" * 300))}))
+
+
+@pytest.mark.parametrize("content", ["null", "null\n" * 3, "[null]"])
+def test_json_of_null_alone_is_a_sentence(content: str, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(content, encoding="utf-8")
+    with pytest.raises(TransformerError):
+        train(TrainConfig(str(tmp_path / "x.json"), output=str(tmp_path / "out"), max_steps=1))

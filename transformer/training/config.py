@@ -177,6 +177,11 @@ class TrainConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # what is written into files at the end is checked at the beginning
+            value = getattr(self, field.name)
+            for text in value if isinstance(value, tuple) else (value,):
+                if isinstance(text, str) and not _is_unicode(text):
+                    raise ConfigError(f"{field.name} has bytes that are not UTF-8: {text!r:.80}.")
         positive = "batch_size accumulate context_length learning_rate clip validation_windows keep_checkpoints"
         limits = "max_loss max_epochs max_steps max_tokens max_minutes max_cost price_per_hour"
         other = "patience validate_every checkpoint_every window_stride embedding_learning_rate max_documents"
@@ -276,3 +281,12 @@ class TrainConfig:
         for name in ("data", "validation_data", "tokenizer", "init_from", "embeddings_from"):
             options[name] = options[name] and Path(options[name]).name
         return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8; bytes of a command line that cannot become lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

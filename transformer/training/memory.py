@@ -1,9 +1,17 @@
-"""Memory that a CPU run frees is kept for its next step."""
+"""How much memory a run may take, and keeping what a step frees for the next one."""
 
 from __future__ import annotations
 
 import ctypes
+import dataclasses
+import math
 import platform
+from pathlib import Path
+
+import torch
+
+from transformer.errors import ConfigError
+from transformer.model import ModelConfig, Transformer
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # parameters of mallopt(3)
 
@@ -20,3 +28,63 @@ def keep_freed_memory() -> None:
     mallopt(_MMAP_MAX, 0)
     mallopt(_TRIM_THRESHOLD, 2**31 - 1)
     mallopt(_TOP_PAD, 2**28)
+
+
+def expect_room(config: ModelConfig, device: torch.device) -> None:
+    """Check that a model can be trained here before it is built, which may take minutes and then fail.
+
+    Raises:
+        ConfigError: if its weights and their gradients alone are more than the memory that is free.
+    """
+    free = free_bytes(device)
+    try:
+        one, two = (_numbers(dataclasses.replace(config, n_layers=layers)) for layers in (1, 2))
+        needed = 8.0 * (one + (config.n_layers - 1) * (two - one))  # each in fp32, and its gradient
+    except (RuntimeError, OverflowError, TypeError):  # a tensor that is beyond what PyTorch can count
+        needed = math.inf
+    if needed > (math.inf if free is None else free) or math.isinf(needed):
+        size = "more than can be counted" if math.isinf(needed) else f"{needed / 1e9:,.0f} GB"
+        raise ConfigError(
+            f"a model of this size needs {size} for its weights and their gradients"
+            + (f", and {free / 1e9:,.0f} GB are free" if free is not None else "")
+            + ": choose a smaller d_model, n_layers, d_feed_forward, context_length or vocab_size."
+        )
+
+
+def _numbers(config: ModelConfig) -> int:
+    """In a model's parameters and tables, counted without making them."""
+    with torch.device("meta"):
+        model = Transformer(config, initialise=False)
+    return sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
+
+
+def free_bytes(device: torch.device) -> float | None:
+    """Memory that a step can take, in bytes: of the GPU, or of this machine or container; None: nobody knows."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    if device.type != "cpu":
+        return None
+    found = []
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        found += [1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
+    except OSError:
+        return None
+    for folder, limit, used in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        try:
+            in_use, stat, most = (
+                Path(folder, name).read_text(encoding="utf-8") for name in (used, "memory.stat", limit)
+            )
+            found.append(float(most) - float(in_use) + _cached_files(stat))
+        except (OSError, ValueError):  # no such limit, or "max"
+            continue
+    return min(found, default=None)
+
+
+def _cached_files(statistics: str) -> float:
+    """Bytes of a container's memory that hold files, which the system gives up when memory is asked for."""
+    sizes = dict(line.split() for line in statistics.splitlines())
+    return sum(float(sizes.get(f"total_{name}", sizes.get(name, 0))) for name in ("inactive_file", "active_file"))

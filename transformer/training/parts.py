@@ -28,6 +28,7 @@ from transformer.training import state
 from transformer.training.bigrams import start_from_bigrams
 from transformer.training.config import TrainConfig
 from transformer.training.engine import Engine
+from transformer.training.memory import expect_room
 
 logger = logging.getLogger("transformer")
 _HELD_OUT = 20  # without a validation split, the last of so many parts of the text is held out
@@ -56,7 +57,7 @@ def build(config: TrainConfig, engine: Engine) -> Parts:
         start = fetch(config.init_from) if config.init_from else None
         try:
             tokenizer = _tokenizer(config, engine, start)
-            model = _model(config, tokenizer, start)
+            model = _model(config, tokenizer, start, engine.device)
         finally:
             if start is not None:
                 discard(start)
@@ -99,11 +100,11 @@ def _tokenizer(config: TrainConfig, engine: Engine, start: Path | None) -> Token
     return tokenizer
 
 
-def _model(config: TrainConfig, tokenizer: Tokenizer, start: Path | None) -> Transformer:
+def _model(config: TrainConfig, tokenizer: Tokenizer, start: Path | None, device: torch.device) -> Transformer:
     """The model that the run begins with, the same in every process.
 
     Raises:
-        ConfigError: if its tokenizer has tokens that it has no embedding for.
+        ConfigError: if its tokenizer has tokens that it has no embedding for, or it is too large for this machine.
     """
     torch.manual_seed(config.seed)
     if start:
@@ -111,7 +112,9 @@ def _model(config: TrainConfig, tokenizer: Tokenizer, start: Path | None) -> Tra
         if config.dropout is not None:
             _set_dropout(model, config.dropout)
     else:
-        model = Transformer(config.model_config(tokenizer.vocab_size))
+        architecture = config.model_config(tokenizer.vocab_size)
+        expect_room(architecture, device)
+        model = Transformer(architecture)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ConfigError(
             f"the tokenizer of {config.init_from} has {tokenizer.vocab_size:,} tokens, but the model has embeddings "

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from transformer.text.batches import IGNORE
+from transformer.training.memory import free_bytes
 from transformer.training.preflight.check import Check
 from transformer.training.preflight.subject import Subject, cut
 
@@ -100,38 +100,6 @@ def needed_bytes(subject: Subject) -> dict[str, float]:
         "activations": activations,
         "logits": logits,
     }
-
-
-def free_bytes(device: torch.device) -> float | None:
-    """Memory that a step can take, in bytes: of the GPU, or of this machine or container; None: nobody knows."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    if device.type != "cpu":
-        return None
-    found = []
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        found += [1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
-    except OSError:
-        return None
-    for folder, limit, used in (
-        ("/sys/fs/cgroup", "memory.max", "memory.current"),
-        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-    ):
-        try:
-            in_use, stat, most = (
-                Path(folder, name).read_text(encoding="utf-8") for name in (used, "memory.stat", limit)
-            )
-            found.append(float(most) - float(in_use) + _cached_files(stat))
-        except (OSError, ValueError):  # no such limit, or "max"
-            continue
-    return min(found, default=None)
-
-
-def _cached_files(statistics: str) -> float:
-    """Bytes of a container's memory that hold files, which the system gives up when memory is asked for."""
-    sizes = dict(line.split() for line in statistics.splitlines())
-    return sum(float(sizes.get(f"total_{name}", sizes.get(name, 0))) for name in ("inactive_file", "active_file"))
 
 
 def planned_steps(subject: Subject, step_seconds: float | None) -> tuple[int | None, float]:
