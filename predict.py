@@ -27,7 +27,7 @@ class Predictor(BasePredictor):
         from transformer.credentials import guard_output
         from transformer.device import pick_device
         from transformer.hub.checkpoint import load
-        from transformer.hub.source import fetch
+        from transformer.hub.resolve import fetch
         from transformer.inference.compiled import serve
 
         guard_output()

@@ -68,8 +68,8 @@ def train(
     from transformer.cli import DEFAULT_MODEL
     from transformer.credentials import guard_output
     from transformer.errors import ConfigError
-    from transformer.training.config import TrainConfig
-    from transformer.training.server import data_source, train_to_archive
+    from transformer.training.cog_training import data_source, train_to_archive
+    from transformer.training.train_config import TrainConfig
 
     guard_output()
     logging.basicConfig(level=logging.INFO, format="%(message)s")

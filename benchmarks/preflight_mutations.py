@@ -60,7 +60,7 @@ def _training(name: str, file: str, old: str, new: str, *checks: str, **options:
 
 
 def _batches(name: str, old: str, new: str, *checks: str, **options: Any) -> Mutation:
-    return Mutation(name, "text/batches.py", old, new, checks, options)
+    return Mutation(name, "data/batches.py", old, new, checks, options)
 
 
 MUTATIONS: tuple[Mutation, ...] = (
@@ -445,14 +445,14 @@ MUTATIONS: tuple[Mutation, ...] = (
     # ---- checkpoints ----
     _training(
         "optimizer state is not saved",
-        "state",
+        "run_state",
         '                tensors[f"optimizer.{names[parameter]}.{key}"] = whole(value)\n',
         "                pass\n",
         "resuming",
     ),
     _training(
         "weights are not restored",
-        "state",
+        "run_state",
         'parameter.copy_(like(left.pop(f"model.{name}"), parameter))',
         'left.pop(f"model.{name}")',
         "resuming",
@@ -548,10 +548,10 @@ def _preflight(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     """In the new process, which has not imported the package yet."""
     assert "transformer" not in sys.modules
     sys.path.insert(0, str(folder))
-    from transformer.training.config import TrainConfig
-    from transformer.training.engine import Engine
-    from transformer.training.parts import build
-    from transformer.training.preflight import preflight
+    from transformer.preflight import preflight
+    from transformer.training.distributed import Engine
+    from transformer.training.run_components import build
+    from transformer.training.train_config import TrainConfig
 
     begin = time.process_time()
     config = TrainConfig(output=str(folder / "output"), token_cache=str(folder / "tokens"), device="cpu", **options)

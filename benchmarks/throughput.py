@@ -24,15 +24,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from transformer.data.batches import Batch
 from transformer.device import describe
 from transformer.model import ModelConfig, Transformer
-from transformer.text.batches import Batch
-from transformer.training.config import TrainConfig
-from transformer.training.engine import Engine
+from transformer.training.distributed import Engine
 from transformer.training.flops import flops_per_token, measured_peak
 from transformer.training.loss import LanguageModelLoss
 from transformer.training.optimizers import make_optimizers
 from transformer.training.step import Stepper
+from transformer.training.train_config import TrainConfig
 
 OURS, GPT2, X_TRANSFORMERS = "ours", "transformers GPT-2", "x-transformers"
 VARIANTS = ("fp32", "bf16", "bf16 compile")

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from itertools import islice, product
 
 from transformer.cli import DEFAULT_MODEL
+from transformer.data.corpus import documents
 from transformer.hub.checkpoint import load
 from transformer.inference import Generator, SamplingOptions
-from transformer.text.corpus import documents
 
 PROMPT_TOKENS = 32
 NEW_TOKENS = 200

@@ -250,7 +250,7 @@ def known_options() -> list[str]:
 
 @functools.cache
 def _hints() -> dict[str, Any]:
-    from transformer.training.config import TrainConfig
+    from transformer.training.train_config import TrainConfig
 
     return {name.replace("_", "-"): kind for name, kind in typing.get_type_hints(TrainConfig).items()}
 
@@ -459,9 +459,9 @@ def judge_model(run: Run, arguments: dict[str, tuple[str, ...]], output: Path) -
     """What is wrong with a run that ended with status 0; "": nothing."""
     import torch
 
+    from transformer.data.corpus import documents
     from transformer.hub import checkpoint
-    from transformer.hub.card import TrainingFacts
-    from transformer.text.corpus import documents
+    from transformer.reporting.model_card import TrainingFacts
 
     if wrong := [f"--{name} {values[0]!r}" for name, values in arguments.items() if {*values} & {*_values(name)[1]}]:
         return f"accepted: {' '.join(sorted(wrong))}"
@@ -644,7 +644,7 @@ def make_models(folder: Path) -> None:
     from models import tiny_model_directory
 
     from transformer.hub import checkpoint
-    from transformer.hub.source import pack
+    from transformer.hub.resolve import pack
 
     for preset in ("modern", "paper", "gpt2", "blog"):
         tiny_model_directory(folder / preset, preset, d_model=16, n_layers=1, n_heads=2, context_length=32)
@@ -781,10 +781,12 @@ def prepare() -> None:
     logging.getLogger().addHandler(logging.NullHandler())
     logging.getLogger().setLevel(logging.ERROR)
     known_options()
-    import transformer.hub.card
+    import transformer.reporting.model_card
 
     # The samples on the card are most of what a tiny training takes.
-    transformer.hub.card._SAMPLING = dataclasses.replace(transformer.hub.card._SAMPLING, max_tokens=4)
+    transformer.reporting.model_card._SAMPLING = dataclasses.replace(
+        transformer.reporting.model_card._SAMPLING, max_tokens=4
+    )
 
 
 def main() -> int:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
+from transformer.data.tokenizer import Tokenizer
 from transformer.hub import checkpoint
 from transformer.model import ModelConfig, Transformer
-from transformer.text.tokenizer import Tokenizer
 
 SENTENCES = [
     "The lobster is blue in life, and turns red on cooking.",

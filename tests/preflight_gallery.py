@@ -27,15 +27,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from transformer.data.batches import IGNORE, Batch, EpochBatches, Windows
 from transformer.errors import TransformerError
-from transformer.text.batches import IGNORE, Batch, EpochBatches, Windows
-from transformer.training.config import TrainConfig
-from transformer.training.engine import Engine
-from transformer.training.parts import Parts, build
-from transformer.training.preflight import Report, preflight, text_checks
-from transformer.training.preflight.alignment import ids
-from transformer.training.preflight.budget import passes
-from transformer.training.preflight.subject import Subject
+from transformer.preflight import Report, preflight, text_checks
+from transformer.preflight.alignment import ids
+from transformer.preflight.forecast import passes
+from transformer.preflight.subject import Subject
+from transformer.training.distributed import Engine
+from transformer.training.run_components import Parts, build
+from transformer.training.train_config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 SMALL = dict(context_length=32, d_model=32, n_layers=1, n_heads=2, batch_size=8, precision="fp32", vocab_size=300)
@@ -162,7 +162,7 @@ def texts() -> list[Case]:
     return [
         Case("prose", prose()),
         Case("python files", of_files("transformer/model/*.py")),
-        Case("python, a token for each space", of_files("transformer/text/*.py"), options=dict(vocab_size=257)),
+        Case("python, a token for each space", of_files("transformer/data/*.py"), options=dict(vocab_size=257)),
         Case("c files", of_files("transformer/inference/native/*.c"), warns=(twice,)),
         Case("README", (ROOT / "README.md").read_text()),
         Case(
@@ -431,7 +431,7 @@ def fine_tuning() -> list[Case]:
         Case("gpt2's tokenizer", prose(), foreign=gpt2),
         Case("gpt2's tokenizer, another language", russian, foreign=gpt2, warns=(few,)),
         Case("bert's tokenizer", prose(), foreign=bert),
-        Case("bert's tokenizer, code", of_files("transformer/text/*.py"), foreign=bert),
+        Case("bert's tokenizer, code", of_files("transformer/data/*.py"), foreign=bert),
         Case("bert's tokenizer, accents", script("aeiourstnldmpcéèêàçùîôœ"), foreign=bert),
     ]
 

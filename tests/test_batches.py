@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import SENTENCES, tiny_tokenizer
 
+from transformer.data.batches import IGNORE, Batch, BatchSource, EpochBatches, Windows, epoch_order, validation_batches
+from transformer.data.document import Document
+from transformer.data.streaming import StreamBatches
+from transformer.data.tokenize import TokenStream, tokenize
 from transformer.errors import ConfigError, CorpusError
-from transformer.text.batches import IGNORE, Batch, BatchSource, EpochBatches, Windows, epoch_order, validation_batches
-from transformer.text.document import Document
-from transformer.text.streaming import StreamBatches
-from transformer.text.tokens import TokenStream, tokenize
 
 TOKENIZER = tiny_tokenizer()
 END = TOKENIZER.end_of_text_id

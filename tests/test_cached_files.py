@@ -17,12 +17,12 @@ from models import tiny_model_directory
 
 import transformer.hub.client
 from transformer.checksum import checksum, is_intact
+from transformer.data.tokenizer import Tokenizer
 from transformer.errors import CheckpointError
 from transformer.hub import archive as archives
 from transformer.hub import checkpoint
 from transformer.hub import download as downloads
-from transformer.hub.source import fetch, pack
-from transformer.text.tokenizer import Tokenizer
+from transformer.hub.resolve import fetch, pack
 
 ROOT = Path(__file__).parents[1]
 
@@ -194,7 +194,7 @@ def test_unpacked_folders_do_not_pile_up(tar: bytes, tmp_path: Path) -> None:
     (tmp_path / "w.tar").write_bytes(tar)
     code = f"""
 import os, sys, time
-from transformer.hub.source import fetch
+from transformer.hub.resolve import fetch
 print(fetch({str(tmp_path / "w.tar")!r}), flush=True)
 time.sleep(float(sys.argv[1]))
 """

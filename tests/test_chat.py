@@ -11,15 +11,15 @@ import transformers
 from models import tiny_model, tiny_model_directory, tiny_tokenizer
 
 from transformer.cli import main
+from transformer.data.chat_template import chat_tokens, render
+from transformer.data.conversation import CHAT_TEMPLATE, conversation_prompt
+from transformer.data.tokenizer import Tokenizer
 from transformer.errors import ChatError, CheckpointError
 from transformer.hub import checkpoint
-from transformer.hub.source import fetch, pack
+from transformer.hub.resolve import fetch, pack
 from transformer.inference import Generator, SamplingOptions, answer, messages_of
-from transformer.text.chat import chat_tokens, render
-from transformer.text.conversation import CHAT_TEMPLATE, conversation_prompt
-from transformer.text.tokenizer import Tokenizer
-from transformer.training.config import TrainConfig
-from transformer.training.parts import _tokenizer as training_tokenizer
+from transformer.training.run_components import _tokenizer as training_tokenizer
+from transformer.training.train_config import TrainConfig
 
 # Short ones of the shapes that are in use: what each does differently stands in it.
 CHATML = """{%- if tools %}

@@ -8,9 +8,9 @@ import transformers
 from models import tiny_model_directory
 
 from transformer.cli import main
+from transformer.data.chat_template import chat_tokens
+from transformer.data.tokenizer import Tokenizer
 from transformer.errors import ChatError
-from transformer.text.chat import chat_tokens
-from transformer.text.tokenizer import Tokenizer
 
 TALK = [{"role": "user", "content": "Hello"}]
 THINKING = (

@@ -15,9 +15,9 @@ from cog_server import CONFIG, ROOT, CogServer, Webhooks, cog_server
 from models import SENTENCES, tiny_model_directory
 
 from tools import cog_schema
+from transformer.data.conversation import CHAT_TEMPLATE
 from transformer.hub.checkpoint import load
 from transformer.inference import Generator, SamplingOptions, answer, messages_of
-from transformer.text.conversation import CHAT_TEMPLATE
 
 # A prediction that goes on until it is canceled: thousands of passes of the model, of which a test waits for a few.
 ENDLESS = dict(prompt="The river", max_tokens=4096, min_tokens=4096)

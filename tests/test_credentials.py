@@ -15,15 +15,15 @@ from hub_server import Hub
 
 from transformer import credentials
 from transformer.credentials import clean_token, guard_output, redact, scrub
+from transformer.data.corpus import has_split
+from transformer.data.tokenizer import Tokenizer
 from transformer.errors import CheckpointError, CorpusError, PublishError, TransformerError
 from transformer.hub import client
 from transformer.hub import download as downloads
-from transformer.hub.card import command_line
 from transformer.hub.client import ask
 from transformer.hub.publish import prepare
-from transformer.hub.source import fetch
-from transformer.text.corpus import has_split
-from transformer.text.tokenizer import Tokenizer
+from transformer.hub.resolve import fetch
+from transformer.reporting.model_card import command_line
 
 ROOT = Path(__file__).parents[1]
 LONG = "hf_" + "aB3" * 11  # in the form of a real token

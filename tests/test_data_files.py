@@ -19,20 +19,20 @@ from models import tiny_model, tiny_tokenizer
 from test_hub_server import run
 
 from transformer.cli import main
+from transformer.data import row_reader
+from transformer.data.batches import Batch
+from transformer.data.corpus import Corpus, documents, fingerprint, has_conversations, has_split, pieces
+from transformer.data.document import Document
+from transformer.data.file_format import looks_like_json
+from transformer.data.shards import tokenized
+from transformer.data.streaming import StreamBatches
 from transformer.errors import CorpusError
 from transformer.evaluation import evaluate
 from transformer.hub import checkpoint
-from transformer.text import row_reader
-from transformer.text.batches import Batch
-from transformer.text.corpus import Corpus, documents, fingerprint, has_conversations, has_split, pieces
-from transformer.text.document import Document
-from transformer.text.file_format import looks_like_json
-from transformer.text.shards import tokenized
-from transformer.text.streaming import StreamBatches
-from transformer.training.config import TrainConfig
-from transformer.training.engine import Engine
+from transformer.training.distributed import Engine
 from transformer.training.options import parse
-from transformer.training.parts import build
+from transformer.training.run_components import build
+from transformer.training.train_config import TrainConfig
 
 TEXTS = ["The river rises.", "Naïve café,\nin two lines 🦞.", "The sea."]
 ROWS = [{"text": text} for text in TEXTS]
@@ -605,7 +605,7 @@ def test_json_lines_of_the_hub_are_read_row_by_row_too(tmp_path: Path) -> None:
             tmp_path,
             """
             from transformer.errors import CorpusError
-            from transformer.text.corpus import Corpus, documents, fingerprint, has_split
+            from transformer.data.corpus import Corpus, documents, fingerprint, has_split
             corpus = Corpus("user/rows")
             next(corpus.read(1))
             again = Corpus("user/rows")

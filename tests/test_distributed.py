@@ -11,7 +11,7 @@ import torch
 from models import SENTENCES
 
 from transformer.hub import checkpoint
-from transformer.training import state
+from transformer.training import run_state
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -73,7 +73,7 @@ def test_a_checkpoint_goes_on_with_another_number_of_processes(
     first: tuple, second: tuple, corpus: Path, alone: tuple[Path, list[dict]], tmp_path: Path
 ) -> None:
     run(corpus, tmp_path, 3, *first)
-    assert state.load(tmp_path / "checkpoints").facts["progress"]["step"] == 3
+    assert run_state.load(tmp_path / "checkpoints").facts["progress"]["step"] == 3
     numbers = run(corpus, tmp_path, 6, *second)
     # The schedule fits the budget, so the first three steps of a run of three are compared with a run like it.
     again = tmp_path / "again"

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformer.errors import CheckpointError, ConfigError
 from transformer.hub import checkpoint
 from transformer.hub.embeddings import pretrained_embeddings, use_embeddings
-from transformer.hub.source import pack
+from transformer.hub.resolve import pack
 
 SIZES = dict(vocab_size=90, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
 MODELS = {

@@ -12,7 +12,7 @@ from test_formats import GPT2, LLAMA, OPT, QWEN3
 
 from transformer.errors import CheckpointError
 from transformer.hub import checkpoint
-from transformer.hub.formats import model_config
+from transformer.hub.config_mapping import model_config
 
 IDS = torch.arange(3, 27)[None]
 HEADS = {"modern": "lm_head.weight", "gpt2": "lm_head.weight"}

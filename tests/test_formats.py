@@ -10,13 +10,13 @@ import transformers
 from models import tiny_config, tiny_model, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 
+from transformer.data.tokenizer import Tokenizer
 from transformer.errors import CheckpointError, WriteError
 from transformer.hub import checkpoint
-from transformer.hub.formats import hub_config, model_config
-from transformer.hub.source import fetch, pack
+from transformer.hub.config_mapping import hub_config, model_config
+from transformer.hub.resolve import fetch, pack
 from transformer.inference import Generator, SamplingOptions
 from transformer.model import Transformer
-from transformer.text.tokenizer import Tokenizer
 
 WITH_A_HUB_FORMAT = {
     "paper": ("paper", {}, "OPTForCausalLM"),

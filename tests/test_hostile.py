@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from models import tiny_model_directory
 
-from transformer.hub.source import pack
-from transformer.text.suspicion import repeats_choices
+from transformer.data.tokenizer_safety import repeats_choices
+from transformer.hub.resolve import pack
 
 ROOT = Path(__file__).parents[1]
 HUGE = 10**12
@@ -23,8 +23,8 @@ OPEN = """
 import json, resource, sys, time
 from transformer.errors import TransformerError
 from transformer.hub import checkpoint
-from transformer.hub.source import fetch
-from transformer.text.tokenizer import Tokenizer
+from transformer.hub.resolve import fetch
+from transformer.data.tokenizer import Tokenizer
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

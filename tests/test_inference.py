@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import tiny_model, tiny_tokenizer
 
+from transformer.data.tokenizer import Tokenizer
 from transformer.errors import ConfigError
 from transformer.inference import Generator, SamplingOptions, sampling, window_start
 from transformer.inference.sampling import choose, keep_min_p, keep_top_p, penalize_repetition
 from transformer.inference.stopping import StopBuffer
 from transformer.model import PRESETS, Transformer
-from transformer.text.tokenizer import Tokenizer
 
 TOKENIZER = tiny_tokenizer()
 ENDLESS = SamplingOptions(max_tokens=80, temperature=0, min_tokens=80)

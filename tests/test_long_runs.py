@@ -6,18 +6,18 @@ import pytest
 import torch
 
 from tests.models import tiny_model
+from transformer.data.batches import EpochBatches, ShortWindowsFirst, Windows
+from transformer.data.corpus import pieces
+from transformer.data.document import Document, first_documents
+from transformer.data.shards import tokenized
+from transformer.data.tokenize import tokenize
+from transformer.data.tokenizer import Tokenizer
 from transformer.errors import CheckpointError, ConfigError
 from transformer.hub.checkpoint import load_model
-from transformer.text.batches import EpochBatches, ShortWindowsFirst, Windows
-from transformer.text.corpus import pieces
-from transformer.text.document import Document, first_documents
-from transformer.text.shards import tokenized
-from transformer.text.tokenizer import Tokenizer
-from transformer.text.tokens import tokenize
 from transformer.training.averaging import WeightAverage, without_average
-from transformer.training.config import TrainConfig
 from transformer.training.options import parse
 from transformer.training.run import train
+from transformer.training.train_config import TrainConfig
 
 TEXT = "".join(
     f"The river number {n} is in the province of {n * n}, and it is {n} kilometres long.\n" for n in range(400)

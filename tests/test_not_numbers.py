@@ -17,7 +17,7 @@ from transformer.inference.finite import expect_finite
 from transformer.inference.native import load_kernel
 from transformer.inference.sampling import choose
 from transformer.model import Transformer
-from transformer.show import attention_page, tokens_page
+from transformer.reporting import attention_page, tokens_page
 
 TOKENIZER = tiny_tokenizer()
 PRECISIONS = ["fp32", "bf16", "int8"]

@@ -9,15 +9,15 @@ import pytest
 import torch
 from models import SENTENCES, tiny_model_directory
 
+from transformer.data.batches import IGNORE, Windows, validation_batches, with_targets
+from transformer.data.conversation import CHAT_TEMPLATE
+from transformer.data.tokenize import TokenStream
+from transformer.data.tokenizer import Tokenizer
 from transformer.errors import ConfigError
-from transformer.text.batches import IGNORE, Windows, validation_batches, with_targets
-from transformer.text.conversation import CHAT_TEMPLATE
-from transformer.text.tokenizer import Tokenizer
-from transformer.text.tokens import TokenStream
-from transformer.training import state
-from transformer.training.config import TrainConfig
+from transformer.training import run_state
 from transformer.training.run import train
 from transformer.training.targets import coverage
+from transformer.training.train_config import TrainConfig
 
 SMALL = dict(vocab_size=300, context_length=16, d_model=16, n_layers=1, batch_size=1, precision="fp32", preflight="off")
 
@@ -79,7 +79,7 @@ def test_a_step_without_targets_changes_nothing_and_is_no_loss(
     files = {int(path.name.split("-")[1]): path for path in (out / "checkpoints").glob("step-*")}
     changed = []
     for number in range(2, 41):
-        before, after = (state.safe_open(files[n], framework="pt") for n in (number - 1, number))
+        before, after = (run_state.safe_open(files[n], framework="pt") for n in (number - 1, number))
         names = set(after.keys())
         same = names == set(before.keys()) and all(
             torch.equal(before.get_tensor(n), after.get_tensor(n)) for n in names

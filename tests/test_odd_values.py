@@ -7,12 +7,12 @@ import torch
 
 from transformer.device import pick_device
 from transformer.errors import ConfigError, TransformerError
-from transformer.hub.card import command_line
 from transformer.model import Transformer
-from transformer.training.config import TrainConfig
-from transformer.training.memory import expect_room
+from transformer.reporting.model_card import command_line
+from transformer.training.memory_limits import expect_room
 from transformer.training.options import parse
 from transformer.training.run import train
+from transformer.training.train_config import TrainConfig
 
 
 @pytest.mark.parametrize(
@@ -73,9 +73,9 @@ def test_a_model_that_fits_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     expect_room(config, torch.device("cpu"))
     model = Transformer(config)
     numbers = model.parameter_count() + sum(buffer.numel() for buffer in model.buffers())
-    monkeypatch.setattr("transformer.training.memory.free_bytes", lambda device: 8.0 * numbers)
+    monkeypatch.setattr("transformer.training.memory_limits.free_bytes", lambda device: 8.0 * numbers)
     expect_room(config, torch.device("cpu"))
-    monkeypatch.setattr("transformer.training.memory.free_bytes", lambda device: 8.0 * numbers - 1)
+    monkeypatch.setattr("transformer.training.memory_limits.free_bytes", lambda device: 8.0 * numbers - 1)
     with pytest.raises(ConfigError, match="and 0 GB are free"):
         expect_room(config, torch.device("cpu"))
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from transformer.errors import ConfigError
-from transformer.hub.card import command_line
-from transformer.training.config import TrainConfig
+from transformer.reporting.model_card import command_line
 from transformer.training.options import parse, presets, read
+from transformer.training.train_config import TrainConfig
 
 
 def test_options_are_typed_and_hyphens_and_underscores_are_the_same() -> None:

@@ -9,12 +9,12 @@ from models import SENTENCES, tiny_model_directory
 
 from transformer.errors import ConfigError
 from transformer.hub import checkpoint
-from transformer.hub.card import TrainingFacts
 from transformer.inference import SamplingOptions
 from transformer.model import PRESETS
-from transformer.training.config import TrainConfig
+from transformer.reporting.model_card import TrainingFacts
 from transformer.training.options import parse
 from transformer.training.run import train
+from transformer.training.train_config import TrainConfig
 
 
 @pytest.fixture

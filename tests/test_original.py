@@ -10,7 +10,7 @@ from models import tiny_tokenizer
 from transformer.cli import main
 from transformer.errors import CheckpointError
 from transformer.hub import checkpoint
-from transformer.hub.original import load_original
+from transformer.legacy.checkpoint_import import load_original
 from transformer.model import KeyValueCache
 
 VOCABULARY, WIDTH, HEADS, LAYERS, CONTEXT = 300, 24, 3, 2, 16

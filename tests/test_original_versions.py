@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformer.cli import main
 from transformer.errors import CheckpointError
 from transformer.hub import checkpoint
-from transformer.hub.original import load_original
+from transformer.legacy.checkpoint_import import load_original
 
 WIDTH, HEADS, LAYERS, CONTEXT = 12, 3, 2, 10
 BERT, BERT_PAD = 30522, 0

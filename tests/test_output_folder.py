@@ -18,12 +18,12 @@ import train as entry
 from transformer.errors import ConfigError, TransformerError, WriteError
 from transformer.files import whole_file
 from transformer.hub import checkpoint
-from transformer.training import state
-from transformer.training.config import TrainConfig
+from transformer.training import run_state
 from transformer.training.interrupt import Interrupt, Interrupted
 from transformer.training.lock import only_run_in
 from transformer.training.run import train
 from transformer.training.step import Step, Stepper
+from transformer.training.train_config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 SMALL = dict(
@@ -194,7 +194,7 @@ def test_a_closed_terminal_is_sigterm_unless_it_is_ignored(corpus: str, tmp_path
     with pytest.raises(Interrupted, match="stopped after step 1") as stopped:
         train(config)
     assert stopped.value.signal == signal.SIGHUP
-    assert state.load(tmp_path / "checkpoints").facts["progress"]["step"] == 1
+    assert run_state.load(tmp_path / "checkpoints").facts["progress"]["step"] == 1
     assert checkpoint.load_model(tmp_path).config.n_layers == 1  # there is a model, though none was validated
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup has it
     try:

@@ -8,6 +8,7 @@ from models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from transformer.cli import DEFAULT_MODEL, DEFAULT_PROMPT
+from transformer.data.tokenizer import Tokenizer
 from transformer.device import serving_precision
 from transformer.errors import ConfigError
 from transformer.hub import checkpoint
@@ -16,7 +17,6 @@ from transformer.inference.compiled import CompiledTransformer, serve
 from transformer.inference.linear import PlainProduct, pack_linear
 from transformer.inference.native import NativeTransformer, load_kernel
 from transformer.model import ModelConfig, Transformer
-from transformer.text.tokenizer import Tokenizer
 
 ARCHITECTURES = [
     ("paper", {}),

@@ -8,9 +8,9 @@ import pytest
 import torch
 from models import SENTENCES, tiny_model, tiny_tokenizer
 
+from transformer.data.tokenizer import Tokenizer
 from transformer.errors import CorpusError
-from transformer.evaluation.padded import evaluate_padded, padded_lines, padding_shares
-from transformer.text.tokenizer import Tokenizer
+from transformer.legacy.padded_evaluation import evaluate_padded, padded_lines, padding_shares
 
 
 def test_the_share_of_padding_on_wikitext_2_is_recomputed_from_the_text(shared: Path) -> None:

@@ -16,25 +16,25 @@ import torch
 import torch.nn.functional as F
 
 from transformer.cli import main
+from transformer.data import batches as batching
+from transformer.data.batches import IGNORE, Batch, BatchSource, EpochBatches, Windows
+from transformer.data.document import Document
+from transformer.data.tokenize import TokenStream, tokenize
+from transformer.data.tokenizer import Tokenizer
 from transformer.errors import PreflightError
 from transformer.hub import checkpoint
 from transformer.model import ModelConfig, Transformer, transformer
 from transformer.model.attention import MultiHeadAttention, causal_mask
 from transformer.model.positions import Rotary
-from transformer.text import batches as batching
-from transformer.text.batches import IGNORE, Batch, BatchSource, EpochBatches, Windows
-from transformer.text.document import Document
-from transformer.text.tokenizer import Tokenizer
-from transformer.text.tokens import TokenStream, tokenize
+from transformer.preflight import Report, forecast, free_points, overlap, preflight, reference, texts
+from transformer.preflight.rows import Rows
+from transformer.preflight.subject import Alone
 from transformer.training import loss as losses
 from transformer.training import trainer
-from transformer.training.config import TrainConfig
 from transformer.training.options import presets
-from transformer.training.parts import Parts
-from transformer.training.preflight import Report, budget, free_points, overlap, preflight, reference, texts
-from transformer.training.preflight.rows import Rows
-from transformer.training.preflight.subject import Alone
 from transformer.training.run import train
+from transformer.training.run_components import Parts
+from transformer.training.train_config import TrainConfig
 
 SMALL = dict(context_length=32, d_model=32, n_layers=2, n_heads=4, batch_size=8, precision="fp32", dropout=0.0)
 
@@ -697,7 +697,7 @@ def test_a_learning_rate_that_cannot_work_is_named(
 
 
 def test_a_batch_that_does_not_fit_is_named_and_no_step_is_tried(data: str, tokenizer: Tokenizer, monkeypatch) -> None:
-    monkeypatch.setattr(budget, "free_bytes", lambda device: 1e5)
+    monkeypatch.setattr(forecast, "free_bytes", lambda device: 1e5)
     report = check(data, tokenizer)
     assert_named(report, "memory", "--batch-size")
     assert "gradients" not in {c.name for c in report.checks}
@@ -710,9 +710,9 @@ def test_the_forecast_counts_tokens_time_and_money(data: str, tokenizer: Tokeniz
 
 
 def test_references_are_for_runs_like_them_alone() -> None:
-    run = budget.REFERENCES[1]
-    assert budget.loss_at(run, 4096 * 300) == 4.590 and budget.loss_at(run, 1e12) == 3.804
-    assert 4.308 < budget.loss_at(run, 4096 * 450) < 4.590
+    run = forecast.REFERENCES[1]
+    assert forecast.loss_at(run, 4096 * 300) == 4.590 and forecast.loss_at(run, 1e12) == 3.804
+    assert 4.308 < forecast.loss_at(run, 4096 * 450) < 4.590
 
 
 # ---- the faces ----

@@ -9,15 +9,15 @@ import pytest
 import torch
 from preflight_gallery import Case, Mistake, examine, foreign, mistakes, ordinary, prose, unsaid, wrong
 
+from transformer.data.batches import IGNORE, Batch
+from transformer.data.tokenize import TokenStream
 from transformer.errors import ConfigError, PreflightError
-from transformer.text.batches import IGNORE, Batch
-from transformer.text.tokens import TokenStream
-from transformer.training.config import TrainConfig
+from transformer.preflight import forecast
+from transformer.preflight.places import places
+from transformer.preflight.rows import Rows
 from transformer.training.options import parse
-from transformer.training.preflight import budget
-from transformer.training.preflight.places import places
-from transformer.training.preflight.rows import Rows
 from transformer.training.run import train
+from transformer.training.train_config import TrainConfig
 
 ORDINARY, MISTAKES = ordinary(), mistakes()
 # Of these the complete preflight is made; of all others the checks of text and batches.
@@ -157,5 +157,5 @@ def test_the_option_is_read_from_command_lines_and_files(tmp_path: Path) -> None
 
 
 def test_memory_that_holds_files_is_free() -> None:
-    assert budget._cached_files("anon 100\nfile 70\ninactive_file 40\nactive_file 30\n") == 70
-    assert budget._cached_files("inactive_file 1\ntotal_inactive_file 40\nactive_file 1\ntotal_active_file 2\n") == 42
+    assert forecast._cached_files("anon 100\nfile 70\ninactive_file 40\nactive_file 30\n") == 70
+    assert forecast._cached_files("inactive_file 1\ntotal_inactive_file 40\nactive_file 1\ntotal_active_file 2\n") == 42

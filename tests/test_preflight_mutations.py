@@ -11,14 +11,14 @@ from models import tiny_tokenizer
 from test_preflight import TRAIN, VALID, write
 
 from benchmarks import preflight_mutations
+from transformer.data.batches import EpochBatches, Windows
+from transformer.data.document import Document
+from transformer.data.tokenize import tokenize
 from transformer.model import ModelConfig, Transformer
-from transformer.text.batches import EpochBatches, Windows
-from transformer.text.document import Document
-from transformer.text.tokens import tokenize
-from transformer.training.config import TrainConfig
-from transformer.training.parts import Parts
-from transformer.training.preflight import Report, preflight
-from transformer.training.preflight.subject import Alone
+from transformer.preflight import Report, preflight
+from transformer.preflight.subject import Alone
+from transformer.training.run_components import Parts
+from transformer.training.train_config import TrainConfig
 from transformer.training.trainer import LanguageModelLoss, Stepper, make_optimizers
 
 ROOT = Path(__file__).parent.parent

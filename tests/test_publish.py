@@ -22,7 +22,7 @@ import transformer.hub.client
 from transformer.errors import CheckpointError, PublishError
 from transformer.hub.checkpoint import load
 from transformer.hub.publish import prepare, push
-from transformer.hub.source import MODEL_FILES, fetch
+from transformer.hub.resolve import MODEL_FILES, fetch
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = {"README.md", "config.json", "generation_config.json", "model.safetensors"}

@@ -6,8 +6,8 @@ import re
 import pytest
 
 from transformer.cli import main
-from transformer.text.corpus import documents
-from transformer.text.questions import conversations, facts_of, sentences
+from transformer.data.article_questions import conversations, facts_of, sentences
+from transformer.data.corpus import documents
 
 VERNE = (
     "Jules Gabriel Verne (8 February 1828 – 24 March 1905) was a French novelist, poet, and playwright. He is best "

@@ -11,8 +11,17 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from transformer.training.report import Axis, linear, logarithmic, loss_axis, moving_mean, read_rows, short, thin
-from transformer.training.report import write_report as write
+from transformer.reporting.training_report import (
+    Axis,
+    linear,
+    logarithmic,
+    loss_axis,
+    moving_mean,
+    read_rows,
+    short,
+    thin,
+)
+from transformer.reporting.training_report import write_report as write
 
 Row = dict[str, Any]
 

@@ -18,11 +18,11 @@ from models import SENTENCES
 
 from transformer.errors import CheckpointError, ConfigError, TransformerError
 from transformer.hub import checkpoint
-from transformer.training import state
-from transformer.training.config import TrainConfig
+from transformer.training import run_state
 from transformer.training.interrupt import Interrupted
 from transformer.training.run import train
 from transformer.training.step import Step, Stepper
+from transformer.training.train_config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 SMALL = dict(
@@ -60,7 +60,7 @@ def whole(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def assert_same(left: Path, right: Path) -> None:
     """The same weights to the bit, the best and the last, and the same numbers on the way."""
     assert (left / "model.safetensors").read_bytes() == (right / "model.safetensors").read_bytes()
-    last = [state.load(folder / "checkpoints") for folder in (left, right)]
+    last = [run_state.load(folder / "checkpoints") for folder in (left, right)]
     assert last[0].tensors.keys() == last[1].tensors.keys()
     assert all(torch.equal(last[0].tensors[name], last[1].tensors[name]) for name in last[0].tensors)
     numbers = [
@@ -121,7 +121,7 @@ def test_a_restart_that_is_lost_leaves_nothing_of_the_old_run_to_go_on_from(
     train(TrainConfig(data=corpus, output=str(tmp_path), **SMALL))
     other = {**SMALL, "vocab_size": 320}
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power"):
-        patch.setattr("transformer.training.parts.tokenized", lambda *arguments: power_fails())
+        patch.setattr("transformer.training.run_components.tokenized", lambda *arguments: power_fails())
         train(TrainConfig(data=corpus, output=str(tmp_path), restart=True, **other))
     assert train(TrainConfig(data=corpus, output=str(tmp_path), **other)).step == 24
     assert checkpoint.load_model(tmp_path).config.vocab_size == 320
@@ -167,7 +167,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(corpus: str, tmp_path: Path) -> None
     error = run.communicate(timeout=60)[1]
     assert run.returncode == 130
     assert "stopped after step" in error and "Traceback" not in error
-    assert state.load(tmp_path / "checkpoints").facts["progress"]["step"] > 0
+    assert run_state.load(tmp_path / "checkpoints").facts["progress"]["step"] > 0
 
 
 @pytest.mark.parametrize("damage", ["torn", "flipped", "empty"])
@@ -216,7 +216,7 @@ def test_another_run_is_not_mixed_with_this_one(corpus: str, whole: Path, tmp_pa
 def test_a_full_disk_is_said_and_the_last_good_checkpoint_stays(corpus: str, tmp_path: Path) -> None:
     config = TrainConfig(data=corpus, output=str(tmp_path), **{**SMALL, "max_steps": 4})
     train(config)
-    before = state.load(tmp_path / "checkpoints")
+    before = run_state.load(tmp_path / "checkpoints")
     size = max((tmp_path / "checkpoints").glob("step-*")).stat().st_size
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limit[1]))  # no file may be larger: as good as a full disk
@@ -225,6 +225,6 @@ def test_a_full_disk_is_said_and_the_last_good_checkpoint_stays(corpus: str, tmp
             train(TrainConfig(data=corpus, output=str(tmp_path), **{**SMALL, "max_steps": 24, "validate_every": 100}))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    after = state.load(tmp_path / "checkpoints")
+    after = run_state.load(tmp_path / "checkpoints")
     assert after.facts == before.facts and not list(tmp_path.rglob("*.partial"))
     assert checkpoint.load_model(tmp_path).config.n_layers == 2

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from models import SENTENCES, tiny_tokenizer
 
+from transformer.data.corpus import documents
+from transformer.data.document import Document, pieces_of
+from transformer.data.shards import tokenized
+from transformer.data.tokenize import TokenStream, tokenize
 from transformer.errors import CorpusError
-from transformer.text.corpus import documents
-from transformer.text.document import Document, pieces_of
-from transformer.text.shards import tokenized
-from transformer.text.tokens import TokenStream, tokenize
 
 TOKENIZER = tiny_tokenizer()
 END = TOKENIZER.end_of_text_id

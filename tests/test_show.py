@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from models import SENTENCES, tiny_model, tiny_model_directory, tiny_tokenizer
 
 from transformer.cli import main
+from transformer.data.tokenizer import Tokenizer
 from transformer.evaluation import evaluate
 from transformer.hub import checkpoint
 from transformer.model.attention import MultiHeadAttention
-from transformer.show import attention_page, tokens_page
-from transformer.show.attention import MOST_TOKENS
-from transformer.show.text import name_of, tokens_of, visible
-from transformer.show.weights import weights_of
-from transformer.text.tokenizer import Tokenizer
+from transformer.reporting import attention_page, tokens_page
+from transformer.reporting.attention_page import MOST_TOKENS
+from transformer.reporting.attention_weights import weights_of
+from transformer.reporting.token_text import name_of, tokens_of, visible
 
 NASTY = "</span></script><script>alert(1)</script> ]]> & \"q\" 'a' \x00\x07\u202e \ud83d"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -12,10 +12,10 @@ import pytest
 import torch
 from models import tiny_model_directory
 
+from transformer.data.tokenizer import Tokenizer
 from transformer.errors import CheckpointError
 from transformer.hub import checkpoint
-from transformer.hub.source import fetch, pack
-from transformer.text.tokenizer import Tokenizer
+from transformer.hub.resolve import fetch, pack
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from experiments.story.layouts import (
 from experiments.story.runs import Run, Settings, Text, end_probability, score
 from experiments.story.tables import fill_in, table, verdict
 from experiments.story.variants import TURNS, VARIANTS
-from transformer.text.batches import IGNORE, EpochBatches, Windows
-from transformer.text.tokens import TokenStream
+from transformer.data.batches import IGNORE, EpochBatches, Windows
+from transformer.data.tokenize import TokenStream
 
 PAD, SEP = 0, 9
 LINES = [[11, 12, 13], [21, 22, 23, 24, 25, 26]]

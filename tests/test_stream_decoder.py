@@ -9,9 +9,9 @@ from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE, Unigram, WordPiece
 
+from transformer.data.tokenizer import Tokenizer
 from transformer.errors import CheckpointError
 from transformer.inference import Generator, SamplingOptions, pack
-from transformer.text.tokenizer import Tokenizer
 
 WORDS = ["▁", "▁▁", "▁the", "m", "é", "東", "\ufffd", ".", "'s", "a b", "##ing", "do", "##'t", "</w>", "x</w>", ""]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]

@@ -10,8 +10,8 @@ from test_text import llama2
 from tokenizers import Regex, normalizers, pre_tokenizers
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
+from transformer.data.tokenizer import Tokenizer
 from transformer.errors import CheckpointError
-from transformer.text.tokenizer import Tokenizer
 
 TEXTS = ["The river", " The river", "a<|endoftext|>b", "", "  x", "é 東京\n"]
 

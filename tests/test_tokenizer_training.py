@@ -10,9 +10,9 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
+from transformer.data.tokenizer import Tokenizer
+from transformer.data.tokenizer import _cut_runs as cut_runs
 from transformer.errors import ConfigError
-from transformer.text.tokenizer import Tokenizer
-from transformer.text.tokenizer import _cut_runs as cut_runs
 
 N = 800_000
 _CHOICE = random.Random(0)

@@ -13,20 +13,20 @@ from models import SENTENCES, tiny_model_directory
 from torch import Tensor, nn
 
 import train as entry
+from transformer.data.batches import IGNORE, Windows
+from transformer.data.document import Document
+from transformer.data.tokenize import tokenize
+from transformer.data.tokenizer import Tokenizer
 from transformer.errors import ConfigError, CorpusError, TransformerError
 from transformer.evaluation import evaluate
 from transformer.hub import checkpoint
 from transformer.inference import Generator, SamplingOptions
 from transformer.model import PRESETS
-from transformer.text.batches import IGNORE, Windows
-from transformer.text.document import Document
-from transformer.text.tokenizer import Tokenizer
-from transformer.text.tokens import tokenize
-from transformer.training.budget import Budget, Progress, learning_rate
-from transformer.training.config import TrainConfig
 from transformer.training.loss import LanguageModelLoss
 from transformer.training.optimizers import make_optimizers, set_learning_rate
 from transformer.training.run import train
+from transformer.training.schedule import Budget, Progress, learning_rate
+from transformer.training.train_config import TrainConfig
 from transformer.training.trainer import Trainer
 
 SMALL = dict(

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from models import SENTENCES, tiny_model, tiny_model_directory, tiny_tokenizer
 
+from transformer.data.document import Document
+from transformer.data.tokenize import tokenize
 from transformer.errors import ConfigError, TransformerError
 from transformer.hub import checkpoint
 from transformer.model import ModelConfig, Transformer
-from transformer.text.document import Document
-from transformer.text.tokens import tokenize
 from transformer.training.bigrams import start_from_bigrams
-from transformer.training.config import TrainConfig
 from transformer.training.run import train
+from transformer.training.train_config import TrainConfig
 from transformer.training.trainer import Trainer
 
 SMALL = dict(

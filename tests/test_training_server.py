@@ -20,7 +20,7 @@ from models import SENTENCES
 from ordinary_texts import ORDINARY_TEXTS
 
 from transformer.errors import CorpusError
-from transformer.training import server as training_server
+from transformer.training import cog_training as training_server
 
 SMALL = dict(
     from_scratch=True, train_batch_size=2, context_length=16, d_model=16, n_layers=1, n_heads=1, vocab_size=300

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from models import tiny_tokenizer
 
+from transformer.data.corpus import documents, pieces
+from transformer.data.document import PIECE, Document
+from transformer.data.shards import tokenized
+from transformer.data.wikipedia import MIN_CHARACTERS, clean_article, clean_articles, fault_of
 from transformer.errors import CorpusError
-from transformer.text.corpus import documents, pieces
-from transformer.text.document import PIECE, Document
-from transformer.text.shards import tokenized
-from transformer.text.wikipedia import MIN_CHARACTERS, clean_article, clean_articles, fault_of
 
 PROSE = (
     "The River Ouse rises in the hills near the old town, and it meets the sea at the port some 240.5 km to the east. "

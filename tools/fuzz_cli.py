@@ -27,10 +27,10 @@ import datasets
 import torch
 
 from transformer.cli import main as run_command
+from transformer.data.conversation import CHAT_TEMPLATE
+from transformer.data.tokenizer import Tokenizer
 from transformer.hub import checkpoint
 from transformer.model import ModelConfig, Transformer
-from transformer.text.conversation import CHAT_TEMPLATE
-from transformer.text.tokenizer import Tokenizer
 
 _CHARACTERS = [
     "a",

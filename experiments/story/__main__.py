@@ -23,7 +23,7 @@ from experiments.story.runs import WEIGHTS, Run, Settings, Text, kept
 from experiments.story.tables import fill_in, picture, table
 from experiments.story.variants import TURNS, VARIANTS
 from transformer.device import describe
-from transformer.training.memory import keep_freed_memory
+from transformer.training.memory_limits import keep_freed_memory
 
 HERE = Path(__file__).parent
 

@@ -7,8 +7,8 @@ from html import escape
 
 import numpy as np
 
-from transformer.page import COLOURS
-from transformer.training.report import linear
+from transformer.reporting.page import COLOURS
+from transformer.reporting.training_report import linear
 
 _WIDTH, _HEIGHT = 760, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 62, 34  # margins around the lines

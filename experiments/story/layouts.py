@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from transformer.text.batches import IGNORE, Batch, BatchSource, epoch_order, listed
+from transformer.data.batches import IGNORE, Batch, BatchSource, epoch_order, listed
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from transformer.data.corpus import documents
+from transformer.data.tokenizer import Tokenizer
 from transformer.evaluation import evaluate
-from transformer.evaluation.padded import BLOCK, evaluate_padded, padded_lines, padding_shares
 from transformer.hub import checkpoint
+from transformer.legacy.padded_evaluation import BLOCK, evaluate_padded, padded_lines, padding_shares
 from transformer.model import ModelConfig, Transformer
-from transformer.text.corpus import documents
-from transformer.text.tokenizer import Tokenizer
 
 ROWS, RATE = 8, 4e-3  # windows in a step, and the highest learning rate
 

@@ -27,18 +27,18 @@ from experiments.story.layouts import (
     overwrite_last_target,
 )
 from experiments.story.variants import PRETRAINED, Variant
+from transformer.data.batches import IGNORE, Batch, BatchSource, EpochBatches, Windows
+from transformer.data.corpus import documents
+from transformer.data.document import Document
+from transformer.data.tokenize import TokenStream, tokenize
+from transformer.data.tokenizer import Tokenizer
 from transformer.files import whole_file
 from transformer.hub.embeddings import pretrained_embeddings, use_embeddings
 from transformer.model import Transformer
-from transformer.text.batches import IGNORE, Batch, BatchSource, EpochBatches, Windows
-from transformer.text.corpus import documents
-from transformer.text.document import Document
-from transformer.text.tokenizer import Tokenizer
-from transformer.text.tokens import TokenStream, tokenize
-from transformer.training.config import TrainConfig
-from transformer.training.engine import Engine
-from transformer.training.parts import Parts
-from transformer.training.preflight import Report, preflight
+from transformer.preflight import Report, preflight
+from transformer.training.distributed import Engine
+from transformer.training.run_components import Parts
+from transformer.training.train_config import TrainConfig
 from transformer.training.trainer import Trainer
 
 WEIGHTS = str(Path(__file__).parents[2] / "weights")

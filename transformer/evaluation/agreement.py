@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from transformer.data.tokenizer import Tokenizer
 from transformer.evaluation.perplexity import Scores
-from transformer.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from transformer.data.batches import IGNORE
+from transformer.data.document import Document
+from transformer.data.tokenizer import Tokenizer
 from transformer.errors import CheckpointError, ConfigError, CorpusError
 from transformer.model import ModelConfig, Transformer
-from transformer.text.batches import IGNORE
-from transformer.text.document import Document
-from transformer.text.tokenizer import Tokenizer
 
 
 class Scores(Protocol):

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from transformer.data.tokenizer import Tokenizer
 from transformer.errors import CheckpointError
 from transformer.files import read_json, whole_file
-from transformer.hub.formats import hub_config, model_config
-from transformer.hub.tensors import hub_state, model_state
+from transformer.hub.config_mapping import hub_config, model_config
+from transformer.hub.state_dict import hub_state, model_state
 from transformer.hub.weights import WEIGHTS, open_weights
 from transformer.model import Transformer
-from transformer.text.tokenizer import Tokenizer
 
 _GENERATION = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "top_k": 50, "repetition_penalty": 1.1}
 

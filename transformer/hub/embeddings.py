@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from transformer.errors import CheckpointError, ConfigError
-from transformer.hub.source import fetch
+from transformer.hub.resolve import fetch
 from transformer.model import Transformer
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"

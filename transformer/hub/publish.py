@@ -12,7 +12,7 @@ from transformer.credentials import clean_token
 from transformer.errors import CheckpointError, PublishError
 from transformer.hub import checkpoint
 from transformer.hub.client import ask
-from transformer.hub.source import MODEL_FILES
+from transformer.hub.resolve import MODEL_FILES
 
 logger = logging.getLogger("transformer")
 

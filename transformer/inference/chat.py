@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from transformer.data.chat_template import chat_tokens
+from transformer.data.conversation import CHAT_TEMPLATE, NEXT_TURN
 from transformer.inference.generator import Generation, Generator
 from transformer.inference.sampling import SamplingOptions
-from transformer.text.chat import chat_tokens
-from transformer.text.conversation import CHAT_TEMPLATE, NEXT_TURN
 
 
 def messages_of(prompt: str, system_prompt: str = "") -> list[dict[str, str]]:

@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from transformer.data.tokenizer import Tokenizer
 from transformer.device import serving_precision
 from transformer.inference.generator import Generator
 from transformer.inference.linear import PlainProduct, Precision
@@ -19,7 +20,6 @@ from transformer.inference.memory import Memory
 from transformer.inference.packed import PackedTransformer
 from transformer.inference.sampling import SamplingOptions
 from transformer.model import Transformer
-from transformer.text.tokenizer import Tokenizer
 
 
 def serve(model: Transformer, tokenizer: Tokenizer, precision: str = "auto") -> Generator:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from transformer.data.tokenizer import Tokenizer
 from transformer.errors import CheckpointError
 from transformer.inference.decoder import Decoder
 from transformer.inference.packing import pack
@@ -14,7 +15,6 @@ from transformer.inference.sampling import SamplingOptions
 from transformer.inference.served import ServedTransformer
 from transformer.inference.stopping import StopBuffer
 from transformer.model import Transformer
-from transformer.text.tokenizer import Tokenizer
 
 StopReason = Literal["length", "end_of_text", "stop_sequence"]
 

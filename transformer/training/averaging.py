@@ -10,7 +10,7 @@ from torch import Tensor
 
 from transformer.errors import CheckpointError
 from transformer.model import Transformer
-from transformer.training.engine import like, whole
+from transformer.training.distributed import like, whole
 
 _PREFIX = "average."
 

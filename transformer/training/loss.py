@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from transformer.data.batches import IGNORE
 from transformer.model import Transformer
-from transformer.text.batches import IGNORE
 
 
 class LanguageModelLoss(nn.Module):

@@ -6,7 +6,7 @@ import torch
 
 from transformer.errors import ConfigError
 from transformer.model import Transformer
-from transformer.training.config import TrainConfig
+from transformer.training.train_config import TrainConfig
 
 OPTIMIZERS = ("adamw", "muon")
 

@@ -12,8 +12,8 @@ import tyro
 import yaml
 
 from transformer.errors import ConfigError
-from transformer.training.config import TrainConfig
-from transformer.training.effects import refuse_without_effect
+from transformer.training.option_effects import refuse_without_effect
+from transformer.training.train_config import TrainConfig
 
 _PRESETS = Path(__file__).with_name("presets")
 _OTHER_NAMES = {"--dataset": "--data", "--dataset-config": "--data-config"}  # as other programs call them

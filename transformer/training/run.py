@@ -8,26 +8,26 @@ from pathlib import Path
 
 import numpy as np
 
+from transformer.data.batches import Windows, validation_batches
+from transformer.data.tokenizer import Tokenizer
 from transformer.device import describe
 from transformer.errors import ConfigError, PreflightError, TransformerError, WriteError
 from transformer.evaluation import evaluate
 from transformer.files import reason
 from transformer.hub import checkpoint
-from transformer.hub.card import TrainingFacts, command_line, write_card
 from transformer.hub.publish import prepare, push
-from transformer.text.batches import Windows, validation_batches
-from transformer.text.tokenizer import Tokenizer
-from transformer.training import state
-from transformer.training.budget import Progress
-from transformer.training.config import TrainConfig
-from transformer.training.curve import draw_curve
-from transformer.training.effects import refuse_without_effect
-from transformer.training.engine import Engine
+from transformer.preflight import preflight
+from transformer.reporting.loss_curve import draw_curve
+from transformer.reporting.model_card import TrainingFacts, command_line, write_card
+from transformer.training import run_state
+from transformer.training.distributed import Engine
 from transformer.training.lock import only_run_in
-from transformer.training.memory import keep_freed_memory
-from transformer.training.parts import Parts, build
-from transformer.training.preflight import preflight
+from transformer.training.memory_limits import keep_freed_memory
+from transformer.training.option_effects import refuse_without_effect
+from transformer.training.run_components import Parts, build
+from transformer.training.schedule import Progress
 from transformer.training.targets import coverage
+from transformer.training.train_config import TrainConfig
 from transformer.training.trainer import Trainer
 
 logger = logging.getLogger("transformer")
@@ -65,7 +65,7 @@ def _train(config: TrainConfig, hub_token: str | None, stop: threading.Event | N
         if engine.main and config.push_to:
             prepare(config.push_to, config.push_public, hub_token)
         if engine.main and config.restart:  # before anything of the new run is written beside them
-            state.remove(config.checkpoints)
+            run_state.remove(config.checkpoints)
         parts = build(config, engine)
         model, tokenizer, validation = parts.model, parts.tokenizer, parts.validation
         logger.info(
@@ -78,7 +78,7 @@ def _train(config: TrainConfig, hub_token: str | None, stop: threading.Event | N
         )
         if parts.training:
             _say_what_is_learned(parts.training)
-        if config.preflight != "off" and not state.exists(config.checkpoints):  # or it has begun already
+        if config.preflight != "off" and not run_state.exists(config.checkpoints):  # or it has begun already
             _preflight(parts, config, engine)
         rows = validation_batches(validation, config.validation_windows, _VALIDATION_ROWS, engine.rank, engine.world)
         if engine.device.type == "cpu":

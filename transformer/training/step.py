@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from transformer.data.batches import IGNORE, Batch, BatchSource
+from transformer.data.tokenizer import Tokenizer
 from transformer.errors import TransformerError
-from transformer.text.batches import IGNORE, Batch, BatchSource
-from transformer.text.tokenizer import Tokenizer
-from transformer.training.config import TrainConfig
-from transformer.training.engine import Engine, whole
+from transformer.training.distributed import Engine, whole
+from transformer.training.train_config import TrainConfig
 
 _SHOWN_CHARACTERS = 80
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from transformer.text.batches import Windows, with_targets
+from transformer.data.batches import Windows, with_targets
 
 
 @dataclass(frozen=True)

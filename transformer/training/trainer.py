@@ -17,24 +17,24 @@ from pathlib import Path
 
 import torch
 
+from transformer.data.batches import IGNORE, Batch, BatchSource
+from transformer.data.tokenizer import Tokenizer
 from transformer.device import computes_in_bf16
 from transformer.errors import CheckpointError, ConfigError
 from transformer.files import remove_partial
 from transformer.hub import checkpoint
 from transformer.inference import Generator, SamplingOptions
 from transformer.model import Transformer
-from transformer.text.batches import IGNORE, Batch, BatchSource
-from transformer.text.tokenizer import Tokenizer
-from transformer.training import state
+from transformer.training import run_state
 from transformer.training.averaging import WeightAverage, without_average
-from transformer.training.budget import Progress, learning_rate
-from transformer.training.config import TrainConfig
-from transformer.training.engine import Engine
+from transformer.training.distributed import Engine
 from transformer.training.interrupt import Interrupt, Interrupted
 from transformer.training.loss import LanguageModelLoss
+from transformer.training.metrics_logger import Watch
 from transformer.training.optimizers import make_optimizers, set_learning_rate
+from transformer.training.schedule import Progress, learning_rate
 from transformer.training.step import Stepper
-from transformer.training.watch import Watch
+from transformer.training.train_config import TrainConfig
 
 logger = logging.getLogger("transformer")
 _SAMPLE_TOKENS = 60
@@ -151,7 +151,7 @@ class Trainer:
 
     def _validate_weights(self, watch: Watch) -> None:
         progress, loss = self.progress, self.validation_loss()
-        whole = state.whole_model(self.model) if self.engine.sharded else self.model
+        whole = run_state.whole_model(self.model) if self.engine.sharded else self.model
         if math.isfinite(loss) and loss < progress.best_loss:
             progress.best_loss, progress.best_step, progress.waited = loss, progress.step, 0
             if self.engine.main:
@@ -164,7 +164,7 @@ class Trainer:
     def _keep_if_there_is_none(self) -> None:
         """Keep the model of a run that stops before its first validation: it is the best so far."""
         if not self.progress.best_step:
-            whole = state.whole_model(self.model) if self.engine.sharded else self.model
+            whole = run_state.whole_model(self.model) if self.engine.sharded else self.model
             if self.engine.main:
                 checkpoint.save(whole, self.tokenizer, self.output)
 
@@ -211,7 +211,7 @@ class Trainer:
 
     def _checkpoint(self) -> None:
         """Save all that the run goes on from."""
-        tensors = state.collect(self.model, self.optimizers) | (self.average.collect() if self.average else {})
+        tensors = run_state.collect(self.model, self.optimizers) | (self.average.collect() if self.average else {})
         if self.engine.main:
             facts = {
                 "progress": dataclasses.asdict(self.progress),
@@ -219,7 +219,7 @@ class Trainer:
                 "run": self.config.identity(),
             }
             folder = self.config.checkpoints
-            state.save(folder, self.progress.step, state.State(tensors, facts), self.config.keep_checkpoints)
+            run_state.save(folder, self.progress.step, run_state.State(tensors, facts), self.config.keep_checkpoints)
 
     def _resume(self) -> None:
         """Go on where the run in the output folder stopped, if there is one.
@@ -230,7 +230,7 @@ class Trainer:
         folder = self.config.checkpoints
         if self.engine.main:
             remove_partial(self.output)
-        found = state.load(folder)
+        found = run_state.load(folder)
         if found is None:
             if self.config.resume:
                 raise CheckpointError(f"{folder} has no checkpoint to go on from.")
@@ -241,7 +241,7 @@ class Trainer:
                     f"{self.output} holds a run with {name} {before!r}, not {value!r}: "
                     "go on with its options, choose another output, or begin anew with --restart."
                 )
-        state.restore(self.model, self.optimizers, without_average(found.tensors))
+        run_state.restore(self.model, self.optimizers, without_average(found.tensors))
         if self.average:
             self.average.restore(found.tensors)
         self.source.restore(found.facts["data"])

@@ -1,0 +1,246 @@
+"""Tokens cut into windows, each with its targets; the order of an epoch; each process's share of a batch.
+
+Dimensions: N tokens in the stream · B batch · T window length
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from transformer.data.tokenize import TokenStream
+from transformer.errors import ConfigError, CorpusError
+
+_WINDOWS_AT_ONCE = 4096  # looked at for targets
+IGNORE = -100  # the target that no loss counts: PyTorch's own default
+
+
+@dataclass(frozen=True)
+class Batch:
+    """inputs, targets: (B, T) token ids, targets IGNORE where nothing is learned. document: (B, T), its number."""
+
+    inputs: Tensor
+    targets: Tensor
+    document: Tensor
+
+
+class Windows:
+    """The stream cut into windows of `length` inputs; each input's target is the token after it in the stream.
+
+    Packed windows (the default) stand end to end: every token but the first is a target exactly once. The last window
+    is filled up with padding that is no target.
+
+    Args:
+        span: the part of the stream to cut, as (first, last + 1) token; None: all of it.
+        stride: tokens from the start of a window to that of the next; None: length. A smaller one makes windows
+            overlap: a sliding window over the text.
+        prompt_share: part of the windows, in [0, 1], whose first input is replaced by the end-of-text token. A packed
+            window seldom begins a document, but a prompt always does: so a model learns to begin anywhere in a text.
+        seed: decides, with a window's number, whether it is one of these.
+
+    Raises:
+        ConfigError: if stride or prompt_share cannot work.
+        CorpusError: if there are less than two tokens.
+    """
+
+    def __init__(
+        self,
+        stream: TokenStream,
+        length: int,
+        pad_id: int = 0,
+        span: tuple[int, int] | None = None,
+        stride: int | None = None,
+        prompt_share: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        self.stream, self.length, self.pad_id = stream, length, pad_id
+        self.stride = length if stride is None else stride
+        self.prompt_share, self.seed = prompt_share, seed
+        self.first, self.stop = span or (0, len(stream.tokens))
+        if not 1 <= self.stride <= length:
+            raise ConfigError(f"expected 1 <= stride <= {length}, the length of a window, not {self.stride}.")
+        if not 0 <= prompt_share <= 1:
+            raise ConfigError(f"prompt_share is a part, in [0, 1], not {prompt_share}.")
+        if self.stop - self.first < 2:
+            raise CorpusError(f"{self.stop - self.first} tokens are not enough to train on: at least 2 are needed.")
+
+    def __len__(self) -> int:
+        beyond_the_first = max(0, self.stop - self.first - 1 - self.length)
+        return 1 - (-beyond_the_first // self.stride)
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
+        """The windows of these numbers, B of them."""
+        rows = [self._window(int(index)) for index in indices]
+        inputs, targets, document = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
+        return Batch(inputs, targets, document)
+
+    def _window(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """inputs, targets, document: (T,) each."""
+        start = self.first + index * self.stride
+        stop = min(start + self.length, self.stop - 1)
+        n = stop - start
+        inputs = np.full(self.length, self.pad_id, np.int64)
+        targets = np.full(self.length, IGNORE, np.int64)
+        inputs[:n] = self.stream.tokens[start:stop]
+        targets[:n] = self.stream.tokens[start + 1 : stop + 1]
+        if self.stream.learned is not None:
+            targets[:n][~self.stream.learned[start + 1 : stop + 1]] = IGNORE
+        if self.prompt_share and np.random.default_rng([self.seed, index]).random() < self.prompt_share:
+            inputs[0] = self.stream.tokens[0]  # a stream begins with the end-of-text token
+        document = np.searchsorted(self.stream.starts, np.arange(start, start + self.length), side="right") - 1
+        return inputs, targets, document
+
+
+class BatchSource(Protocol):
+    """Where a training loop gets its batches: without end, and from any position again."""
+
+    def next(self) -> Batch:
+        """This process's rows of the next batch."""
+
+    def set_progress(self, progress: float) -> None:
+        """Say how far the run is, in [0, 1], which the next batches may depend on."""
+
+    def state(self) -> dict[str, Any]:
+        """The position after the last batch, which can be written as JSON."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on after that position, with as many processes as there are now."""
+
+    @property
+    def steps_in_epoch(self) -> int | None:
+        """Batches in an epoch; None where nobody knows."""
+
+    def describe_last(self) -> str:
+        """Where this process's rows of the last batch stand, for reports of errors."""
+
+
+class EpochBatches:
+    """All windows once in each epoch, in a new order each time; the last batch of an epoch may be smaller.
+
+    A batch is the same with any number of processes: each takes every `world`-th row of it, from `rank` on. A process
+    for which there is no row gets one without targets.
+    """
+
+    def __init__(self, windows: Windows, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+        self.windows, self.batch_size, self.seed, self.rank, self.world = windows, batch_size, seed, rank, world
+        self._taken = 0  # batches, in all epochs
+        self._ordered = -1  # the epoch whose order is kept
+        self._order = np.array([], np.int64)
+
+    @property
+    def steps_in_epoch(self) -> int:
+        return -(-len(self.windows) // self.batch_size)
+
+    def next(self) -> Batch:
+        indices = self._indices(self._taken)
+        self._taken += 1
+        return rows_of_rank(self.windows, indices, self.rank, self.world)
+
+    def set_progress(self, progress: float) -> None:
+        """The order does not depend on it."""
+
+    def state(self) -> dict[str, Any]:
+        return {"batches": self._taken}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._taken = state["batches"]
+
+    def describe_last(self) -> str:
+        if not self._taken:
+            return "no batch yet"
+        epoch, number = divmod(self._taken - 1, self.steps_in_epoch)
+        rows = self._indices(self._taken - 1)[self.rank :: self.world]
+        return f"epoch {epoch + 1}, batch {number + 1} of {self.steps_in_epoch}, windows {listed(rows)}"
+
+    def _indices(self, taken: int) -> np.ndarray:
+        """The windows of a batch, of all processes together."""
+        epoch, number = divmod(taken, self.steps_in_epoch)
+        if epoch != self._ordered:
+            self._ordered, self._order = epoch, epoch_order(len(self.windows), self.seed, epoch)
+        return self._order[number * self.batch_size : (number + 1) * self.batch_size]
+
+
+class ShortWindowsFirst:
+    """Batches of short windows until a part of the run is over, and of long ones from then on.
+
+    Short windows cost less attention, and what a model learns first is near (Press et al., 2021, "Shortformer").
+
+    Args:
+        share: part of the run, in [0, 1), with short windows.
+    """
+
+    def __init__(self, short: EpochBatches, long: EpochBatches, share: float) -> None:
+        self.short, self.long, self.share = short, long, share
+        self._current = short
+
+    @property
+    def steps_in_epoch(self) -> int:
+        return self.long.steps_in_epoch
+
+    def next(self) -> Batch:
+        return self._current.next()
+
+    def set_progress(self, progress: float) -> None:
+        self._current = self.short if progress < self.share else self.long
+
+    def state(self) -> dict[str, Any]:
+        return {"short": self.short.state(), "long": self.long.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.short.restore(state["short"])
+        self.long.restore(state["long"])
+
+    def describe_last(self) -> str:
+        return self._current.describe_last()
+
+
+def epoch_order(n_windows: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of an epoch: a permutation, a new one each time, the same for the same seed and epoch."""
+    return np.random.default_rng([seed, epoch]).permutation(n_windows)
+
+
+def validation_batches(windows: Windows, count: int, rows: int, rank: int = 0, world: int = 1) -> list[Batch]:
+    """`count` of the windows that have targets, or all if there are less, evenly spread over the text; the same ones
+    every time. If no window has any, they are taken from all.
+
+    Each process gets the same number of batches: its share of batches of `rows` windows, as in EpochBatches.
+    """
+    usable = with_targets(windows)
+    if not len(usable):
+        usable = np.arange(len(windows))
+    count = min(count, len(usable))
+    picked = usable[np.linspace(0, len(usable) - 1, count).round().astype(np.int64)]
+    return [rows_of_rank(windows, picked[start : start + rows], rank, world) for start in range(0, count, rows)]
+
+
+def with_targets(windows: Windows) -> np.ndarray:
+    """(W,) or less: the numbers of the windows in which there is something to learn."""
+    learned = windows.stream.learned
+    if learned is None:
+        return np.arange(len(windows))
+    found = []
+    for first in range(0, len(windows), _WINDOWS_AT_ONCE):
+        numbers = np.arange(first, min(first + _WINDOWS_AT_ONCE, len(windows)))
+        begins = windows.first + numbers * windows.stride
+        stops = np.minimum(begins + windows.length, windows.stop - 1)
+        counts = np.concatenate(([0], np.cumsum(learned[begins[0] + 1 : stops[-1] + 1], dtype=np.int64)))
+        found.append(numbers[counts[stops - begins[0]] > counts[begins - begins[0]]])
+    return np.concatenate(found)
+
+
+def rows_of_rank(windows: Windows, indices: np.ndarray, rank: int, world: int) -> Batch:
+    """A process's rows of the batch of these windows; if there is none, one row without targets."""
+    if rank < len(indices):
+        return windows.batch(indices[rank::world])
+    batch = windows.batch(indices[:1])
+    return Batch(batch.inputs, torch.full_like(batch.targets, IGNORE), batch.document)
+
+
+def listed(numbers: np.ndarray) -> str:
+    """Window numbers for a person to read; a process may have none."""
+    return ", ".join(map(str, numbers.tolist())) or "none"

@@ -1,0 +1,167 @@
+"""A corpus tokenised once, into files that are mapped into memory: larger than memory, and there at once the next time.
+
+A folder of shards is named after all that its tokens follow from; a changed text or tokenizer has another folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+
+from transformer.data.corpus import fingerprint, pieces
+from transformer.data.document import Document
+from transformer.data.tokenize import TokenStream, token_dtype, token_parts
+from transformer.data.tokenizer import Tokenizer
+from transformer.data.wikipedia import VERSION as CLEANING
+from transformer.errors import CorpusError
+
+logger = logging.getLogger("transformer")
+_FORMAT = 2  # to be raised when the same text and tokenizer give other tokens, or other files
+_META = "meta.json"
+_FILES = ("tokens", "learned", "starts")
+_DAMAGED = (OSError, ValueError, KeyError)  # what reading a folder raises that is not as it was written
+_ABANDONED_SECONDS = 24 * 3600  # a partial folder that nobody has written to for so long is of a process that died
+
+
+def tokenized(
+    source: str,
+    config: str | None,
+    split: str,
+    tokenizer: Tokenizer,
+    cache: Path | None = None,
+    clean: str | None = None,
+    text_column: str | None = None,
+    max_documents: int | None = None,
+) -> TokenStream:
+    """The tokens of a corpus as memory-mapped arrays; made now if they are not in `cache` yet.
+
+    Memory does not grow with the corpus. Several processes may do this at the same time.
+
+    Args:
+        source, config, split, text_column: as in `transformer.data.corpus.documents`. clean, max_documents: as in its
+            `pieces`.
+        cache: folder of shards; None: decoder-only-transformer/tokens in $XDG_CACHE_HOME, or else in ~/.cache.
+
+    Raises:
+        CorpusError: if the corpus cannot be read or has nothing to learn, or the tokens cannot be written.
+    """
+    cache = cache or _default_cache()
+    text = (source, config, split, clean, text_column, max_documents)
+    folder = cache / _key(tokenizer, *text)
+    if folder.exists():
+        try:
+            return _open(folder)
+        except _DAMAGED as error:
+            logger.warning("the tokens in %s are damaged (%s) and are made again", folder, error)
+    logger.info("tokenising %s (%s)", source, split)
+    try:
+        with _partial_folder(folder) as partial:
+            _write(partial, tokenizer, pieces(*text), source)
+            stream = _open(partial)  # what is mapped stays, whatever other processes do to the folder
+            _put_in_place(partial, folder)
+            return stream
+    except OSError as error:
+        raise CorpusError(
+            f"the tokens of {source} cannot be written to {cache}: {error}. "
+            "Make room there, or let XDG_CACHE_HOME name a folder with more."
+        ) from error
+
+
+def _default_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "decoder-only-transformer" / "tokens"
+
+
+def _key(
+    tokenizer: Tokenizer,
+    source: str,
+    config: str | None,
+    split: str,
+    clean: str | None,
+    text_column: str | None,
+    max_documents: int | None,
+) -> str:
+    everything = [_FORMAT, tokenizer.backend.to_str(), tokenizer.end_of_text, config, split]
+    everything += [clean, CLEANING] if clean else []
+    everything += ["text column", text_column] if text_column else []
+    everything += [max_documents] if max_documents else []
+    return hashlib.sha256(json.dumps([*everything, fingerprint(source, config, split)]).encode()).hexdigest()
+
+
+def _open(folder: Path) -> TokenStream:
+    """Map the files of a folder.
+
+    Raises:
+        OSError, ValueError, KeyError: if they are not as they were written.
+    """
+    meta = json.loads((folder / _META).read_text(encoding="utf-8"))
+    for name, size in meta["sizes"].items():
+        if (found := (folder / name).stat().st_size) != size:
+            raise ValueError(f"{name} has {found} bytes, not {size}")
+
+    def mapped(name: str, dtype: str) -> np.ndarray:
+        return np.memmap(folder / name, dtype, mode="r")
+
+    learned = mapped("learned", "bool") if "learned" in meta["sizes"] else None
+    return TokenStream(mapped("tokens", meta["dtype"]), learned, mapped("starts", "int64"), meta["n_bytes"])
+
+
+def _write(folder: Path, tokenizer: Tokenizer, text: Iterable[Document], source: str) -> None:
+    """All files of a corpus, written part by part. text: of `pieces`; source: where it is from."""
+    n_bytes, all_learned = 0, True
+    with ExitStack() as stack:
+        files = {name: stack.enter_context(open(folder / name, "wb")) for name in _FILES}
+        for part in token_parts(text, tokenizer):
+            assert part.learned is not None  # as long as it is a part
+            files["tokens"].write(part.tokens.tobytes())
+            files["learned"].write(part.learned.tobytes())
+            files["starts"].write(part.starts.tobytes())
+            n_bytes += part.n_bytes
+            all_learned = all_learned and bool(part.learned.all())
+        for file in files.values():
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut could leave files of the right size without their content
+    if all_learned:
+        (folder / "learned").unlink()
+    sizes = {name: (folder / name).stat().st_size for name in _FILES if (folder / name).exists()}
+    meta = {"dtype": np.dtype(token_dtype(tokenizer)).name, "n_bytes": n_bytes, "sizes": sizes, "source": source}
+    (folder / _META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _partial_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` to write in, which is gone in the end whatever happens."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for old in folder.parent.glob(".*.partial"):
+        with suppress(OSError):  # a file that its writer has just removed: the folder is in use
+            if time.time() - max(path.stat().st_mtime for path in (old, *old.iterdir())) > _ABANDONED_SECONDS:
+                shutil.rmtree(old, ignore_errors=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name[:16]}.", suffix=".partial", dir=folder.parent))
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _put_in_place(partial: Path, folder: Path) -> None:
+    """Give the complete folder its name, unless another process was faster."""
+    try:
+        partial.rename(folder)
+    except OSError:
+        try:
+            _open(folder)
+        except _DAMAGED:
+            damaged = Path(tempfile.mkdtemp(suffix=".partial", prefix=".", dir=folder.parent))
+            with suppress(OSError):  # another process has done the same in this moment
+                folder.rename(damaged)  # in one step: nobody sees half of it
+                partial.rename(folder)
+            shutil.rmtree(damaged, ignore_errors=True)

@@ -1,0 +1,95 @@
+"""Batches from a corpus that is larger than the disk: read as a stream, shuffled block by block."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from transformer.data.batches import Batch, Windows, listed, rows_of_rank
+from transformer.data.corpus import Corpus
+from transformer.data.tokenize import tokenize
+from transformer.data.tokenizer import Tokenizer
+
+_CHARACTERS_IN_TOKEN = 4  # of English text, about
+
+
+class StreamBatches:
+    """As EpochBatches, but nothing is kept on disk, and of the text only one block in memory.
+
+    A block is the next rows of the corpus, packed by itself: about `block_windows` windows, in an order of its own in
+    each epoch. Its batches are as even as they can be, and none is larger than `batch_size`.
+    Every process reads all of the corpus.
+
+    Raises:
+        CorpusError: as `transformer.data.corpus.documents`, here or at any batch.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        config: str | None,
+        split: str,
+        tokenizer: Tokenizer,
+        length: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        block_windows: int = 2048,
+        text_column: str | None = None,
+    ) -> None:
+        self._where = (source, config, split, text_column)
+        self._tokenizer, self._length, self._batch_size, self._seed = tokenizer, length, batch_size, seed
+        self._rank, self._world = rank, world
+        self._characters = max(block_windows, batch_size) * length * _CHARACTERS_IN_TOKEN
+        self._pad_id = tokenizer.pad_id if tokenizer.pad_id is not None else tokenizer.end_of_text_id
+        self._corpus = Corpus(*self._where)
+        self._epoch, self._block, self._taken = 0, 0, 0  # taken: batches of this block
+        self._load_block()
+
+    @property
+    def steps_in_epoch(self) -> None:
+        return None
+
+    def next(self) -> Batch:
+        if self._taken == len(self._batches):
+            self._block += 1
+            self._taken = 0
+            self._load_block()
+        self._taken += 1
+        return rows_of_rank(self._windows, self._batches[self._taken - 1], self._rank, self._world)
+
+    def set_progress(self, progress: float) -> None:
+        """The order does not depend on it."""
+
+    def state(self) -> dict[str, Any]:
+        return {"epoch": self._epoch, "block": self._block, "taken": self._taken, "begins": self._begins}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._epoch, self._block, self._taken = state["epoch"], state["block"], state["taken"]
+        self._corpus = Corpus(*self._where)
+        self._corpus.go_to(state["begins"])
+        self._load_block()
+
+    def describe_last(self) -> str:
+        if not self._taken:
+            return "no batch yet"
+        rows = self._batches[self._taken - 1][self._rank :: self._world]
+        return (
+            f"epoch {self._epoch + 1}, block {self._block + 1}, batch {self._taken} of {len(self._batches)} in it, "
+            f"windows {listed(rows)}"
+        )
+
+    def _load_block(self) -> None:
+        """Read the next rows; at the end of the corpus, the first ones again."""
+        self._begins = self._corpus.position()
+        documents = list(self._corpus.read(self._characters))
+        if not documents:
+            self._epoch, self._block = self._epoch + 1, 0
+            self._corpus = Corpus(*self._where)
+            self._begins = self._corpus.position()
+            documents = list(self._corpus.read(self._characters))
+        self._windows = Windows(tokenize(documents, self._tokenizer), self._length, self._pad_id)
+        order = np.random.default_rng([self._seed, self._epoch, self._block]).permutation(len(self._windows))
+        self._batches = np.array_split(order, -(-len(order) // self._batch_size))

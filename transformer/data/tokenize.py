@@ -1,0 +1,101 @@
+"""Documents as one row of token ids.
+
+Dimensions: N tokens in the stream · D documents
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from transformer.data.document import Document
+from transformer.data.tokenizer import Tokenizer
+from transformer.errors import CorpusError
+
+_CHARACTERS_AT_ONCE = 2**21  # encoded in parallel; their encodings take about 100 MB
+
+
+@dataclass(frozen=True)
+class TokenStream:
+    """All documents in one row, each begun by the end-of-text token and the last one ended by it.
+
+    tokens: (N,) token ids. learned: (N,) bool, False at what is only read; None where all is learned. starts: (D,)
+    where each document's end-of-text stands. n_bytes: of the text that is learned, as UTF-8.
+    """
+
+    tokens: np.ndarray
+    learned: np.ndarray | None
+    starts: np.ndarray
+    n_bytes: int
+
+
+def tokenize(documents: Iterable[Document], tokenizer: Tokenizer) -> TokenStream:
+    """Encode the documents, in parallel, and pack them in memory.
+
+    Raises:
+        CorpusError: if there is no document.
+    """
+    parts = list(token_parts(documents, tokenizer))
+    learned = np.concatenate([part.learned for part in parts if part.learned is not None])
+    return TokenStream(
+        np.concatenate([part.tokens for part in parts]),
+        None if learned.all() else learned,
+        np.concatenate([part.starts for part in parts]),
+        sum(part.n_bytes for part in parts),
+    )
+
+
+def token_dtype(tokenizer: Tokenizer) -> type[np.uint16] | type[np.uint32]:
+    """The smallest type that holds every token id."""
+    return np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
+
+
+def token_parts(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[TokenStream]:
+    """The stream of the documents, in parts that fit in memory; `starts` count from the beginning of the stream.
+
+    The end-of-text after a document is learned if the last part of the document is.
+
+    Raises:
+        CorpusError: if there is no document.
+    """
+    dtype = token_dtype(tokenizer)
+    end = np.array([tokenizer.end_of_text_id], dtype)
+    length, ends_learned = 0, True
+    for chunk in _chunks(documents):
+        texts = [(text, learned) for document in chunk for text, learned in document.parts]
+        encoded = iter(tokenizer.encode_documents([text for text, _ in texts]))
+        tokens: list[np.ndarray] = []
+        learned: list[np.ndarray] = []
+        starts: list[int] = []
+        for document in chunk:
+            if not document.continues or not length:
+                starts.append(length)
+                tokens.append(end)
+                learned.append(np.array([ends_learned]))
+                length += 1
+            for _, ends_learned in document.parts:
+                ids = np.array(next(encoded), dtype)
+                tokens.append(ids)
+                learned.append(np.full(len(ids), ends_learned))
+                length += len(ids)
+        n_bytes = sum(len(text.encode()) for text, is_learned in texts if is_learned)
+        yield TokenStream(np.concatenate(tokens), np.concatenate(learned), np.array(starts, np.int64), n_bytes)
+    if not length:
+        raise CorpusError("there is no document to train on.")
+    yield TokenStream(end, np.array([ends_learned]), np.array([], np.int64), 0)
+
+
+def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Lists of documents that together are long enough to be worth encoding in parallel."""
+    chunk: list[Document] = []
+    characters = 0
+    for document in documents:
+        chunk.append(document)
+        characters += sum(len(text) for text, _ in document.parts)
+        if characters >= _CHARACTERS_AT_ONCE:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk

@@ -1,0 +1,177 @@
+"""The model card: the README.md of a model directory, written from what was measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformer.credentials import redact
+from transformer.errors import CheckpointError
+from transformer.evaluation import Evaluation
+from transformer.files import whole_file
+from transformer.hub import checkpoint
+from transformer.hub.config_mapping import hub_config
+from transformer.inference import Generator, SamplingOptions
+
+TRAINING_FILE = "training.json"  # what the training run says of itself, beside the weights
+CURVE_FILE = "loss.svg"  # how the loss fell, if that was recorded
+_SAMPLING = SamplingOptions(max_tokens=100, temperature=0.8, top_k=50, top_p=0.95, repetition_penalty=1.1, seed=0)
+PROMPTS = ("The history of the city", "The species is found in", "In the summer of 1944,", "")
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """How a model was trained. command: what trains it again. processor: what it ran on."""
+
+    command: str
+    steps: int
+    tokens: int
+    seconds: float
+    processor: str
+
+    def write(self, directory: str | Path) -> None:
+        with whole_file(Path(directory) / TRAINING_FILE) as path:
+            path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, directory: str | Path) -> TrainingFacts:
+        """The facts of a model directory.
+
+        Raises:
+            CheckpointError: if the model was not trained by this program.
+        """
+        try:
+            return cls(**json.loads((Path(directory) / TRAINING_FILE).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(f"{directory} does not say how it was trained: {error}.") from error
+
+
+def command_line(options: dict[str, Any]) -> str:
+    """The command that trains with these options, without what is private: of local paths it shows the last part, and
+    no credentials of URLs."""
+    words = ["python", "train.py"]
+    for name, value in options.items():
+        if isinstance(value, str) and os.path.exists(value):
+            value = Path(value).name
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        elif name != "output":
+            values = value if isinstance(value, tuple) else (value,)
+            words += [f"--{option}", *(redact(str(value)) for value in values)]
+    return shlex.join(words)
+
+
+def write_card(
+    directory: str | Path,
+    evaluations: Sequence[tuple[str, Evaluation]],
+    data: str,
+    data_license: str | None = None,
+    remarks: Sequence[str] = (),
+) -> None:
+    """Write the card of a trained model into its directory. The samples are drawn here, and stand as they came.
+
+    Args:
+        evaluations: what text was scored, in words, and the outcome.
+        data: what the model was trained on, in words. data_license: an identifier of the Hub such as cc-by-sa-3.0.
+        remarks: sentences about the evaluations.
+    """
+    directory = Path(directory)
+    model, tokenizer = checkpoint.load(directory)
+    facts, config = TrainingFacts.read(directory), model.config
+    architecture = hub_config(config)["architectures"][0]
+    weights = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+    generator = Generator(model, tokenizer, "fp32")
+    samples = [(prompt, "".join(generator.generate(prompt, _SAMPLING))) for prompt in PROMPTS]
+
+    rows = [
+        f"| {text} | {e.token_perplexity:.2f} | {e.word_perplexity:.1f} | {e.bits_per_byte:.4f} | "
+        f"{e.context} / {e.stride} | {e.documents:,} documents, {e.tokens:,} tokens, {e.words:,} words, "
+        f"{e.n_bytes:,} bytes |"
+        for text, e in evaluations
+    ]
+    parts = [
+        f"---\n{_front(directory.resolve().name, evaluations, data_license)}\n---",
+        "# A small decoder-only Transformer",
+        f"It continues English text. {model.parameter_count():,} parameters: {config.n_layers} layers of width "
+        f"{config.d_model}, {config.n_heads} attention heads ({config.kv_heads} for keys and values), feed-forward "
+        f"width {config.feed_forward_dim}, a context of {config.context_length} tokens, and a vocabulary of "
+        f"{tokenizer.vocab_size:,} tokens; {weights / 1e6:.1f} MB of weights. In `transformers` it is a "
+        f"`{architecture}`.",
+        "## Data",
+        f"{redact(data)} Licence of the data: {data_license or 'not known'}.",
+        "## Training",
+        f"```\n{facts.command}\n```",
+        f"{facts.steps:,} steps over {facts.tokens:,} tokens in {facts.seconds / 60:.0f} minutes on {facts.processor}. "
+        "The weights are those with the lowest loss on validation text.",
+        *(["![Loss in nats per token, by step](" + CURVE_FILE + ")"] if (directory / CURVE_FILE).exists() else []),
+        "## Evaluation",
+        "Each document is scored alone, after the end-of-text token, through a window of *context* tokens that moves "
+        "on by *stride*; every token is scored once, with at least context − stride tokens before it where there are "
+        "so many. Tokens are those of this model's tokenizer, so that perplexity per token compares with no other "
+        "tokenizer's; words are pieces between white space; bits per byte compare with any model's.",
+        "\n".join(
+            [
+                "| text | perplexity per token | perplexity per word | bits per byte | context / stride | scored |",
+                "|---|---|---|---|---|---|",
+                *rows,
+            ]
+        ),
+        *remarks,
+        "## Samples, as they came",
+        f"Temperature {_SAMPLING.temperature}, top-k {_SAMPLING.top_k}, top-p {_SAMPLING.top_p}, repetition penalty "
+        f"{_SAMPLING.repetition_penalty}, seed {_SAMPLING.seed}, {_SAMPLING.max_tokens} tokens. The prompt is bold.",
+        *(f"> {_quote(prompt, text)}" for prompt, text in samples),
+        "## Limits",
+        "A model of this size has the manner of its data, not its knowledge: names, dates and facts in its texts are "
+        "invented. It knows no language but that of its data, follows no instructions, and repeats what prejudice "
+        "its data holds. Do not rely on what it says.",
+    ]
+    with whole_file(directory / "README.md") as path:
+        path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _front(name: str, evaluations: Sequence[tuple[str, Evaluation]], data_license: str | None) -> str:
+    """What the Hub reads of a card, its `model-index` of results included."""
+    from huggingface_hub import EvalResult, ModelCardData  # imported late: other commands wait for no network client
+
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type="text",
+            dataset_name=text,
+            dataset_config=text,  # results of one task, type and config would become one entry
+            dataset_args={"context": e.context, "stride": e.stride, "tokens": e.tokens},
+            metric_type=kind,
+            metric_name=unit,
+            metric_value=round(value, 4),
+        )
+        for text, e in evaluations
+        for kind, unit, value in (
+            ("perplexity", "perplexity per token of this model's tokenizer", e.token_perplexity),
+            ("word_perplexity", "perplexity per word", e.word_perplexity),
+            ("bits_per_byte", "bits per byte", e.bits_per_byte),
+        )
+        if math.isfinite(value)
+    ]
+    card = ModelCardData(
+        language="en",
+        license=data_license,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        model_name=name,
+        eval_results=results or None,
+    )
+    return str(card.to_yaml())
+
+
+def _quote(prompt: str, text: str) -> str:
+    bold = f"**{prompt}**" if prompt else "*(no prompt)* "
+    return (bold + text.replace("<", "&lt;")).strip().replace("\n", "\n> ")

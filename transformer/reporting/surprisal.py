@@ -1,0 +1,60 @@
+"""How much each token of a text surprises a model, and what it had expected.
+
+Dimensions: N tokens that are scored · T window · V vocabulary · K alternatives
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from transformer.data.batches import IGNORE
+from transformer.errors import CheckpointError
+from transformer.evaluation.perplexity import windows
+from transformer.model import Transformer
+
+
+@dataclass(frozen=True)
+class Surprisal:
+    """Of each token but the first, which is given.
+
+    nats: (N,) negative log-probability. rank: (N,) among all tokens, 1 for the likeliest. likeliest: (N, K) token ids,
+    the likeliest first, and their probabilities.
+    """
+
+    nats: Tensor
+    rank: Tensor
+    likeliest: Tensor
+    probabilities: Tensor
+
+
+@torch.inference_mode()
+def surprisal_of(model: Transformer, tokens_N: Tensor, alternatives: int = 5) -> Surprisal:
+    """Score every token of a text but the first, in windows that overlap by half a context, as the evaluation does.
+
+    Raises:
+        CheckpointError: if the model's scores are NaN or infinite.
+    """
+    context = model.config.context_length
+    device = next(model.parameters()).device
+    found: list[tuple[Tensor, ...]] = []
+    training = model.training
+    model.eval()
+    try:
+        for inputs_T, targets_T in windows(tokens_N, context, max(1, context // 2)):
+            scored = targets_T != IGNORE
+            hidden = model.hidden_states(inputs_T[None].to(device))[0, scored.to(device)]
+            logits = model.head(hidden).float().cpu()  # (n, V)
+            if not logits.isfinite().all():
+                raise CheckpointError(
+                    "the model's scores are not finite numbers: its weights are damaged or too large."
+                )
+            log_probabilities = logits.log_softmax(-1)
+            own = log_probabilities.gather(1, targets_T[scored, None])  # (n, 1)
+            top = log_probabilities.topk(min(alternatives, logits.shape[1]))
+            found.append((-own[:, 0], (log_probabilities > own).sum(1) + 1, top.indices, top.values.exp()))
+    finally:
+        model.train(training)
+    return Surprisal(*(torch.cat(column) for column in zip(*found, strict=True)))

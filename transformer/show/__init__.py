@@ -1,6 +1,0 @@
-"""Looking inside a model: pages on which a text shows what each head looks at, and how much each token surprises."""
-
-from transformer.show.attention import attention_page
-from transformer.show.tokens import tokens_page
-
-__all__ = ["attention_page", "tokens_page"]

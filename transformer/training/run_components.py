@@ -1,0 +1,231 @@
+"""What a training run is made of: its text as batches, its tokenizer, and the model that it begins with."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from transformer.data.batches import BatchSource, EpochBatches, ShortWindowsFirst, Windows
+from transformer.data.conversation import CHAT_TEMPLATE
+from transformer.data.corpus import documents, has_conversations, has_split, pieces
+from transformer.data.shards import tokenized
+from transformer.data.streaming import StreamBatches
+from transformer.data.tokenize import TokenStream, tokenize
+from transformer.data.tokenizer import Tokenizer
+from transformer.errors import ConfigError
+from transformer.hub import checkpoint
+from transformer.hub.archive import discard
+from transformer.hub.embeddings import pretrained_embeddings, use_embeddings
+from transformer.hub.resolve import fetch
+from transformer.model import Transformer
+from transformer.training import run_state
+from transformer.training.bigrams import start_from_bigrams
+from transformer.training.distributed import Engine
+from transformer.training.memory_limits import expect_room
+from transformer.training.train_config import TrainConfig
+
+logger = logging.getLogger("transformer")
+_HELD_OUT = 20  # without a validation split, the last of so many parts of the text is held out
+_STREAMED_PIECES = 5000  # documents, or pieces of long ones, that the tokenizer of a stream is trained on
+_STREAMED_VALIDATION = 200  # documents of a validation split that is not kept on disk
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of. training: the windows behind `source`; None: there are none, as of a stream."""
+
+    tokenizer: Tokenizer
+    model: Transformer
+    source: BatchSource
+    training: Windows | None
+    validation: Windows
+
+
+def build(config: TrainConfig, engine: Engine) -> Parts:
+    """Everything that a run needs before its first step, the same in every process.
+
+    Raises:
+        TransformerError: if the options, the text or the model to start from cannot be used.
+    """
+    with engine.main_first():  # what the first process fetches, trains or tokenises, the others find
+        start = fetch(config.init_from) if config.init_from else None
+        try:
+            tokenizer = _tokenizer(config, engine, start)
+            model = _model(config, tokenizer, start, engine.device)
+        finally:
+            if start is not None:
+                discard(start)
+        context = _context(config, model)
+        source, training, validation = _text(config, tokenizer, context, engine)
+        if config.start_from_bigrams and training:
+            start_from_bigrams(model, training.stream.tokens[training.first : training.stop])
+    return Parts(tokenizer, model, source, training, validation)
+
+
+def _tokenizer(config: TrainConfig, engine: Engine, start: Path | None) -> Tokenizer:
+    """The tokenizer of the run, kept beside its checkpoints: a run that goes on has the one it began with.
+
+    Args:
+        start: the directory of the model that the run goes on from, if there is one.
+    """
+    kept = config.checkpoints
+    if not engine.main or run_state.exists(kept):
+        return Tokenizer.load(kept)
+    if start:
+        tokenizer = Tokenizer.load(start)
+    elif config.tokenizer:
+        tokenizer = Tokenizer.load(config.tokenizer)
+    else:
+        logger.info("training a tokenizer of %s tokens on %s", f"{config.vocab_size:,}", config.data)
+        found = pieces(config.data, config.data_config, "train", config.clean, config.text_column, config.max_documents)
+        texts = (piece.text for piece in (islice(found, _STREAMED_PIECES) if config.stream else found))
+        tokenizer = Tokenizer.train(texts, config.vocab_size, whole=config.whole_tokens)
+    if has_conversations(config.data, config.data_config, config.text_column):
+        # Conversations are learned in the format of this template, whatever the model's own was: an answer by another
+        # one would begin with a prompt that the training never showed.
+        if tokenizer.chat_template not in (None, CHAT_TEMPLATE):
+            logger.warning(
+                "the model's own chat template is replaced: the conversations are learned as lines of 'User: ...' and "
+                "'Assistant: ...', and the trained model carries the template that writes these. To keep its own "
+                "format, write the conversations in it yourself, as rows of 'prompt' and 'completion'."
+            )
+        tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save(kept)
+    return tokenizer
+
+
+def _model(config: TrainConfig, tokenizer: Tokenizer, start: Path | None, device: torch.device) -> Transformer:
+    """The model that the run begins with, the same in every process.
+
+    Raises:
+        ConfigError: if its tokenizer has tokens that it has no embedding for, or it is too large for this machine.
+    """
+    torch.manual_seed(config.seed)
+    if start:
+        model = checkpoint.load_model(start)
+        if config.dropout is not None:
+            _set_dropout(model, config.dropout)
+    else:
+        architecture = config.model_config(tokenizer.vocab_size)
+        expect_room(architecture, device)
+        model = Transformer(architecture)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ConfigError(
+            f"the tokenizer of {config.init_from} has {tokenizer.vocab_size:,} tokens, but the model has embeddings "
+            f"for {model.config.vocab_size:,}: they do not belong together, or tokens were added to the one alone. "
+            "Put the right tokenizer.json beside the weights, or resize the model's embeddings."
+        )
+    if config.embeddings_from:
+        use_embeddings(model, pretrained_embeddings(config.embeddings_from))
+    if config.freeze_embeddings:
+        model.token_embedding.weight.requires_grad_(False)
+    return model
+
+
+def _set_dropout(model: Transformer, p: float) -> None:
+    """Give a model that is already built another dropout."""
+    model.config = dataclasses.replace(model.config, dropout=p)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = p
+
+
+def _context(config: TrainConfig, model: Transformer) -> int:
+    """Tokens in a window.
+
+    Raises:
+        ConfigError: if more were asked for than the model has positions for.
+    """
+    most, asked = model.config.context_length, config.context_length
+    if asked > most and "context_length" in config.changed():
+        raise ConfigError(
+            f"context_length {asked:,} is more than the {most:,} tokens that the model of {config.init_from} can "
+            f"attend to: give at most {most:,}."
+        )
+    return min(asked, most)
+
+
+def _text(
+    config: TrainConfig, tokenizer: Tokenizer, context: int, engine: Engine
+) -> tuple[BatchSource, Windows | None, Windows]:
+    """Batches to train on, the windows they are of (None: a stream has none), and windows to validate on."""
+    pad = tokenizer.pad_id if tokenizer.pad_id is not None else tokenizer.end_of_text_id
+    if config.stream:
+        validation = Windows(_streamed_validation(config, tokenizer), context, pad)
+        source: BatchSource = StreamBatches(
+            config.data,
+            config.data_config,
+            "train",
+            tokenizer,
+            context,
+            config.batch_size,
+            config.seed,
+            engine.rank,
+            engine.world,
+            text_column=config.text_column,
+        )
+        return source, None, validation
+
+    cache = Path(config.token_cache) if config.token_cache else None
+
+    def read(data: str, data_config: str | None, split: str) -> TokenStream:
+        return tokenized(data, data_config, split, tokenizer, cache, text_column=config.text_column)
+
+    train = (config.data, config.data_config, "train")
+    stream = tokenized(*train, tokenizer, cache, config.clean, config.text_column, config.max_documents)
+    logger.info("%s tokens to train on (%s)", f"{len(stream.tokens):,}", config.data)
+    span = None
+    if config.validation_data:
+        validation = Windows(read(config.validation_data, None, "train"), context, pad)
+    elif has_split(config.data, config.data_config, "validation"):
+        validation = Windows(read(config.data, config.data_config, "validation"), context, pad)
+    else:
+        size = len(stream.tokens)
+        cut = _held_out_from(stream)
+        span, validation = (0, cut), Windows(stream, context, pad, (cut - 1, size))
+    training = Windows(stream, context, pad, span, config.window_stride, config.prompt_share, config.seed)
+    source = EpochBatches(training, config.batch_size, config.seed, engine.rank, engine.world)
+    if config.short_window_share:
+        length = config.short_window_length
+        short = Windows(stream, length, pad, span, None, config.prompt_share, config.seed)
+        rows = max(1, round(config.batch_size * context / length))
+        source = ShortWindowsFirst(
+            EpochBatches(short, rows, config.seed, engine.rank, engine.world), source, config.short_window_share
+        )
+    return source, training, validation
+
+
+def _streamed_validation(config: TrainConfig, tokenizer: Tokenizer) -> TokenStream:
+    """The first documents of the validation text, which are kept in memory."""
+    if config.validation_data:
+        found = documents(config.validation_data, text_column=config.text_column)
+    elif has_split(config.data, config.data_config, "validation"):
+        found = documents(config.data, config.data_config, "validation", config.text_column)
+    else:
+        raise ConfigError(f"{config.data} has no validation split: give validation_data to stream it.")
+    return tokenize(islice(found, _STREAMED_VALIDATION), tokenizer)
+
+
+def _held_out_from(stream: TokenStream) -> int:
+    """Where the held-out part of a text begins that has no validation split.
+
+    Where the last tokens are all of a prompt, it begins earlier: with the last document that has something to learn.
+
+    Raises:
+        ConfigError: if the text is too short to be parted.
+    """
+    n_tokens = len(stream.tokens)
+    cut = n_tokens - max(2, min(n_tokens // 2, n_tokens // _HELD_OUT))
+    if stream.learned is not None and not stream.learned[cut:].any():
+        last = int(np.flatnonzero(stream.learned)[-1])
+        begin = int(stream.starts[np.searchsorted(stream.starts, last, side="right") - 1])
+        cut = begin if stream.learned[1:begin].any() else last  # of a single document, its last learned token
+    if cut < 2:
+        raise ConfigError(f"the text has {n_tokens} tokens, which is too little to train on and to validate on.")
+    return cut

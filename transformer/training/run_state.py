@@ -1,0 +1,152 @@
+"""The whole state of a run in one file, from which it goes on as if it had never stopped.
+
+A checkpoint is `step-<step>-<checksum>.safetensors`: the weights, the optimizers' tensors, and the rest (the position
+in the data, the budget spent, the best loss) as JSON in the file's header. There are no random states in it: whatever
+is random in a step follows from the seed and the step's number. The file takes its name when it is complete, and its
+checksum stands in the name, so that a torn or damaged file is known and the one before it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from transformer.errors import CheckpointError
+from transformer.files import reason, remove_partial, settle
+from transformer.model import Transformer
+from transformer.training.distributed import like, whole
+
+logger = logging.getLogger("transformer")
+_NAME = re.compile(r"step-(\d+)-([0-9a-f]{16})\.safetensors")
+
+
+@dataclass(frozen=True)
+class State:
+    """tensors: by name. facts: all else that the run goes on from, as JSON can hold it."""
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+def collect(model: Transformer, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """Every tensor that training changes, whole and on the CPU; with shards every process has to call it."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    tensors = {f"model.{name}": whole(parameter) for parameter, name in names.items()}
+    for optimizer in optimizers:
+        for parameter, entries in optimizer.state.items():
+            for key, value in entries.items():
+                tensors[f"optimizer.{names[parameter]}.{key}"] = whole(value)
+    return tensors
+
+
+@torch.no_grad()
+def restore(model: Transformer, optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
+    """Put the tensors of `collect` back, whatever number of processes they came from.
+
+    Raises:
+        CheckpointError: if they are not those of this model and these optimizers.
+    """
+    left = dict(tensors)
+    try:
+        for name, parameter in model.named_parameters():
+            parameter.copy_(like(left.pop(f"model.{name}"), parameter))
+        entries: dict[str, dict[str, Tensor]] = {}
+        for name, value in left.items():
+            parameter_name, key = name.removeprefix("optimizer.").rsplit(".", 1)
+            entries.setdefault(parameter_name, {})[key] = value
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    state = entries.pop(names[parameter], {})
+                    optimizer.state[parameter] = {key: like(value, parameter) for key, value in state.items()}
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"the checkpoint is of another model: {error}.") from error
+    if entries:
+        raise CheckpointError(f"the checkpoint is of another optimizer: it knows {', '.join(sorted(entries)[:3])}.")
+
+
+def whole_model(model: Transformer) -> Transformer:
+    """A copy of a sharded model on the CPU; every process has to call it."""
+    copy = Transformer(model.config, initialise=False)
+    for (_, parameter), (_, sharded) in zip(copy.named_parameters(), model.named_parameters(), strict=True):
+        parameter.data = whole(sharded)
+    return copy
+
+
+def remove(directory: Path) -> None:
+    """Delete all checkpoints.
+
+    Raises:
+        CheckpointError: if one cannot be deleted.
+    """
+    for path in _files(directory):
+        try:
+            path.unlink()
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be removed: {reason(error)}.") from error
+
+
+def save(directory: Path, step: int, state: State, keep: int) -> Path:
+    """Write a checkpoint, then delete all but the last `keep`.
+
+    Raises:
+        CheckpointError: if it cannot be written, as on a full disk; those before it stay.
+    """
+    partial = directory / f".step-{step:08d}.partial"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        remove_partial(directory)
+        save_file(state.tensors, partial, metadata={"facts": json.dumps(state.facts)})
+        path = directory / f"step-{step:08d}-{_checksum(partial)}.safetensors"
+        settle(partial, path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"the checkpoint of step {step} cannot be written to {directory}: {reason(error)}."
+        ) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+    for old in _files(directory)[keep:]:
+        with suppress(OSError):  # then there is one more than need be
+            old.unlink(missing_ok=True)
+    return path
+
+
+def exists(directory: Path) -> bool:
+    """Whether there is a checkpoint, whole or not."""
+    return bool(_files(directory))
+
+
+def load(directory: Path) -> State | None:
+    """The newest whole checkpoint; None if there is none."""
+    for path in _files(directory):
+        if _checksum(path) == _NAME.fullmatch(path.name)[2]:  # type: ignore[index]  # _files matched it
+            with safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+                return State(tensors, json.loads(file.metadata()["facts"]))
+        logger.warning("%s is damaged (its checksum differs): the checkpoint before it is used.", path)
+    return None
+
+
+def _files(directory: Path) -> list[Path]:
+    """Checkpoints, the newest first."""
+    found = [path for path in directory.glob("step-*.safetensors") if _NAME.fullmatch(path.name) and path.is_file()]
+    return sorted(found, key=lambda path: int(_NAME.fullmatch(path.name)[1]), reverse=True)  # type: ignore[index]
+
+
+def _checksum(path: Path) -> str:
+    """The first 16 hexadecimal digits of the file's SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
