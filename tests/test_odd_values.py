@@ -82,7 +82,7 @@ def test_a_model_that_fits_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("option", [{"sample_prompt": "a\udcff"}, {"whole_tokens": ("<unk>", "\udcff")}])
 def test_bytes_that_are_not_utf8_are_refused_at_the_start(option: dict) -> None:
-    with pytest.raises(ConfigError, match=f"{next(iter(option))} has bytes that are not UTF-8"):
+    with pytest.raises(ConfigError, match=f"{next(iter(option))} has bytes that are not text"):
         TrainConfig("x.txt", **option)
 
 

@@ -12,9 +12,9 @@ from preflight_gallery import Case, Mistake, examine, foreign, mistakes, ordinar
 from transformer.data.batches import IGNORE, Batch
 from transformer.data.tokenize import TokenStream
 from transformer.errors import ConfigError, PreflightError
-from transformer.preflight import forecast
 from transformer.preflight.places import places
 from transformer.preflight.rows import Rows
+from transformer.training import memory_limits
 from transformer.training.options import parse
 from transformer.training.run import train
 from transformer.training.train_config import TrainConfig
@@ -157,5 +157,7 @@ def test_the_option_is_read_from_command_lines_and_files(tmp_path: Path) -> None
 
 
 def test_memory_that_holds_files_is_free() -> None:
-    assert forecast._cached_files("anon 100\nfile 70\ninactive_file 40\nactive_file 30\n") == 70
-    assert forecast._cached_files("inactive_file 1\ntotal_inactive_file 40\nactive_file 1\ntotal_active_file 2\n") == 42
+    v2 = "inactive_file 40\nactive_file 30\n"
+    v1 = "inactive_file 1\ntotal_inactive_file 40\nactive_file 1\ntotal_active_file 2\n"
+    assert memory_limits._cached_files("anon 100\nfile 70\n" + v2) == 70
+    assert memory_limits._cached_files(v1) == 42

@@ -53,14 +53,14 @@ def test_what_a_terminal_cannot_show_is_replaced(
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "status"),
     [
-        ["-m", "transformer", "predict", TEXT, "--model", "{}", "--max-tokens", "3"],
-        ["-m", "transformer", "predict", "x", "--model", "./é"],
-        ["train.py", "--data", "./é東.txt"],
+        (["-m", "transformer", "predict", TEXT, "--model", "{}", "--max-tokens", "3"], 0),
+        (["-m", "transformer", "predict", "x", "--model", "./é"], 1),
+        (["train.py", "--data", "./é東.txt"], 2),
     ],
 )
-def test_an_ascii_process(arguments: list[str], model: str) -> None:
+def test_an_ascii_process(arguments: list[str], status: int, model: str) -> None:
     done = subprocess.run(
         [sys.executable, *(model if part == "{}" else part for part in arguments)],
         cwd=ROOT,
@@ -68,8 +68,9 @@ def test_an_ascii_process(arguments: list[str], model: str) -> None:
         capture_output=True,
     )
     assert b"Traceback" not in done.stderr and done.stderr.isascii() and done.stdout.isascii()
-    assert (done.returncode == 0) == ("{}" in arguments)
-    assert done.stdout.startswith(b"? ?? ?") or done.returncode == 1
+    assert done.returncode == status, done.stderr
+    assert done.stdout.startswith(b"? ?? ?") or status
+    assert b"PYTHONUTF8=1" in done.stdout + done.stderr or status != 2
 
 
 def test_an_argument_in_another_locale_is_the_text_that_was_typed() -> None:

@@ -72,7 +72,7 @@ def test_a_training_with_defaults_succeeds(trainer: CogServer, name: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "named", ["/etc/passwd", "../../etc/passwd", "README.md", "transformer/text", "file:///etc/passwd", " x", ".", ""]
+    "named", ["/etc/passwd", "../../etc/passwd", "README.md", "transformer/model", "file:///etc/passwd", " x", ".", ""]
 )
 def test_files_of_the_server_are_not_trained_on(trainer: CogServer, named: str) -> None:
     answer = train(trainer, named, **SMALL, max_steps=1)

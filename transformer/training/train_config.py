@@ -181,7 +181,10 @@ class TrainConfig:
             value = getattr(self, field.name)
             for text in value if isinstance(value, tuple) else (value,):
                 if isinstance(text, str) and not _is_unicode(text):
-                    raise ConfigError(f"{field.name} has bytes that are not UTF-8: {text!r:.80}.")
+                    raise ConfigError(
+                        f"{field.name} has bytes that are not text in this locale: {text!r:.80}. Set PYTHONUTF8=1 if "
+                        "they are UTF-8, or rename what it names."
+                    )
         positive = "batch_size accumulate context_length learning_rate clip validation_windows keep_checkpoints"
         limits = "max_loss max_epochs max_steps max_tokens max_minutes max_cost price_per_hour"
         other = "patience validate_every checkpoint_every window_stride embedding_learning_rate max_documents"
