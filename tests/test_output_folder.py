@@ -182,6 +182,15 @@ def test_a_run_that_has_ended_says_so(corpus: str, tmp_path: Path, caplog: pytes
     assert f"the run in {tmp_path} has ended already, after step 4" in caplog.text and "--max-steps" in caplog.text
 
 
+@pytest.fixture
+def default_hangup():
+    """SIGHUP has its default action, also where the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("default_hangup")
 def test_a_closed_terminal_is_sigterm_unless_it_is_ignored(corpus: str, tmp_path: Path, monkeypatch) -> None:
     make = Stepper.step
 
