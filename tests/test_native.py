@@ -134,6 +134,31 @@ def test_on_another_processor_nothing_is_compiled(no_kernel: Path, monkeypatch: 
 
 
 @needs_kernel
+def test_structures_that_differ_from_those_in_c_are_found(
+    no_kernel: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    library = load_kernel()
+    assert library is not None and kernel.compiled_layout(library) == kernel.expected_layout()
+
+    class Norm(kernel.Structure):
+        _fields_ = [kernel.Norm._fields_[1], kernel.Norm._fields_[0], *kernel.Norm._fields_[2:]]
+
+    monkeypatch.setattr(kernel, "Norm", Norm)
+    load_kernel.cache_clear()
+    assert load_kernel() is None and "Norm.bias is 8 in kernel.c and 0 in kernel.py" in caplog.text
+    assert type(pack(tiny_model(), "fp32")) is PackedTransformer
+
+
+@needs_kernel
+@pytest.mark.parametrize("activation", [-1, 3])
+def test_an_activation_that_the_kernel_does_not_know_is_refused(activation: int) -> None:
+    served = pack(tiny_model(), "fp32")
+    served._model.activation = activation
+    with pytest.raises(RuntimeError, match="does not know"):
+        served.step(torch.tensor([1]), served.remember(1, 8))
+
+
+@needs_kernel
 def test_it_is_compiled_once(no_kernel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_kernel() is not None
     (file,) = [path for path in no_kernel.rglob("*") if path.is_file()]

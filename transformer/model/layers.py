@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from transformer.errors import ConfigError
 from transformer.model.attention import LayerCache, MultiHeadAttention
 from transformer.model.config import ModelConfig
 from transformer.model.linear import Linear
@@ -19,9 +20,13 @@ from transformer.model.positions import Rotary
 
 def make_norm(config: ModelConfig) -> nn.Module:
     """LayerNorm (Ba et al., 2016) or RMSNorm (Zhang & Sennrich, 2019) over the last dimension."""
-    if config.norm == "rms":
-        return nn.RMSNorm(config.d_model, eps=config.norm_eps)
-    return nn.LayerNorm(config.d_model, eps=config.norm_eps)
+    match config.norm:
+        case "rms":
+            return nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        case "layer":
+            return nn.LayerNorm(config.d_model, eps=config.norm_eps)
+        case other:
+            raise ConfigError(f"there is no norm {other!r}.")
 
 
 class Dropout(nn.Dropout):
@@ -61,8 +66,10 @@ class FeedForward(nn.Module):
             hidden_BTF = F.silu(self.gate(x_BTD)) * hidden_BTF
         elif self.activation == "gelu":
             hidden_BTF = F.gelu(hidden_BTF, approximate="tanh")
-        else:
+        elif self.activation == "relu":
             hidden_BTF = F.relu(hidden_BTF)
+        else:
+            raise ConfigError(f"the feed-forward layer does not know the activation {self.activation!r}.")
         return self.down(hidden_BTF)
 
 

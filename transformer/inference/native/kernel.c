@@ -13,6 +13,7 @@
 #include <immintrin.h>
 #include <math.h>
 #include <omp.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,7 +32,7 @@
 typedef enum { FP32, BF16, FP16, INT8 } Kind;
 typedef enum { NO_NORM, LAYER_NORM, RMS_NORM } NormKind;
 typedef enum { RELU, GELU, SWIGLU } Activation;
-typedef enum { DONE, OUT_OF_MEMORY, NO_SUCH_TOKEN, TEXT_TOO_LONG } Result;
+typedef enum { DONE, OUT_OF_MEMORY, NO_SUCH_TOKEN, TEXT_TOO_LONG, UNKNOWN_CHOICE } Result;
 
 typedef struct { /* y = W x + b; weight (out / 16, in, 16), int8: (out / 16, in / 4, 16, 4) */
     const void *weight;
@@ -73,6 +74,35 @@ typedef struct { /* of each text, layer and key-value head */
     uint8_t *real; /* (text, capacity), 0 at padding; or NULL */
     int64_t kind, capacity; /* FP32, FP16 or INT8; a multiple of 16 */
 } Memory;
+
+/* Sizes, offsets and constants as the compiler has them. kernel.py compares them with its own when it loads this file. */
+typedef struct {
+    const char *name;
+    int64_t value;
+} LayoutEntry;
+
+#define SIZE(type) {#type, sizeof(type)}
+#define OFFSET(type, field) {#type "." #field, offsetof(type, field)}
+#define CONSTANT(name) {#name, name}
+
+const LayoutEntry layout[] = {
+    SIZE(Product), OFFSET(Product, weight), OFFSET(Product, scale), OFFSET(Product, sum), OFFSET(Product, bias),
+    OFFSET(Product, kind), OFFSET(Product, inputs), OFFSET(Product, outputs),
+    SIZE(Norm), OFFSET(Norm, weight), OFFSET(Norm, bias), OFFSET(Norm, kind), OFFSET(Norm, eps),
+    SIZE(Layer), OFFSET(Layer, attention_norm), OFFSET(Layer, query_norm), OFFSET(Layer, key_norm),
+    OFFSET(Layer, feed_forward_norm), OFFSET(Layer, project), OFFSET(Layer, output), OFFSET(Layer, up),
+    OFFSET(Layer, down),
+    SIZE(Model), OFFSET(Model, vocabulary), OFFSET(Model, context), OFFSET(Model, n_layers), OFFSET(Model, width),
+    OFFSET(Model, n_heads), OFFSET(Model, n_kv_heads), OFFSET(Model, key_width), OFFSET(Model, value_width),
+    OFFSET(Model, hidden), OFFSET(Model, norm_first), OFFSET(Model, activation), OFFSET(Model, pad_token),
+    OFFSET(Model, embedding_scale), OFFSET(Model, head_weight), OFFSET(Model, embedding), OFFSET(Model, table),
+    OFFSET(Model, cosine), OFFSET(Model, sine), OFFSET(Model, layers), OFFSET(Model, final_norm), OFFSET(Model, head),
+    SIZE(Memory), OFFSET(Memory, keys), OFFSET(Memory, values), OFFSET(Memory, key_scales),
+    OFFSET(Memory, value_scales), OFFSET(Memory, real), OFFSET(Memory, kind), OFFSET(Memory, capacity),
+    CONSTANT(FP32), CONSTANT(BF16), CONSTANT(FP16), CONSTANT(INT8), CONSTANT(LAYER_NORM), CONSTANT(RMS_NORM),
+    CONSTANT(RELU), CONSTANT(GELU), CONSTANT(SWIGLU), CONSTANT(OUT_OF_MEMORY), CONSTANT(NO_SUCH_TOKEN),
+    CONSTANT(TEXT_TOO_LONG), CONSTANT(UNKNOWN_CHOICE), {NULL, 0},
+};
 
 typedef struct { /* what products take: rows of floats, and the same in 8 bits where x = low + step * byte */
     float *x;
@@ -713,6 +743,7 @@ static void read_pass(const Pass *pass, Worker *w) {
    logits: (count, vocabulary rounded up to 16), or NULL. */
 Result read_tokens(const Model *m, const Memory *memory, int64_t count, const int64_t *tokens, const int64_t *texts,
                    const int64_t *positions, float *logits, int threads) {
+    if (m->activation < RELU || m->activation > SWIGLU) return UNKNOWN_CHOICE;
     for (int64_t r = 0; r < count; r++) {
         if (tokens[r] < 0 || tokens[r] >= m->vocabulary) return NO_SUCH_TOKEN;
         if (positions[r] >= memory->capacity || positions[r] >= m->context) return TEXT_TOO_LONG;

@@ -6,15 +6,18 @@ Where it cannot be had, for want of the processor's instructions or of a C compi
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 import subprocess
-from ctypes import CDLL, POINTER, Structure, c_double, c_int, c_int64, c_void_p
+from ctypes import CDLL, POINTER, Structure, c_char_p, c_double, c_int, c_int64, c_void_p, sizeof
 from functools import cache
 from pathlib import Path
 
 from transformer.errors import WriteError
 from transformer.files import whole_file
+
+logger = logging.getLogger("transformer")
 
 SOURCE = Path(__file__).with_name("kernel.c")
 _HEADER = SOURCE.with_name("threads.h")
@@ -26,7 +29,7 @@ _SECONDS = 120  # that a compiler may take; it takes two
 KINDS = {"fp32": 0, "bf16": 1, "fp16": 2, "int8": 3}
 LAYER_NORM, RMS_NORM = 1, 2
 ACTIVATIONS = {"relu": 0, "gelu": 1, "swiglu": 2}
-OUT_OF_MEMORY, NO_SUCH_TOKEN, TEXT_TOO_LONG = 1, 2, 3
+DONE, OUT_OF_MEMORY, NO_SUCH_TOKEN, TEXT_TOO_LONG, UNKNOWN_CHOICE = range(5)
 
 
 def _fields(**kinds: str) -> list[tuple]:
@@ -66,6 +69,33 @@ class Memory(Structure):
     _fields_ = _fields(pointers="keys values key_scales value_scales real", integers="kind capacity")
 
 
+class _LayoutEntry(Structure):
+    _fields_ = [("name", c_char_p), ("value", c_int64)]
+
+
+def expected_layout() -> dict[str, int]:
+    """Sizes and offsets of the structures above, and the constants, by their names in `kernel.c`."""
+    layout = {kind.upper(): number for kind, number in (*KINDS.items(), *ACTIVATIONS.items())}
+    layout |= {"LAYER_NORM": LAYER_NORM, "RMS_NORM": RMS_NORM, "OUT_OF_MEMORY": OUT_OF_MEMORY}
+    layout |= {"NO_SUCH_TOKEN": NO_SUCH_TOKEN, "TEXT_TOO_LONG": TEXT_TOO_LONG, "UNKNOWN_CHOICE": UNKNOWN_CHOICE}
+    for structure in (Product, Norm, Layer, Model, Memory):
+        layout[structure.__name__] = sizeof(structure)
+        for name, *_ in structure._fields_:
+            layout[f"{structure.__name__}.{name}"] = getattr(structure, name).offset
+    return layout
+
+
+def compiled_layout(library: CDLL) -> dict[str, int]:
+    """The same as the C compiler has it."""
+    entries = (_LayoutEntry * (len(expected_layout()) + 1)).in_dll(library, "layout")
+    found = {}
+    for entry in entries:
+        if entry.name is None:
+            break
+        found[entry.name.decode()] = entry.value
+    return found
+
+
 @cache
 def load_kernel() -> CDLL | None:
     """The compiled kernel, compiled now if it is not in the cache yet; None where it cannot be had."""
@@ -81,6 +111,16 @@ def load_kernel() -> CDLL | None:
                 _compile(partial)
         loaded = CDLL(str(path))
     except (OSError, WriteError, subprocess.SubprocessError, RuntimeError):  # RuntimeError: of a user without a home
+        return None
+    expected, compiled = expected_layout(), compiled_layout(loaded)
+    if different := sorted(name for name, _ in expected.items() ^ compiled.items()):
+        name = different[0]
+        logger.warning(
+            "The C backend is not used: %s is %s in kernel.c and %s in kernel.py; expected the same. PyTorch computes.",
+            name,
+            compiled.get(name, "missing"),
+            expected.get(name, "missing"),
+        )
         return None
     loaded.read_tokens.argtypes = [POINTER(Model), POINTER(Memory), c_int64, *[c_void_p] * 4, c_int]
     return loaded

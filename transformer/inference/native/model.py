@@ -103,6 +103,8 @@ class NativeTransformer(ServedTransformer):
             raise ContextLengthError("a text has no place left in its memory, or in the model's context.")
         if result == c.OUT_OF_MEMORY:
             raise MemoryError(f"there is no memory to read {count} tokens with.")
+        if result != c.DONE:
+            raise RuntimeError(f"the C backend returned {result}: the model has a choice that kernel.c does not know.")
 
     def _remember(self, batch_size: int, capacity: int) -> _NativeMemory:
         config, dtype = self.config, _MEMORY[self.precision]
@@ -176,6 +178,8 @@ class NativeTransformer(ServedTransformer):
         if isinstance(module, nn.RMSNorm):
             eps = torch.finfo(torch.float32).eps if module.eps is None else module.eps
             return c.Norm(self._keep(module.weight), None, c.RMS_NORM, eps)
+        if not isinstance(module, nn.Identity):
+            raise ConfigError(f"the C backend computes LayerNorm and RMSNorm, not {type(module).__name__}.")
         return c.Norm()  # after post-norm layers the stream is normalised already
 
     def _product(self, parts: Sequence[nn.Linear], whole_blocks: bool = False) -> c.Product:
