@@ -28,7 +28,7 @@ class Predictor(BasePredictor):
         from transformer.device import pick_device
         from transformer.hub.checkpoint import load
         from transformer.hub.resolve import fetch
-        from transformer.inference.compiled import serve
+        from transformer.inference import serve
 
         guard_output()
         keep_removing_empty()

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from transformer.hub import checkpoint
-from transformer.inference import PackedTransformer, SamplingOptions, pack
+from transformer.inference import SamplingOptions, TorchBackend, select_backend
 from transformer.inference.decoder import Decoder
 from transformer.model import Transformer
 
@@ -31,8 +31,8 @@ CONTENDERS = [(name, precision) for name, precisions in _PRECISIONS.items() for 
 def open_contender(name: str, precision: str, directory: Path) -> Run:
     """Raises: ImportError if it is not installed, NotImplementedError if it is not prepared for this architecture."""
     opening = {
-        "ours": partial(_ours, pack),
-        "ours by PyTorch": partial(_ours, PackedTransformer),
+        "ours": partial(_ours, select_backend),
+        "ours by PyTorch": partial(_ours, TorchBackend),
         "llama.cpp": _llama_cpp,
         "CTranslate2": _ctranslate2,
         "transformers": _transformers,
@@ -44,7 +44,7 @@ def _ours(arrange: Callable, directory: Path, precision: str) -> Run:
     model = arrange(checkpoint.load_model(directory), precision)
 
     def run(prompts: Sequence[Sequence[int]], new: int) -> None:
-        decoder = Decoder(model, prompts, SamplingOptions(max_tokens=new, temperature=0), ends=[])
+        decoder = Decoder(model, prompts, SamplingOptions(max_tokens=new, temperature=0), eos_token_ids=[])
         for _ in range(new):
             decoder.next()
 

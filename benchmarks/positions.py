@@ -9,22 +9,21 @@ import time
 import torch
 
 from benchmarks.decoding import SIZES
-from transformer.inference import pack
-from transformer.inference.memory import Memory
-from transformer.inference.served import ServedTransformer
-from transformer.model import ModelConfig, Transformer
+from transformer.inference import select_backend
+from transformer.inference.backend import InferenceBackend
+from transformer.model import KVCache, ModelConfig, Transformer
 
 POSITIONS = (10, 100, 500, 1000)
 TURNS = 200
 
 
-def milliseconds(served: ServedTransformer, memory: Memory, position: int) -> float:
+def milliseconds(backend: InferenceBackend, cache: KVCache, position: int) -> float:
     token = torch.tensor([5])
     times = []
-    for _ in range(3):  # the first finds the cache full of another position's memory
-        memory.lengths = [position]
+    for _ in range(3):  # the first finds the cache full of another position's cache
+        cache.lengths = [position]
         begin = time.perf_counter()
-        served.step(token, memory)
+        backend.decode(token, cache)
         times.append(time.perf_counter() - begin)
     return 1000 * statistics.mean(times[1:])
 
@@ -35,10 +34,10 @@ def main() -> None:
     print(f"| | {' | '.join(f'at {position:,}' for position in POSITIONS)} | last ÷ first |")
     print("|---|" + "--:|" * (len(POSITIONS) + 1))
     for precision in ("int8", "bf16", "fp32"):
-        served = pack(model, precision)
-        memory = served.remember(1, 1024)
-        served.read(list(range(1, 1024)), memory, 0)
-        turns = [[milliseconds(served, memory, position) for position in POSITIONS] for _ in range(TURNS)]
+        backend = select_backend(model, precision)
+        cache = backend.new_cache(1, 1024)
+        backend.prefill(list(range(1, 1024)), cache, 0)
+        turns = [[milliseconds(backend, cache, position) for position in POSITIONS] for _ in range(TURNS)]
         medians = [statistics.median(column) for column in zip(*turns, strict=True)]
         ratio = statistics.median(turn[-1] / turn[0] for turn in turns)
         print(f"| {precision} | {' | '.join(f'{median:.2f}' for median in medians)} | {ratio:.2f} |")

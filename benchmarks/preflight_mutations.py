@@ -66,7 +66,7 @@ def _batches(name: str, old: str, new: str, *checks: str, **options: Any) -> Mut
 MUTATIONS: tuple[Mutation, ...] = (
     # ---- attention ----
     _model(
-        "no causal mask", "attention", "is_causal=mask is None and x_BTD.shape[1] > 1", "is_causal=False", "causality"
+        "no causal mask", "attention", "is_causal=mask is None and query.shape[2] > 1", "is_causal=False", "causality"
     ),
     _model(
         "bf16 attention: a block sees all of itself",
@@ -89,8 +89,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     _model(
         "no sqrt(d_k)",
         "attention",
-        "                attn_mask=mask,\n",
-        "                attn_mask=mask, scale=1.0,\n",
+        "            attn_mask=mask,\n",
+        "            attn_mask=mask, scale=1.0,\n",
         "attention",
     ),
     _model(
@@ -121,8 +121,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     _model(
         "the kernel forgets the mask",
         "attention",
-        "                attn_mask=mask,\n                is_causal=mask is None and x_BTD.shape[1] > 1,\n",
-        "                attn_mask=None,\n                is_causal=x_BTD.shape[1] > 1,\n",
+        "            attn_mask=mask,\n            is_causal=mask is None and query.shape[2] > 1,\n",
+        "            attn_mask=None,\n            is_causal=query.shape[2] > 1,\n",
         "padding unseen",
         "across documents",
     ),
@@ -161,22 +161,22 @@ MUTATIONS: tuple[Mutation, ...] = (
     _model(
         "rotary: queries alone",
         "attention",
-        "self.rotary(query, positions), self.rotary(key, positions)",
-        "self.rotary(query, positions), key",
+        "apply_rope(query, rotation), apply_rope(key, rotation)",
+        "apply_rope(query, rotation), key",
         "positions",
     ),
     _model(
         "positions are constant",
         "transformer",
-        "return torch.arange(past, past + new, device=device)",
-        "return torch.zeros(new, dtype=torch.long, device=device)",
+        "return torch.arange(length, device=device)",
+        "return torch.zeros(length, dtype=torch.long, device=device)",
         "positions",
     ),
     _model(
         "added positions are constant",
         "transformer",
-        "return torch.arange(past, past + new, device=device)",
-        "return torch.zeros(new, dtype=torch.long, device=device)",
+        "return torch.arange(length, device=device)",
+        "return torch.zeros(length, dtype=torch.long, device=device)",
         "positions",
         preset="gpt2",
     ),
@@ -192,23 +192,23 @@ MUTATIONS: tuple[Mutation, ...] = (
     _model(
         "a dropped residual",
         "layers",
-        "return x + self.dropout(sublayer(norm(x)))",
-        "return self.dropout(sublayer(norm(x)))",
+        "return x_BTD + self.dropout(self.feed_forward(",
+        "return self.dropout(self.feed_forward(",
         "residuals and norms",
     ),
     _model(
         "a dropped residual, post-norm",
         "layers",
-        "return norm(x + self.dropout(sublayer(x)))",
-        "return norm(self.dropout(sublayer(x)))",
+        "return self.feed_forward_norm(x_BTD + self.dropout(self.feed_forward(x_BTD)))",
+        "return self.feed_forward_norm(self.dropout(self.feed_forward(x_BTD)))",
         "residuals and norms",
         preset="paper",
     ),
     _model(
         "no norm before the sub-layer",
         "layers",
-        "return x + self.dropout(sublayer(norm(x)))",
-        "sublayer(x)",
+        "self.attention(self.attention_norm(x_BTD), rotation",
+        "self.attention(x_BTD, rotation",
         "residuals and norms",
     ),
     _model(
@@ -229,8 +229,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     _model(
         "no activation",
         "layers",
-        "hidden_BTF = F.relu(hidden_BTF)",
-        "hidden_BTF = 1.0 * hidden_BTF",
+        "self.activation(self.up(x_BTD))",
+        "self.up(x_BTD)",
         "feed-forward",
         preset="paper",
     ),

@@ -6,6 +6,7 @@ import torch
 
 from transformer.data.tokenizer import Tokenizer
 from transformer.hub import checkpoint
+from transformer.legacy import model_class, preset_config
 from transformer.model import ModelConfig, Transformer
 
 SENTENCES = [
@@ -19,13 +20,14 @@ SENTENCES = [
 def tiny_config(preset: str = "modern", **overrides: object) -> ModelConfig:
     """The preset at a size that a test computes in milliseconds."""
     sizes = dict(vocab_size=300, context_length=32, d_model=32, n_layers=2, n_heads=4, dropout=0.0)
-    return ModelConfig.preset(preset, **{**sizes, **overrides})
+    return preset_config(preset, **{**sizes, **overrides})
 
 
 def tiny_model(preset: str = "modern", seed: int = 0, **overrides: object) -> Transformer:
     """A model with weights of a size at which mistakes show: every layer changes the result."""
     torch.manual_seed(seed)
-    model = Transformer(tiny_config(preset, **overrides)).eval()
+    config = tiny_config(preset, **overrides)
+    model = model_class(config)(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

@@ -12,7 +12,7 @@ from models import tiny_model, tiny_tokenizer
 from transformer.data.tokenizer import Tokenizer
 from transformer.errors import ConfigError
 from transformer.inference import Generator, SamplingOptions, sampling, window_start
-from transformer.inference.sampling import choose, keep_min_p, keep_top_p, penalize_repetition
+from transformer.inference.sampling import keep_min_p, keep_top_p, penalize_repetition, sample
 from transformer.inference.stopping import StopBuffer
 from transformer.model import PRESETS, Transformer
 
@@ -75,7 +75,7 @@ def test_choices_are_drawn_from_what_the_filters_of_transformers_leave(
     left = transformers.RepetitionPenaltyLogitsProcessor(o.repetition_penalty)(seen[None], logits[None].clone()) / 0.7
     left = transformers.TopKLogitsWarper(o.top_k)(seen, left) if o.top_k else left
     left = transformers.MinPLogitsWarper(o.min_p)(seen, transformers.TopPLogitsWarper(o.top_p)(seen, left))
-    draws = choose(logits.expand(20_000, -1), o, seen.expand(20_000, -1), torch.Generator().manual_seed(0))
+    draws = sample(logits.expand(20_000, -1), o, seen.expand(20_000, -1), torch.Generator().manual_seed(0))
     frequency = torch.bincount(draws, minlength=50) / 20_000
     assert not frequency[left[0] == -math.inf].any()
     torch.testing.assert_close(frequency, left[0].softmax(dim=0), atol=0.012, rtol=0)
@@ -90,13 +90,13 @@ def test_a_filter_that_is_off_changes_nothing(keep, off: float) -> None:
 def test_samples_follow_the_distribution() -> None:
     logits, options = torch.tensor([2.0, 1.0, 0.0, -math.inf]), SamplingOptions(temperature=0.5, top_k=0, top_p=1.0)
     random = torch.Generator().manual_seed(0)
-    draws = [choose(logits, options, torch.tensor([0]), random) for _ in range(4000)]
+    draws = [sample(logits, options, torch.tensor([0]), random) for _ in range(4000)]
     frequency = torch.bincount(torch.tensor(draws), minlength=4) / 4000
     torch.testing.assert_close(frequency, (logits / 0.5).softmax(dim=0), atol=0.02, rtol=0)
 
 
 def test_temperature_zero_takes_the_likeliest() -> None:
-    assert choose(torch.tensor([0.0, 5.0, 4.9]), SamplingOptions(temperature=0), torch.tensor([0]), None) == 1
+    assert sample(torch.tensor([0.0, 5.0, 4.9]), SamplingOptions(temperature=0), torch.tensor([0]), None) == 1
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def reference(model: Transformer, prompt: str, n: int) -> list[int]:
     return tokens
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", [*PRESETS, "blog"])
 @pytest.mark.parametrize("prompt", ["The river", "The river rises in the hills, " * 20, ""])
 def test_cached_generation_equals_recomputation_past_the_context_limit(preset: str, prompt: str) -> None:
     model = tiny_model(preset, vocab_size=TOKENIZER.vocab_size)
@@ -166,7 +166,7 @@ def test_cached_generation_equals_recomputation_past_the_context_limit(preset: s
 
 
 @pytest.mark.parametrize(
-    ("preset", "overrides"), [*((preset, {}) for preset in PRESETS), ("blog", {"pad_token_id": 5})]
+    ("preset", "overrides"), [*((preset, {}) for preset in PRESETS), ("blog", {}), ("blog", {"pad_token_id": 5})]
 )
 def test_texts_continued_together_are_those_continued_alone(preset: str, overrides: dict) -> None:
     """Prompts of different lengths, one of them twice; their windows move at different times."""

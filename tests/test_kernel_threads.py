@@ -13,10 +13,10 @@ from models import tiny_model
 
 from benchmarks.decoding import computing, prepare, read_options
 from transformer.hub import checkpoint
-from transformer.inference import pack
-from transformer.inference.native import kernel, load_kernel
+from transformer.inference import select_backend
+from transformer.inference.native import kernel
 
-needs_kernel = pytest.mark.skipif(load_kernel() is None, reason="no C compiler, or a CPU without VNNI")
+needs_kernel = pytest.mark.skipif(bool(kernel.missing_instructions()), reason="this processor lacks AVX-512 or VNNI")
 
 HARNESS = r"""
 #include <omp.h>
@@ -111,15 +111,15 @@ def test_a_thread_that_does_not_run_stops_no_other(harness: ctypes.CDLL) -> None
 @pytest.mark.parametrize("overrides", [{}, {"d_feed_forward": 300}], ids=["whole blocks", "part of a block"])
 def test_results_do_not_depend_on_threads_or_load(precision: str, overrides: dict[str, int]) -> None:
     """Bit by bit: one thread, several, and more than there are processors beside processes that compute."""
-    served = pack(tiny_model("modern", context_length=64, **overrides), precision)
+    served = select_backend(tiny_model("modern", context_length=64, **overrides), precision)
 
     def generate(texts: int) -> list[torch.Tensor]:
-        memory = served.remember(texts, 64)
+        memory = served.new_cache(texts, 64)
         for text in range(texts):
-            served.read([text + 1, 5, 7] * 7, memory, text)
+            served.prefill([text + 1, 5, 7] * 7, memory, text)
         tokens, logits = torch.ones(texts, dtype=torch.long), []
         for _ in range(8):
-            logits.append(served.step(tokens, memory).clone())
+            logits.append(served.decode(tokens, memory).clone())
             tokens = logits[-1].argmax(dim=-1)
         return logits
 

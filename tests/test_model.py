@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from models import tiny_config, tiny_model
 
 from transformer.errors import ConfigError, ContextLengthError
-from transformer.model import PRESETS, KeyValueCache, ModelConfig, Transformer
+from transformer.legacy import model_class, preset_config
+from transformer.model import PRESETS, KVCache, ModelConfig, Transformer
 from transformer.model.attention import attention, causal_attention, causal_mask
 from transformer.model.layers import Dropout
-from transformer.model.positions import Rotary, sinusoids
+from transformer.model.positions import Rotary, apply_rope, sinusoids
 
-EVERY_PRESET = [*PRESETS, "blog-sum"]
+EVERY_PRESET = [*PRESETS, "blog", "blog-sum"]
 
 
 def preset_model(name: str, **overrides: object) -> Transformer:
@@ -47,27 +48,46 @@ def test_every_past_token_changes_the_last_logits(preset: str) -> None:
         assert (model(b)[0, -1] - last).abs().max() > 1e-6, position
 
 
+def decoded(model: Transformer, cache: KVCache, ids: torch.Tensor, first: int) -> torch.Tensor:
+    """(B, T - first, V) logits of rows of one length, decoded after a prompt of `first` tokens."""
+    for row, sequence in enumerate(ids.tolist()):
+        model.prefill(sequence[:first], cache, row)
+    return torch.stack([model.decode(column, cache) for column in ids[:, first:].T], dim=1)
+
+
 @pytest.mark.parametrize("preset", EVERY_PRESET)
-@pytest.mark.parametrize("first", [1, 5, 31])
+@pytest.mark.parametrize("first", [0, 1, 5, 31])
 def test_cached_equals_full_token_by_token_to_the_context_limit(preset: str, first: int) -> None:
     model, ids = preset_model(preset), tokens(2, 32)
-    full = model(ids)
-    cache = KeyValueCache(model.config, batch_size=2)
-    pieces = [model(ids[:, :first], cache=cache)]
-    pieces += [model(ids[:, i : i + 1], cache=cache) for i in range(first, 32)]
-    torch.testing.assert_close(torch.cat(pieces, dim=1), full, atol=2e-5, rtol=1e-4)
+    cache = model.new_cache(2, 32)
+    torch.testing.assert_close(decoded(model, cache, ids, first), model(ids)[:, first:], atol=2e-5, rtol=1e-4)
     with pytest.raises(ContextLengthError):
-        model(ids[:, :1], cache=cache)
+        model.decode(ids[:, 0], cache)
+    with pytest.raises(ContextLengthError):
+        model.prefill([1] * 33, cache, 0)
 
 
 @pytest.mark.parametrize("preset", EVERY_PRESET)
-def test_cached_in_chunks_equals_full_and_a_cleared_cache_is_new(preset: str) -> None:
+def test_a_sequence_that_is_read_again_replaces_the_one_before(preset: str) -> None:
     model, ids = preset_model(preset), tokens(2, 30)
-    cache = KeyValueCache(model.config, batch_size=2)
-    model(tokens(2, 9, seed=5), cache=cache)
-    cache.clear()
-    pieces = [model(part, cache=cache) for part in ids.split([4, 11, 15], dim=1)]
-    torch.testing.assert_close(torch.cat(pieces, dim=1), model(ids), atol=2e-5, rtol=1e-4)
+    cache = model.new_cache(2, 32)
+    decoded(model, cache, tokens(2, 25, seed=5), 20)
+    torch.testing.assert_close(decoded(model, cache, ids, 11), model(ids)[:, 11:], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("preset", EVERY_PRESET)
+def test_sequences_of_different_lengths_are_copied_and_dropped(preset: str) -> None:
+    model, ids = preset_model(preset), tokens(3, 24)
+    expected, cache = model(ids), model.new_cache(4, 32)
+    for row, length in enumerate((3, 9, 14)):
+        model.prefill(ids[row, :length].tolist(), cache, row)
+    cache.copy(1, 3)
+    cache.drop(0)  # the copy moves into its row
+    assert cache.lengths == [9, 9, 14]
+    for step in range(5):
+        logits = model.decode(torch.stack([ids[1, 9 + step], ids[1, 9 + step], ids[2, 14 + step]]), cache)
+        for row, place in enumerate(((1, 9 + step), (1, 9 + step), (2, 14 + step))):
+            torch.testing.assert_close(logits[row], expected[place], atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("preset", EVERY_PRESET)
@@ -84,21 +104,6 @@ def test_padded_equals_unpadded(preset: str, side: str) -> None:
     assert padded.isfinite().all()
     for i, row in enumerate(rows):
         torch.testing.assert_close(padded[i][real[i]], model(row[None])[0], atol=2e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize("preset", EVERY_PRESET)
-def test_cached_left_padded_batch_equals_each_row_alone(preset: str) -> None:
-    model, rows = preset_model(preset), [tokens(24, seed=3), tokens(17, seed=4)]
-    ids = torch.zeros(2, 24, dtype=torch.long)
-    real = torch.zeros(2, 24, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        ids[i, 24 - len(row) :], real[i, 24 - len(row) :] = row, True
-    cache = KeyValueCache(model.config, batch_size=2)
-    pieces = [model(ids[:, :12], real[:, :12], cache)]
-    pieces += [model(ids[:, i : i + 1], cache=cache) for i in range(12, 24)]  # unpadded from here on
-    logits = torch.cat(pieces, dim=1)
-    for i, row in enumerate(rows):
-        torch.testing.assert_close(logits[i][real[i]], model(row[None])[0], atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("preset", EVERY_PRESET)
@@ -123,13 +128,16 @@ def test_the_original_takes_padding_from_the_token_ids_and_counts_it_in_position
     torch.testing.assert_close(logits, by_hand(row[None])[0], atol=2e-5, rtol=1e-4)
 
 
-def test_the_originals_padding_is_remembered_by_the_cache() -> None:
+def test_the_originals_padding_is_in_the_cache() -> None:
     model = tiny_model("blog", pad_token_id=299)
     ids = tokens(2, 20, seed=3) % 299
     ids[0, :7], ids[1, 4] = 299, 299
-    cache = KeyValueCache(model.config, batch_size=2)
-    pieces = [model(part, cache=cache) for part in ids.split([6, 1, 8, 5], dim=1)]
-    torch.testing.assert_close(torch.cat(pieces, dim=1), model(ids), atol=2e-5, rtol=1e-4)
+    expected = model(ids)
+    for first in (0, 3, 7):
+        logits = decoded(model, model.new_cache(2, 20), ids, first)
+        for row in range(2):  # at padding itself nothing is predicted
+            real = ids[row, first:] != 299
+            torch.testing.assert_close(logits[row][real], expected[row, first:][real], atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
@@ -166,7 +174,7 @@ def test_rotary_products_depend_on_the_distance_alone() -> None:
     query, key = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(0))
 
     def product(i: int, j: int) -> torch.Tensor:
-        return (rotary(query, torch.tensor([i])) * rotary(key, torch.tensor([j]))).sum()
+        return (apply_rope(query, rotary(torch.tensor([i]))) * apply_rope(key, rotary(torch.tensor([j])))).sum()
 
     torch.testing.assert_close(product(5, 2), product(50, 47), atol=1e-5, rtol=1e-5)
     assert not torch.allclose(product(5, 2), product(5, 3))
@@ -179,15 +187,14 @@ def test_blog_averages_d_model_wide_heads_without_a_projection() -> None:
     assert averaged.value.weight.shape == (4 * 32, 32) and averaged.query.weight.shape == (4 * 8, 32)
     assert not hasattr(averaged, "output")
     x = torch.randn(1, 6, 32)
-    positions = torch.arange(6)
-    torch.testing.assert_close(summed(x, positions), 4 * averaged(x, positions))
+    torch.testing.assert_close(summed(x), 4 * averaged(x))
 
 
 @pytest.mark.parametrize(("preset", "millions"), [("paper", 44.6), ("gpt2", 44.9), ("modern", 42.6), ("blog", 79.9)])
 def test_parameter_counts_at_the_size_of_the_paper(preset: str, millions: float) -> None:
     with torch.device("meta"):
-        config = ModelConfig.preset(preset, vocab_size=50257, d_model=512, n_layers=6, n_heads=8)
-        model = Transformer(config, initialise=False)
+        config = preset_config(preset, vocab_size=50257, d_model=512, n_layers=6, n_heads=8)
+        model = model_class(config)(config, initialise=False)
     assert model.parameter_count() / 1e6 == pytest.approx(millions, abs=0.1)
 
 
@@ -254,7 +261,6 @@ def test_dropout_acts_in_training_alone() -> None:
         (dict(positions="none"), "positions"),
         (dict(dropout=1.0), "dropout"),
         (dict(vocab_size=1.5), "vocab_size"),
-        (dict(heads="average"), "n_kv_heads"),
         (dict(head_dim=7), "head_dim"),
     ],
 )
@@ -265,9 +271,26 @@ def test_a_config_that_cannot_work_says_which_field(options: dict, word: str) ->
         ModelConfig.preset("gpt5", vocab_size=10)
 
 
+def test_a_config_of_the_blog_that_cannot_work_says_which_field() -> None:
+    for options in (dict(n_kv_heads=2), dict(heads="concatenate"), dict(pad_token_id=300)):
+        with pytest.raises(ConfigError, match=next(iter(options))):
+            tiny_config("blog", **options)
+    with pytest.raises(ConfigError, match="blog"):
+        preset_config("gpt5", vocab_size=10)
+
+
+def test_a_choice_that_a_module_does_not_know_is_refused() -> None:
+    """However the config came by it, no other activation, norm or position is computed in its place."""
+    for name in ("activation", "norm", "positions"):
+        config = tiny_config("modern")
+        object.__setattr__(config, name, "unknown")
+        with pytest.raises(ConfigError, match="unknown"):
+            Transformer(config)
+
+
 def test_more_tokens_than_the_context_are_refused() -> None:
     model = tiny_model("modern")
-    with pytest.raises(ContextLengthError, match="33 new tokens"):
+    with pytest.raises(ContextLengthError, match="33 tokens"):
         model(tokens(1, 33))
     with pytest.raises(ContextLengthError):
-        KeyValueCache(model.config, capacity=33)
+        model.new_cache(1, 33)

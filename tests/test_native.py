@@ -12,12 +12,11 @@ from transformer.device import processor_quota
 from transformer.errors import ConfigError, ContextLengthError
 from transformer.evaluation import evaluate
 from transformer.hub import checkpoint
-from transformer.inference import PackedTransformer, pack
-from transformer.inference.native import NativeTransformer, kernel, load_kernel
-from transformer.inference.native import model as native_model
+from transformer.inference import TorchBackend, select_backend
+from transformer.inference.native import NativeBackend, kernel, load_kernel, native_backend
 from transformer.model import Transformer
 
-needs_kernel = pytest.mark.skipif(load_kernel() is None, reason="no C compiler, or a CPU without VNNI")
+needs_kernel = pytest.mark.skipif(bool(kernel.missing_instructions()), reason="this processor lacks AVX-512 or VNNI")
 
 
 @pytest.fixture
@@ -37,14 +36,14 @@ def random_tokens(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_a_text_among_others_is_the_text_alone(precision: str) -> None:
     """For all numbers of texts and threads that divide the loops differently; bit by bit where rounding decides."""
-    served = pack(tiny_model("modern"), precision)
+    served = select_backend(tiny_model("modern"), precision)
     tokens = random_tokens(13, 9)
 
     def read(rows: torch.Tensor) -> torch.Tensor:
-        memory = served.remember(len(rows), 16)
+        memory = served.new_cache(len(rows), 16)
         for text, row in enumerate(rows):
-            served.read(row[:-1].tolist(), memory, text)
-        return served.step(rows[:, -1].contiguous(), memory)
+            served.prefill(row[:-1].tolist(), memory, text)
+        return served.decode(rows[:, -1].contiguous(), memory)
 
     alone = torch.cat([read(row[None]) for row in tokens])
     tolerance = {"rtol": 0.0, "atol": 0.0} if precision == "int8" else {"rtol": 1e-4, "atol": 1e-5}
@@ -63,23 +62,23 @@ def test_a_text_among_others_is_the_text_alone(precision: str) -> None:
 def test_a_prompt_longer_than_a_piece_is_read_whole() -> None:
     model = tiny_model("modern", context_length=700)
     tokens = random_tokens(1, 700)
-    served = pack(model, "fp32")
+    served = select_backend(model, "fp32")
     torch.testing.assert_close(served(tokens), model(tokens), rtol=1e-4, atol=1e-5)
-    memory = served.remember(1, 700)
-    served.read(tokens[0, :-1].tolist(), memory, 0)
-    torch.testing.assert_close(served.step(tokens[:, -1], memory), model(tokens)[:, -1], rtol=1e-4, atol=1e-5)
+    memory = served.new_cache(1, 700)
+    served.prefill(tokens[0, :-1].tolist(), memory, 0)
+    torch.testing.assert_close(served.decode(tokens[:, -1], memory), model(tokens)[:, -1], rtol=1e-4, atol=1e-5)
 
 
 @needs_kernel
 @torch.no_grad()
 def test_tokens_of_any_kind_and_arrangement_are_read() -> None:
-    served, tokens = pack(tiny_model(), "fp32"), random_tokens(3, 4)
+    served, tokens = select_backend(tiny_model(), "fp32"), random_tokens(3, 4)
     expected = served(tokens)
     for other in (tokens.int(), tokens.T.contiguous().T):
         assert torch.equal(served(other), expected)
-        memory = served.remember(3, 8)
+        memory = served.new_cache(3, 8)
         for column in range(4):
-            logits = served.step(other[:, column], memory)
+            logits = served.decode(other[:, column], memory)
         torch.testing.assert_close(logits, expected[:, -1], rtol=1e-4, atol=1e-5)
 
 
@@ -88,34 +87,34 @@ def test_tokens_of_any_kind_and_arrangement_are_read() -> None:
 def test_packing_leaves_the_model_as_it_is(precision: str) -> None:
     model = tiny_model("gpt2")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    pack(model, precision)
+    select_backend(model, precision)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 @needs_kernel
 def test_what_there_is_no_place_for_is_refused() -> None:
-    served = pack(tiny_model(context_length=8), "int8")
-    memory = served.remember(1, 8)
+    served = select_backend(tiny_model(context_length=8), "int8")
+    memory = served.new_cache(1, 8)
     for token in (-1, 300, 2**40):
         with pytest.raises(IndexError, match="300 that the model knows"):
-            served.read([1, token], memory, 0)
+            served.prefill([1, token], memory, 0)
         with pytest.raises(IndexError):
-            served.step(torch.tensor([token]), memory)
+            served.decode(torch.tensor([token]), memory)
     with pytest.raises(ContextLengthError, match="no place left"):
-        served.read([1] * 9, memory, 0)
-    served.read([1] * 8, memory, 0)
+        served.prefill([1] * 9, memory, 0)
+    served.prefill([1] * 8, memory, 0)
     with pytest.raises(ContextLengthError):
-        served.step(torch.tensor([1]), memory)
+        served.decode(torch.tensor([1]), memory)
 
 
 def test_without_a_compiler_pytorch_serves(no_kernel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for compiler in ("false", "there-is-no-such-compiler", "touch /dev/null"):  # fails; is missing; makes no library
         monkeypatch.setenv("CC", compiler)
         load_kernel.cache_clear()
-        assert type(pack(tiny_model(), "fp32")) is PackedTransformer
+        assert type(select_backend(tiny_model(), "fp32")) is TorchBackend
         assert not [path for path in no_kernel.rglob("*") if path.is_file()]
         with pytest.raises(ConfigError, match="C compiler"):
-            NativeTransformer(tiny_model(), "fp32")
+            NativeBackend(tiny_model(), "fp32")
 
 
 def test_a_user_without_a_home_is_served_by_pytorch(no_kernel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +123,7 @@ def test_a_user_without_a_home_is_served_by_pytorch(no_kernel: Path, monkeypatch
 
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", no_home)
-    assert type(pack(tiny_model(), "fp32")) is PackedTransformer
+    assert type(select_backend(tiny_model(), "fp32")) is TorchBackend
 
 
 def test_on_another_processor_nothing_is_compiled(no_kernel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,22 +139,20 @@ def test_structures_that_differ_from_those_in_c_are_found(
     library = load_kernel()
     assert library is not None and kernel.compiled_layout(library) == kernel.expected_layout()
 
-    class Norm(kernel.Structure):
-        _fields_ = [kernel.Norm._fields_[1], kernel.Norm._fields_[0], *kernel.Norm._fields_[2:]]
-
-    monkeypatch.setattr(kernel, "Norm", Norm)
+    weight, bias, *others = kernel.Norm._fields_
+    monkeypatch.setattr(kernel, "Norm", type("Norm", (kernel.Structure,), {"_fields_": [bias, weight, *others]}))
     load_kernel.cache_clear()
     assert load_kernel() is None and "Norm.bias is 8 in kernel.c and 0 in kernel.py" in caplog.text
-    assert type(pack(tiny_model(), "fp32")) is PackedTransformer
+    assert type(select_backend(tiny_model(), "fp32")) is TorchBackend
 
 
 @needs_kernel
 @pytest.mark.parametrize("activation", [-1, 3])
 def test_an_activation_that_the_kernel_does_not_know_is_refused(activation: int) -> None:
-    served = pack(tiny_model(), "fp32")
+    served = select_backend(tiny_model(), "fp32")
     served._model.activation = activation
     with pytest.raises(RuntimeError, match="does not know"):
-        served.step(torch.tensor([1]), served.remember(1, 8))
+        served.decode(torch.tensor([1]), served.new_cache(1, 8))
 
 
 @needs_kernel
@@ -173,7 +170,7 @@ def test_int8_costs_hardly_any_bits() -> None:
     model, tokenizer = checkpoint.load(DEFAULT_MODEL)
     text = Path("README.md").read_text(encoding="utf-8")[:6000]
     assert isinstance(model, Transformer)
-    exact, rounded = (evaluate(pack(model, precision), tokenizer, [text]) for precision in ("fp32", "int8"))
+    exact, rounded = (evaluate(select_backend(model, precision), tokenizer, [text]) for precision in ("fp32", "int8"))
     assert abs(rounded.bits_per_byte / exact.bits_per_byte - 1) < 0.005
 
 
@@ -198,9 +195,9 @@ def test_the_quota_of_a_container_is_read(files: dict[str, str], quota: float, t
 def test_no_more_threads_than_the_quota_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = []
     for quota in (0.5, 1.9, math.inf):
-        monkeypatch.setattr(native_model, "processor_quota", lambda quota=quota: quota)
-        served = pack(tiny_model(), "fp32")
-        read = served._read_tokens
-        served._read_tokens = lambda *arguments, read=read: counts.append(arguments[-1]) or read(*arguments)
-        served.step(torch.tensor([1]), served.remember(1, 8))
+        monkeypatch.setattr(native_backend, "processor_quota", lambda quota=quota: quota)
+        served = select_backend(tiny_model(), "fp32")
+        read = served._run_tokens
+        served._run_tokens = lambda *arguments, read=read: counts.append(arguments[-1]) or read(*arguments)
+        served.decode(torch.tensor([1]), served.new_cache(1, 8))
     assert counts == [1, 1, torch.get_num_threads()]

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from transformer.cli import main
 from transformer.errors import CheckpointError, ConfigError
 from transformer.evaluation import evaluate
-from transformer.inference import Generator, PackedTransformer, SamplingOptions, pack
+from transformer.inference import Generator, SamplingOptions, TorchBackend, select_backend
 from transformer.inference.finite import expect_finite
 from transformer.inference.native import load_kernel
-from transformer.inference.sampling import choose
+from transformer.inference.sampling import sample
 from transformer.model import Transformer
 from transformer.reporting import attention_page, tokens_page
 
@@ -23,16 +23,16 @@ TOKENIZER = tiny_tokenizer()
 PRECISIONS = ["fp32", "bf16", "int8"]
 
 
-def torch_served(model: Transformer, precision: str) -> PackedTransformer:
+def torch_served(model: Transformer, precision: str) -> TorchBackend:
     if precision == "int8" and "fbgemm" not in torch.backends.quantized.supported_engines:
         pytest.skip("this PyTorch has no int8")
-    return PackedTransformer(model, precision)  # type: ignore[arg-type]
+    return TorchBackend(model, precision)  # type: ignore[arg-type]
 
 
 def served_here(model: Transformer, precision: str):
     if load_kernel() is None:
         pytest.skip("needs the kernel in C: AVX-512 and a compiler")
-    return pack(model, precision)
+    return select_backend(model, precision)
 
 
 SERVED = pytest.mark.parametrize("serve", [torch_served, served_here])
@@ -158,7 +158,7 @@ def test_finite_scores_of_any_size_can_be_drawn_from(temperature: float, scale: 
     expect_finite(torch.cat([logits[:7], logits[8:]]))
     options = SamplingOptions(temperature=temperature, **rest)
     seen = torch.tensor([[7, 8]]).expand(50, 2)
-    chosen = choose(logits.expand(50, 60), options, seen, torch.Generator().manual_seed(0))
+    chosen = sample(logits.expand(50, 60), options, seen, torch.Generator().manual_seed(0))
     assert not (chosen == 7).any()
     if scale >= 1e30 and not rest.get("repetition_penalty"):
         assert (chosen == logits.argmax()).all()

@@ -162,7 +162,7 @@ def test_a_value_that_cannot_work_is_named(name: str, value: float) -> None:
         TrainConfig("x", **{name: value})
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", [*PRESETS, "blog"])
 @pytest.mark.parametrize("n_heads", [1, 2, 3, 6])
 def test_any_number_of_heads_goes_with_any_preset(preset: str, n_heads: int) -> None:
     config = TrainConfig("x", preset=preset, d_model=48, n_heads=n_heads).model_config(300)

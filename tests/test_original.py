@@ -11,7 +11,6 @@ from transformer.cli import main
 from transformer.errors import CheckpointError
 from transformer.hub import checkpoint
 from transformer.legacy.checkpoint_import import load_original
-from transformer.model import KeyValueCache
 
 VOCABULARY, WIDTH, HEADS, LAYERS, CONTEXT = 300, 24, 3, 2, 16
 PAD = 299
@@ -114,9 +113,9 @@ def test_the_command_writes_a_model_directory_that_generates(tmp_path: Path, cap
     torch.testing.assert_close(
         model(ids()[None])[0], original_logits(state, ids(), "average", None), atol=1e-4, rtol=1e-4
     )
-    cache = KeyValueCache(model.config)
-    pieces = [model(part[None], cache=cache) for part in ids().split(1)]
-    torch.testing.assert_close(torch.cat(pieces, dim=1), model(ids()[None]), atol=1e-4, rtol=1e-4)
+    cache = model.new_cache(1, CONTEXT)
+    logits = torch.cat([model.decode(part, cache) for part in ids().split(1)])
+    torch.testing.assert_close(logits, model(ids()[None])[0], atol=1e-4, rtol=1e-4)
     capsys.readouterr()
     assert main(["predict", "--model", str(tmp_path / "out"), "--max-tokens", "30", "--seed", "1", "The river"]) == 0
     assert capsys.readouterr().out.startswith("The river")

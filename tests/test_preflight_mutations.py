@@ -14,7 +14,8 @@ from benchmarks import preflight_mutations
 from transformer.data.batches import EpochBatches, Windows
 from transformer.data.document import Document
 from transformer.data.tokenize import tokenize
-from transformer.model import ModelConfig, Transformer
+from transformer.legacy import preset_config
+from transformer.model import Transformer
 from transformer.preflight import Report, preflight
 from transformer.preflight.subject import Alone
 from transformer.training.run_components import Parts
@@ -86,7 +87,7 @@ def fine_tuning(
     torch.manual_seed(0)
     tokenizer, device = tiny_tokenizer(), torch.device("cpu")
     sizes = dict(context_length=32, d_model=32, n_layers=2, n_heads=4, dropout=0.0)
-    model = Transformer(ModelConfig.preset(preset, **{**sizes, **choices}, vocab_size=tokenizer.vocab_size))
+    model = Transformer(preset_config(preset, **{**sizes, **choices}, vocab_size=tokenizer.vocab_size))
     data = write(folder, TRAIN[:40])
     config = TrainConfig(
         data=data, init_from="weights", context_length=32, batch_size=8, precision=precision, learning_rate=5e-4

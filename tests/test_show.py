@@ -69,8 +69,8 @@ def test_the_weights_make_the_output_of_each_layer(preset: str) -> None:
     assert weights.shape == (2, 4, 20, 20)
     assert torch.equal(weights, weights.tril())
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 20))
-    for layer_weights, (layer, (x, positions, *_), output) in zip(weights, seen, strict=True):
-        value = layer.project(x, positions)[2][0].repeat_interleave(layer.n_heads // layer.n_kv_heads, dim=0)
+    for layer_weights, (layer, (x, rotation, *_), output) in zip(weights, seen, strict=True):
+        value = layer.project(x, rotation)[2][0].repeat_interleave(layer.n_heads // layer.n_kv_heads, dim=0)
         heads = layer_weights @ value
         joined = heads.mean(0) if preset == "blog" else layer.output(heads.transpose(0, 1).flatten(1))
         torch.testing.assert_close(joined, output[0], atol=1e-5, rtol=1e-4)

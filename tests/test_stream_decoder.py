@@ -11,7 +11,7 @@ from tokenizers.models import BPE, Unigram, WordPiece
 
 from transformer.data.tokenizer import Tokenizer
 from transformer.errors import CheckpointError
-from transformer.inference import Generator, SamplingOptions, pack
+from transformer.inference import Generator, SamplingOptions, select_backend
 
 WORDS = ["▁", "▁▁", "▁the", "m", "é", "東", "\ufffd", ".", "'s", "a b", "##ing", "do", "##'t", "</w>", "x</w>", ""]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -183,7 +183,7 @@ def test_a_decoder_that_the_library_fails_on_is_one_sentence() -> None:
 def scripted(tokenizer: Tokenizer, script: list[int]) -> Generator:
     """A model that writes the tokens of a script, whatever it reads first."""
     model = tiny_model("gpt2", vocab_size=tokenizer.vocab_size, context_length=64)
-    served = pack(model, "fp32")
+    served = select_backend(model, "fp32")
     written = iter(script * 2)
 
     def step(tokens_B: torch.Tensor, memory: object) -> torch.Tensor:

@@ -49,7 +49,9 @@ def corpus(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("preset", "optimizer"), [*((preset, "adamw") for preset in PRESETS), ("modern", "muon")])
+@pytest.mark.parametrize(
+    ("preset", "optimizer"), [*((preset, "adamw") for preset in (*PRESETS, "blog")), ("modern", "muon")]
+)
 def test_a_small_text_is_learned_by_heart(preset: str, optimizer: str, corpus: Path, tmp_path: Path) -> None:
     options = dict(preset=preset, optimizer=optimizer, max_steps=250, learning_rate=4e-3, validation_data=str(corpus))
     result = train(TrainConfig(data=str(corpus), output=str(tmp_path / "out"), **options, **SMALL))
@@ -288,7 +290,7 @@ def test_embeddings_have_a_learning_rate_of_their_own_and_frozen_weights_have_no
     assert all(frozen not in map(id, group["params"]) for group in groups)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", [*PRESETS, "blog"])
 def test_muon_takes_the_matrices_of_the_layers_and_every_weight_has_one_optimizer(preset: str) -> None:
     model = checkpoint.Transformer(TrainConfig(data="x", preset=preset).model_config(vocab_size=300))
     adamw, muon = make_optimizers(model, TrainConfig(data="x", optimizer="muon"))

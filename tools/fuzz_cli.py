@@ -30,7 +30,8 @@ from transformer.cli import main as run_command
 from transformer.data.conversation import CHAT_TEMPLATE
 from transformer.data.tokenizer import Tokenizer
 from transformer.hub import checkpoint
-from transformer.model import ModelConfig, Transformer
+from transformer.legacy import preset_config
+from transformer.model import Transformer
 
 _CHARACTERS = [
     "a",
@@ -144,7 +145,7 @@ def prepare(folder: Path) -> None:
     ):
         torch.manual_seed(0)
         sizes = dict(vocab_size=tokenizer.vocab_size, context_length=16, d_model=16, n_layers=1, n_heads=2)
-        model = Transformer(ModelConfig.preset(preset, **sizes)).eval()
+        model = Transformer(preset_config(preset, **sizes)).eval()
         tokenizer.chat_template = CHAT_TEMPLATE if name == "chat" else None
         checkpoint.save(model, tokenizer, folder / name)
     modern = {path.name: path.read_bytes() for path in (folder / "modern").iterdir()}

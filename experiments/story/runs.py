@@ -34,6 +34,7 @@ from transformer.data.tokenize import TokenStream, tokenize
 from transformer.data.tokenizer import Tokenizer
 from transformer.files import whole_file
 from transformer.hub.embeddings import pretrained_embeddings, use_embeddings
+from transformer.legacy import model_class, saved_config
 from transformer.model import Transformer
 from transformer.preflight import Report, preflight
 from transformer.training.distributed import Engine
@@ -132,12 +133,11 @@ class Run:
         config = TrainConfig(**settings.options(name, variant))
         tokenizer = text.marked_tokenizer if variant.layout == "lines with a marker" else text.tokenizer
         in_lines = variant.layout.startswith("lines")
-        architecture = dataclasses.replace(
-            config.model_config(tokenizer.vocab_size),
-            **{"pad_token_id": text.end if in_lines and variant.masked else None} | variant.architecture,
-        )
+        fields = dataclasses.asdict(config.model_config(tokenizer.vocab_size))
+        fields["pad_token_id"] = text.end if in_lines and variant.masked else None
+        architecture = saved_config(fields | variant.architecture)  # with concatenated heads it is a mainline model
         torch.manual_seed(config.seed)
-        model = Transformer(architecture)
+        model = model_class(architecture)(architecture)
         if config.embeddings_from:
             use_embeddings(model, pretrained_embeddings(config.embeddings_from))
         with torch.no_grad():

@@ -153,14 +153,14 @@ def card(options: argparse.Namespace) -> None:
     from transformer.evaluation import Scores, agreement
     from transformer.evaluation import evaluate as score
     from transformer.hub.checkpoint import load
-    from transformer.inference import pack
+    from transformer.inference import select_backend
     from transformer.reporting.loss_curve import draw_curve
     from transformer.reporting.model_card import write_card
 
     model, tokenizer = load(options.model)
     draw_curve(Path(options.model))
     # int8 is what `--dtype auto` serves on most servers.
-    rounded = pack(model, "int8")
+    rounded = select_backend(model, "int8")
     models: dict[str, Scores] = {"": model, " (int8)": rounded}
     evaluations, remarks = [], []
     for named in options.evaluate:

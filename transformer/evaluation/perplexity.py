@@ -26,7 +26,7 @@ from transformer.model import ModelConfig, Transformer
 
 
 class Scores(Protocol):
-    """What can be evaluated: a `Transformer`, or one that is packed for serving."""
+    """What can be evaluated: a `Transformer` or an inference backend."""
 
     config: ModelConfig
 

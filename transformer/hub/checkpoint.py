@@ -19,6 +19,7 @@ from transformer.files import read_json, whole_file
 from transformer.hub.config_mapping import hub_config, model_config
 from transformer.hub.state_dict import hub_state, model_state
 from transformer.hub.weights import WEIGHTS, open_weights
+from transformer.legacy import model_class
 from transformer.model import Transformer
 
 _GENERATION = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "top_k": 50, "repetition_penalty": 1.1}
@@ -62,7 +63,7 @@ def load_model(directory: str | Path, device: torch.device | str = "cpu") -> Tra
     directory = Path(directory)
     config = model_config(read_json(directory / "config.json"))
     tensors = open_weights(directory, config, device)
-    model = Transformer(config, initialise=False)
+    model = model_class(config)(config, initialise=False)
     try:
         state = model_state(tensors, config, model.state_dict())
     except CheckpointError as error:
@@ -74,7 +75,7 @@ def load_model(directory: str | Path, device: torch.device | str = "cpu") -> Tra
             state["token_embedding.weight"] = state["head.weight"] = held[0]
         else:  # as transformers has it: what was trained counts, whatever config.json says of it
             config = dataclasses.replace(config, tie_embeddings=False)
-            model = Transformer(config, initialise=False)
+            model = model_class(config)(config, initialise=False)
     model = model.to(device)
     model.load_state_dict(state, assign=True)
     if config.tie_embeddings:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from transformer.errors import CheckpointError, ConfigError
+from transformer.legacy import saved_config
 from transformer.model.config import ModelConfig
 
 EXTRA_KEY = "decoder_only_transformer"  # what the Hub's config cannot say; other tools ignore it
@@ -47,7 +48,7 @@ def model_config(fields: Mapping[str, Any]) -> ModelConfig:
     extra = fields.get(EXTRA_KEY, {})
     try:
         if model_type == OWN_MODEL_TYPE:
-            return ModelConfig(**extra)
+            return saved_config(extra)
         if model_type not in _FROM_HUB:
             raise CheckpointError(
                 f"config.json says model_type {model_type!r}; this program opens {', '.join(sorted(_FROM_HUB))}."
@@ -101,7 +102,7 @@ def _expect_full_attention(fields: _Read) -> None:
 
 def hub_architecture(config: ModelConfig) -> str | None:
     """The Hub architecture that computes what `config` says; None if there is none."""
-    if config.heads != "concatenate" or config.head_bias or config.pad_token_id is not None:
+    if type(config) is not ModelConfig or config.head_bias:
         return None
     full_heads = config.kv_heads == config.n_heads and config.key_dim * config.n_heads == config.d_model
     biases = config.bias and config.feed_forward_bias

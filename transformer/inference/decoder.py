@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
+from transformer.inference.backend import InferenceBackend
 from transformer.inference.finite import expect_finite
-from transformer.inference.sampling import SamplingOptions, choose
-from transformer.inference.served import ServedTransformer
+from transformer.inference.sampling import SamplingOptions, sample
 
 
 def window_start(length: int, context_length: int) -> int:
@@ -30,7 +30,7 @@ class Decoder:
 
     Args:
         prompts: token ids, at least one for each text.
-        ends: token ids with which a text ends, held back until `options.min_tokens`.
+        eos_token_ids: token ids with which a text ends, held back until `options.min_tokens`.
 
     Attributes:
         tokens: of each text so far, the prompt included.
@@ -38,12 +38,12 @@ class Decoder:
 
     def __init__(
         self,
-        model: ServedTransformer,
+        model: InferenceBackend,
         prompts: Sequence[Sequence[int]],
         options: SamplingOptions,
-        ends: Sequence[int],
+        eos_token_ids: Sequence[int],
     ) -> None:
-        self._model, self._options, self._ends = model, options, list(ends)
+        self._model, self._options, self._eos_token_ids = model, options, list(eos_token_ids)
         self._random = torch.Generator(model.device)
         if options.seed is None:
             self._random.seed()
@@ -53,15 +53,15 @@ class Decoder:
         self._new = 0
         self._context = model.config.context_length
         capacity = min(self._context, max(map(len, prompts)) + options.max_tokens)
-        self._memory = model.remember(len(prompts), capacity)
+        self._cache = model.new_cache(len(prompts), capacity)
         self._starts = [-1] * len(prompts)  # of the windows that were read; -1: none yet
-        self._last: torch.Tensor | None = None  # (B,), where the tokens chosen last still are
+        self._last: torch.Tensor | None = None  # (B,), where the tokens sampled last still are
         # The ids in each window, for the repetition penalty; behind them stand some of them again.
         self._seen = torch.zeros(len(prompts), capacity, dtype=torch.long, device=model.device)
 
     @torch.inference_mode()
     def next(self) -> list[int]:
-        """Choose the next token of each text, and append it.
+        """Sample the next token of each text, and append it.
 
         Raises:
             CheckpointError: if the model's scores are not finite numbers.
@@ -71,21 +71,21 @@ class Decoder:
                 self._read(text)
         last = torch.tensor([tokens[-1] for tokens in self.tokens]) if self._last is None else self._last
         last = last.to(self._model.device)
-        logits = self._model.step(last, self._memory)
+        logits = self._model.decode(last, self._cache)
         expect_finite(logits)
         if self._new < self._options.min_tokens:
-            logits[:, self._ends] = -math.inf
+            logits[:, self._eos_token_ids] = -math.inf
         seen = self._note(last) if self._options.repetition_penalty != 1.0 else None
-        self._last = choose(logits, self._options, seen, self._random)
+        self._last = sample(logits, self._options, seen, self._random)
         self._new += 1
-        chosen = self._last.tolist()
-        for tokens, token in zip(self.tokens, chosen, strict=True):
+        sampled = self._last.tolist()
+        for tokens, token in zip(self.tokens, sampled, strict=True):
             tokens.append(token)
-        return chosen
+        return sampled
 
     def drop(self, text: int) -> None:
         """Continue without this text; the last one takes its number."""
-        self._memory.drop(text)
+        self._cache.drop(text)
         self.tokens[text], self._starts[text] = self.tokens[-1], self._starts[-1]
         self.tokens.pop()
         self._starts.pop()
@@ -98,14 +98,14 @@ class Decoder:
         start = self._starts[text] = window_start(len(tokens), self._context)
         window = tokens[start:-1]
         if text and tokens == self.tokens[0]:
-            self._memory.copy(0, text)  # several texts begin with one prompt, which is read once
+            self._cache.copy(0, text)  # several texts begin with one prompt, which is read once
         else:
-            self._model.read(window, self._memory, text)
+            self._model.prefill(window, self._cache, text)
         self._seen[text] = tokens[-1]
         self._seen[text, : len(window)] = torch.tensor(window, dtype=torch.long)
 
     def _note(self, last: torch.Tensor) -> torch.Tensor:
         """(B, n): the ids in the windows, with those that were just read."""
-        columns = torch.tensor([length - 1 for length in self._memory.lengths], device=last.device)
+        columns = torch.tensor([length - 1 for length in self._cache.lengths], device=last.device)
         seen = self._seen[: len(last)].scatter_(1, columns[:, None], last[:, None])
-        return seen[:, : max(self._memory.lengths)]
+        return seen[:, : max(self._cache.lengths)]

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from transformer.data.tokenizer import Tokenizer
+from transformer.device import serving_precision
 from transformer.errors import CheckpointError
+from transformer.inference.backend import InferenceBackend
 from transformer.inference.decoder import Decoder
-from transformer.inference.packing import pack
 from transformer.inference.sampling import SamplingOptions
-from transformer.inference.served import ServedTransformer
+from transformer.inference.select_backend import select_backend
 from transformer.inference.stopping import StopBuffer
+from transformer.inference.torch_backend import CompiledBackend
 from transformer.model import Transformer
 
 StopReason = Literal["length", "end_of_text", "stop_sequence"]
@@ -23,17 +25,16 @@ class Generator:
     """Continues texts with a model. It holds no state between texts.
 
     Args:
-        model: packed here unless it is already; later changes of its weights are not seen.
-        precision: of the matrix products, "fp32", "bf16" or "int8"; "auto": the fastest that this machine has.
+        model: quantized here unless it is already; later changes of its weights are not seen.
+        precision: of the weights, "fp32", "bf16" or "int8"; "auto": the fastest that this machine has.
 
     Raises:
         ConfigError: if this machine cannot compute in that precision.
     """
 
-    def __init__(self, model: Transformer | ServedTransformer, tokenizer: Tokenizer, precision: str = "fp32") -> None:
-        if isinstance(model, Transformer):
-            model = pack(model, precision)
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(self, model: Transformer | InferenceBackend, tokenizer: Tokenizer, precision: str = "fp32") -> None:
+        self.model = select_backend(model, precision) if isinstance(model, Transformer) else model
+        self.tokenizer = tokenizer
 
     def generate(self, prompt: str | Sequence[int], options: SamplingOptions | None = None) -> Generation:
         """Continue `prompt`, a text or its tokens. Iterate over the result for the pieces of text that follow it.
@@ -50,8 +51,8 @@ class Generator:
         if not prompts:
             return []
         options = options or SamplingOptions()
-        texts = [_Text(self.model, self.tokenizer, prompt, options) for prompt in prompts]
-        decoder = Decoder(self.model, [text.prompt for text in texts], options, texts[0].ends)
+        texts = [_Continuation(self.model, self.tokenizer, prompt, options) for prompt in prompts]
+        decoder = Decoder(self.model, [text.prompt for text in texts], options, texts[0].eos_token_ids)
         growing, pieces = list(enumerate(texts)), [""] * len(texts)
         while growing:
             for (number, text), token in zip(growing, decoder.next(), strict=True):
@@ -87,11 +88,11 @@ class Generation:
     """
 
     def __init__(
-        self, model: ServedTransformer, tokenizer: Tokenizer, prompt: str | Sequence[int], options: SamplingOptions
+        self, model: InferenceBackend, tokenizer: Tokenizer, prompt: str | Sequence[int], options: SamplingOptions
     ) -> None:
         self._begin = time.perf_counter()
-        self._text = _Text(model, tokenizer, prompt, options)
-        self._decoder = Decoder(model, [self._text.prompt], options, self._text.ends)
+        self._text = _Continuation(model, tokenizer, prompt, options)
+        self._decoder = Decoder(model, [self._text.prompt], options, self._text.eos_token_ids)
         self.seconds_to_first_token: float | None = None
         self._seconds = 0.0
 
@@ -124,7 +125,7 @@ class Generation:
                 yield piece
 
 
-class _Text:
+class _Continuation:
     """One text: its tokens as they come, made into pieces of text, until it ends.
 
     Raises:
@@ -132,13 +133,13 @@ class _Text:
     """
 
     def __init__(
-        self, model: ServedTransformer, tokenizer: Tokenizer, prompt: str | Sequence[int], options: SamplingOptions
+        self, model: InferenceBackend, tokenizer: Tokenizer, prompt: str | Sequence[int], options: SamplingOptions
     ) -> None:
         self.prompt = tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else list(prompt)
         known = model.config.vocab_size
         if max(self.prompt) >= known:
             raise CheckpointError(f"the prompt has token {max(self.prompt):,}, and the model knows {known:,} tokens.")
-        self.ends = [id for id in sorted(tokenizer.end_ids) if id < known]
+        self.eos_token_ids = [id for id in sorted(tokenizer.end_ids) if id < known]
         self._most = options.max_tokens
         self._decoder, self._stops = tokenizer.stream(self.prompt), StopBuffer(options.stop)
         self.completion_tokens = 0
@@ -146,7 +147,7 @@ class _Text:
 
     def add(self, token: int) -> str:
         """The text that is certain with this token; often empty."""
-        if token in self.ends:
+        if token in self.eos_token_ids:
             return self._end("end_of_text")
         self.completion_tokens += 1
         piece = self._stops.add(self._decoder.add(token))
@@ -164,3 +165,16 @@ class _Text:
         piece = self._stops.add(self._decoder.finish())
         self.stop_reason = "stop_sequence" if self._stops.found else reason
         return piece if self._stops.found else piece + self._stops.finish()
+
+
+def serve(model: Transformer, tokenizer: Tokenizer, precision: str = "auto") -> Generator:
+    """A generator for a process that stays: on CUDA its decode step is compiled, and it has made a first text.
+
+    On a CPU the library kernels alone are faster than what the compiler makes, and there is nothing to wait for; MPS
+    is treated alike. Errors are those of `Generator`.
+    """
+    if model.device.type != "cuda":
+        return Generator(model, tokenizer, precision)
+    generator = Generator(CompiledBackend(model, serving_precision(model.device, precision)), tokenizer)
+    "".join(generator.generate("", SamplingOptions(max_tokens=4, min_tokens=4)))
+    return generator

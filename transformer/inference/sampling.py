@@ -1,4 +1,4 @@
-"""Choosing the next token: pure functions on logits.
+"""Sampling the next token: pure functions on logits.
 
 Dimensions: V vocabulary; "..." stands for as many dimensions as there are, the texts of a batch or none.
 """
@@ -92,7 +92,7 @@ def keep_min_p(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(logits < logits.amax(dim=-1, keepdim=True) + math.log(p), -math.inf)
 
 
-def choose(logits: Tensor, options: SamplingOptions, seen: Tensor | None, generator: torch.Generator | None) -> Tensor:
+def sample(logits: Tensor, options: SamplingOptions, seen: Tensor | None, generator: torch.Generator | None) -> Tensor:
     """The id of the next token of each text, (...).
 
     All the vocabulary is looked at once, for the likeliest tokens; what follows is about those alone.

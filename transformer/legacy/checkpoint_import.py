@@ -1,4 +1,4 @@
-"""Checkpoints of the project that this one grew from, imported into the `blog` preset.
+"""Checkpoints of the project that this one grew from, imported into `BlogTransformer`.
 
 Such a file is a pickled dictionary whose "model_state_dict" has one Q, K and V for each head of each layer.
 """
@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from transformer.errors import CheckpointError, ConfigError
-from transformer.hub.pickles import load_pickle
-from transformer.model import ModelConfig, Transformer
-from transformer.model.config import Heads
+from transformer.legacy.blog_model import BlogConfig, BlogTransformer, Heads
+from transformer.legacy.pickles import load_pickle
 from transformer.model.positions import sinusoids
 
 logger = logging.getLogger("transformer")
@@ -36,7 +35,7 @@ _RENAMED = {
 _HEAD_PARTS = {"Q": "query", "K": "key", "V": "value"}
 
 
-def load_original(path: str | Path, heads: Heads | None = None, pad_token_id: int | None = None) -> Transformer:
+def load_original(path: str | Path, heads: Heads | None = None, pad_token_id: int | None = None) -> BlogTransformer:
     """The model of an original checkpoint; its sizes are read from the shapes of its tensors.
 
     Earlier versions of the original called their layers `decoder.0`, `decoder.1`, ...; they summed the heads and masked
@@ -65,7 +64,7 @@ def load_original(path: str | Path, heads: Heads | None = None, pad_token_id: in
     heads = heads or ("sum" if is_earlier else "average")
     config = _config(state, heads, pad_token_id)
     ours = _rename(state, config)
-    model = Transformer(config, initialise=False)
+    model = BlogTransformer(config, initialise=False)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     for name, shape in expected.items():
         if name not in ours:
@@ -113,15 +112,14 @@ def _with_later_names(state: dict[str, Tensor], path: Path) -> tuple[dict[str, T
     return renamed, True
 
 
-def _config(state: dict[str, Tensor], heads: Heads, pad_token_id: int | None) -> ModelConfig:
+def _config(state: dict[str, Tensor], heads: Heads, pad_token_id: int | None) -> BlogConfig:
 
     def numbers(pattern: str) -> set[str]:
         return {match[1] for name in state if (match := re.match(pattern, name))}
 
     try:
         vocab_size, d_model = state["embedding.weight"].shape
-        return ModelConfig.preset(
-            "blog",
+        return BlogConfig(
             vocab_size=vocab_size,
             d_model=d_model,
             context_length=state["pe"].shape[-2],
@@ -138,7 +136,7 @@ def _config(state: dict[str, Tensor], heads: Heads, pad_token_id: int | None) ->
         raise CheckpointError(f"this is no checkpoint of the original project: it has no tensor {error}.") from error
 
 
-def _rename(state: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+def _rename(state: dict[str, Tensor], config: BlogConfig) -> dict[str, Tensor]:
     """The tensors under our names, the heads of a layer stacked into one matrix."""
     ours: dict[str, Tensor] = {}
     for name, tensor in state.items():

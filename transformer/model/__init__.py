@@ -1,7 +1,7 @@
-"""The architecture, by hand: tensors in, tensors out. Read config, positions, attention, layers, transformer."""
+"""The architecture, by hand: tensors in, tensors out. Begin with config, end with transformer."""
 
-from transformer.model.attention import KeyValueCache
 from transformer.model.config import PRESETS, ModelConfig
+from transformer.model.kv_cache import KVCache
 from transformer.model.transformer import Transformer
 
-__all__ = ["PRESETS", "KeyValueCache", "ModelConfig", "Transformer"]
+__all__ = ["PRESETS", "KVCache", "ModelConfig", "Transformer"]

@@ -1,22 +1,24 @@
-"""Attention: the formula, the mask, many heads, and the memory of past keys and values.
+"""Attention: the formula, the mask, and many heads.
 
 Dimensions: B batch · T new tokens · S all tokens so far (past + T) · D d_model · H heads · K key-value heads
-            E head_dim of queries and keys · V width of one head's values · C capacity of the cache
+            E head_dim of queries and keys · V width of one head's values
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from transformer.errors import ContextLengthError
 from transformer.model.config import ModelConfig
 from transformer.model.linear import Linear
-from transformer.model.positions import Rotary
+from transformer.model.positions import Rotation, apply_rope
 
+# Writes the new keys and values into a cache; returns those that are attended to.
+Update = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 _BLOCK = (128, 256)  # queries in a block of `causal_attention`, at least and at most
 
 
@@ -83,63 +85,49 @@ class MultiHeadAttention(nn.Module):
     """h attention functions side by side, each on its own projection of the input (3.2.2).
 
     The paper concatenates the heads and projects the result back to d_model. Grouped-query attention lets several
-    query heads share one key-value head. The original project's heads have d_model-wide values that are averaged
-    (at first: summed), with no projection after.
+    query heads share one key-value head.
     """
 
-    def __init__(self, config: ModelConfig, rotary: Rotary | None) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.n_heads, self.n_kv_heads = config.n_heads, config.kv_heads
-        self.heads = config.heads
         self.query = Linear(config.d_model, config.n_heads * config.key_dim, bias=config.bias)
         self.key = Linear(config.d_model, config.kv_heads * config.key_dim, bias=config.bias)
-        self.value = Linear(config.d_model, config.kv_heads * config.value_dim, bias=config.bias)
-        if config.heads == "concatenate":
-            self.output = Linear(config.n_heads * config.value_dim, config.d_model, bias=config.bias)
+        self.value = Linear(config.d_model, config.kv_heads * config.key_dim, bias=config.bias)
+        self.output = Linear(config.n_heads * config.key_dim, config.d_model, bias=config.bias)
+        self.fused: nn.Module | None = None  # replaces `project`, in a model that is quantized for inference
         self.qk_norm = config.qk_norm
         if config.qk_norm:
             self.query_norm = nn.RMSNorm(config.key_dim, eps=config.norm_eps)
             self.key_norm = nn.RMSNorm(config.key_dim, eps=config.norm_eps)
-        self.rotary = rotary
 
     def forward(
-        self, x_BTD: Tensor, positions: Tensor, mask: Tensor | None = None, cache: LayerCache | None = None
+        self,
+        x_BTD: Tensor,
+        rotation: Rotation | None = None,
+        mask: Tensor | None = None,
+        update: Update | None = None,
     ) -> Tensor:
         """Attend from the new tokens to all tokens so far.
 
         Args:
             x_BTD: the residual stream at the new tokens, (B, T, D).
-            positions: of the new tokens, (T,) or (B, T).
+            rotation: of the new tokens' positions; None: no rotary positions.
             mask: bool, broadcastable to (B, H, T, S); None: causal, nothing padded (and no past, unless T is 1).
-            cache: this layer's past; the new keys and values are appended to it.
+            update: writes this layer's new keys and values into the cache; None: there is no past.
 
         Returns:
             (B, T, D).
         """
-        query, key, value = self.project(x_BTD, positions)
-        if cache is not None:
-            key, value = cache.append(key, value)  # (B, K, S, E), (B, K, S, V)
+        query, key, value = self.project(x_BTD, rotation)
+        if update is not None:
+            key, value = update(key, value)  # (B, K, S, E), (B, K, S, V)
+        return self.join(self.attend(query, key, value, mask, update is not None))
 
-        if mask is None and cache is None and _trains_in_bf16_on_cpu(query):
-            heads = causal_attention(query, key, value)  # (B, H, T, V)
-        else:
-            heads = F.scaled_dot_product_attention(
-                query,
-                key,
-                value,
-                attn_mask=mask,
-                is_causal=mask is None and x_BTD.shape[1] > 1,
-                enable_gqa=self.n_kv_heads != self.n_heads,
-            )  # (B, H, T, V)
-
-        if self.heads == "average":
-            return heads.mean(dim=1)
-        if self.heads == "sum":
-            return heads.sum(dim=1)
-        return self.output(heads.transpose(1, 2).flatten(2))  # (B, T, H·V) -> (B, T, D)
-
-    def project(self, x_BTD: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x_BTD: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, T, E), keys (B, K, T, E) and values (B, K, T, V) of the new tokens, as they are compared."""
+        if self.fused is not None:
+            return self.fused(x_BTD, rotation)
         batch, new, _ = x_BTD.shape
         query = self.query(x_BTD).view(batch, new, self.n_heads, -1).transpose(1, 2)  # (B, H, T, E)
         key = self.key(x_BTD).view(batch, new, self.n_kv_heads, -1).transpose(1, 2)  # (B, K, T, E)
@@ -148,73 +136,41 @@ class MultiHeadAttention(nn.Module):
             # In fp32 also where the projections came out in bf16.
             query = self.query_norm(query.float()).type_as(value)
             key = self.key_norm(key.float()).type_as(value)
-        if self.rotary is not None:
-            query, key = self.rotary(query, positions), self.rotary(key, positions)
+        if rotation is not None:
+            query, key = apply_rope(query, rotation), apply_rope(key, rotation)
         return query, key, value
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, cached: bool) -> Tensor:
+        """The formula for every head, (B, H, T, V). cached: the keys and values are those of a cache."""
+        if cached and query.shape[2] == 1:
+            return _attend_one(query, key, value, mask)
+        if mask is None and not cached and _trains_in_bf16_on_cpu(query):
+            return causal_attention(query, key, value)
+        return F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=mask is None and query.shape[2] > 1,
+            enable_gqa=self.n_kv_heads != self.n_heads,
+        )
+
+    def join(self, heads: Tensor) -> Tensor:
+        """The results of the heads (B, H, T, V), concatenated and projected to (B, T, D)."""
+        return self.output(heads.transpose(1, 2).flatten(2))  # (B, T, H·V) -> (B, T, D)
+
+
+def _attend_one(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """One token of each sequence, (B, H, 1, E), attends to keys (B, K, S, E) and values (B, K, S, V) in the cache.
+
+    Query heads that share a key-value head take the place of query tokens, so that each key is read once.
+    """
+    batch, n_heads, _, width = query.shape
+    grouped = query.reshape(batch, keys.shape[1], -1, width).to(keys.dtype)  # (B, K, H / K, E)
+    heads = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask)
+    return heads.reshape(batch, n_heads, 1, -1).type_as(query)
 
 
 def _trains_in_bf16_on_cpu(query: Tensor) -> bool:
     """Whether `causal_attention` is the faster one."""
     return torch.is_grad_enabled() and query.dtype == torch.bfloat16 and query.device.type == "cpu"
-
-
-class LayerCache:
-    """The keys and values of one layer, in memory that is allocated once.
-
-    Args:
-        keys: (B, K, C, E), values: (B, K, C, V): the memory; what it holds at first does not matter.
-    """
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self.keys, self.values = keys, values
-        self.length = 0
-
-    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the new keys (B, K, T, E) and values (B, K, T, V) behind the past; views of all so far are returned."""
-        start, self.length = self.length, self.length + key.shape[2]
-        self.keys[:, :, start : self.length] = key
-        self.values[:, :, start : self.length] = value
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
-
-
-class KeyValueCache:
-    """What a model remembers of the tokens it has read, so that each is computed once.
-
-    Args:
-        batch_size: B. capacity: C, in tokens; None: the context length.
-
-    Raises:
-        ContextLengthError: if the capacity is beyond the context length.
-    """
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        batch_size: int = 1,
-        capacity: int | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        capacity = config.context_length if capacity is None else capacity
-        if capacity > config.context_length:
-            raise ContextLengthError(
-                f"a cache of {capacity} tokens was asked for, but the model's context holds {config.context_length}."
-            )
-        self.capacity = capacity
-
-        def memory(width: int) -> Tensor:
-            return torch.empty(batch_size, config.kv_heads, capacity, width, device=device, dtype=dtype)
-
-        self.layers = [LayerCache(memory(config.key_dim), memory(config.value_dim)) for _ in range(config.n_layers)]
-        self.real: Tensor | None = None  # (B, length) bool, once anything was padded
-
-    @property
-    def length(self) -> int:
-        """Tokens read so far, padding included."""
-        return self.layers[0].length
-
-    def clear(self) -> None:
-        """Forget every token; the memory stays."""
-        self.real = None
-        for layer in self.layers:
-            layer.length = 0

@@ -1,4 +1,4 @@
-"""What a model is: every architectural choice in one frozen dataclass, and the four presets."""
+"""What a model is: every architectural choice in one frozen dataclass, and the presets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ Positions = Literal["sinusoidal", "learned", "rotary"]
 Norm = Literal["layer", "rms"]
 NormPlacement = Literal["pre", "post"]
 Activation = Literal["relu", "gelu", "swiglu"]
-Heads = Literal["concatenate", "average", "sum"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,6 @@ class ModelConfig:
     norm_placement: NormPlacement = "post"  # 5.4 normalises after the residual sum; "pre" came later
     norm_eps: float = 1e-5
     activation: Activation = "relu"  # 3.3
-    heads: Heads = "concatenate"  # 3.2.2; "average" and "sum" are the original project's
     qk_norm: bool = False  # RMSNorm on queries and keys (Henry et al., 2020)
     bias: bool = True  # biases in attention and feed-forward
     feed_forward_bias: bool | None = None  # None: as bias
@@ -48,7 +46,6 @@ class ModelConfig:
     scale_embeddings: bool = False  # embeddings times sqrt(d_model) (3.4)
     tie_embeddings: bool = True  # one matrix for embedding and vocabulary projection (3.4)
     dropout: float = 0.0  # on embeddings and on the output of each sub-layer (5.4)
-    pad_token_id: int | None = None  # if set, tokens of this id are padding (the original project's rule)
 
     def __post_init__(self) -> None:
         if self.n_kv_heads is None:
@@ -87,12 +84,8 @@ class ModelConfig:
         for name in ("qk_norm", "bias", "feed_forward_bias", "head_bias", "scale_embeddings", "tie_embeddings"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be true or false, not {getattr(self, name)!r}.")
-        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
-            raise ConfigError(f"pad_token_id must be one of {self.vocab_size} tokens, not {self.pad_token_id!r}.")
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"dropout must be in [0, 1), not {self.dropout}.")
-        if self.heads != "concatenate" and self.kv_heads != self.n_heads:
-            raise ConfigError(f"heads={self.heads!r} has no grouped-query form: n_kv_heads must equal n_heads.")
 
     # The derived sizes, typed as the integers they are after __post_init__.
     @property
@@ -101,13 +94,8 @@ class ModelConfig:
 
     @property
     def key_dim(self) -> int:
-        """Width of one head's queries and keys (d_k)."""
+        """Width of one head's queries, keys and values (d_k, d_v)."""
         return self.head_dim  # type: ignore[return-value]
-
-    @property
-    def value_dim(self) -> int:
-        """Width of one head's values (d_v): heads that are averaged or summed are as wide as the model."""
-        return self.key_dim if self.heads == "concatenate" else self.d_model
 
     @property
     def feed_forward_dim(self) -> int:
@@ -130,7 +118,6 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "norm": ("layer", "rms"),
     "norm_placement": ("pre", "post"),
     "activation": ("relu", "gelu", "swiglu"),
-    "heads": ("concatenate", "average", "sum"),
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -149,7 +136,4 @@ PRESETS: dict[str, dict[str, Any]] = {
         n_kv_heads=2,
         bias=False,
     ),
-    # The project this one grew from: the values of every head are d_model wide and the heads are averaged,
-    # with no output projection. heads="sum" is its first mistake: unscaled heads drown the residual stream.
-    "blog": dict(heads="average", head_bias=True, tie_embeddings=False),
 }

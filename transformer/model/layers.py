@@ -6,16 +6,17 @@ Dimensions: B batch · T tokens · D d_model · F d_feed_forward
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from transformer.errors import ConfigError
-from transformer.model.attention import LayerCache, MultiHeadAttention
+from transformer.model.attention import MultiHeadAttention, Update
 from transformer.model.config import ModelConfig
 from transformer.model.linear import Linear
-from transformer.model.positions import Rotary
+from transformer.model.positions import Rotation
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
@@ -45,6 +46,15 @@ class Dropout(nn.Dropout):
         return input * kept * (256 / (256 - zeros))
 
 
+# What a feed-forward layer applies to its hidden numbers; in a gated one, to the gate.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": partial(F.gelu, approximate="tanh"),
+    "swiglu": F.silu,
+}
+GATED = {"swiglu"}
+
+
 class FeedForward(nn.Module):
     """The same two-layer network at every position (Attention Is All You Need, 3.3).
 
@@ -54,23 +64,28 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.activation, bias = config.activation, bool(config.feed_forward_bias)
+        if config.activation not in ACTIVATIONS:
+            raise ConfigError(f"the feed-forward layer does not know the activation {config.activation!r}.")
+        self.activation, self.is_gated = ACTIVATIONS[config.activation], config.activation in GATED
+        bias = bool(config.feed_forward_bias)
         self.up = Linear(config.d_model, config.feed_forward_dim, bias=bias)
-        if config.activation == "swiglu":
+        if self.is_gated:
             self.gate = Linear(config.d_model, config.feed_forward_dim, bias=bias)
         self.down = Linear(config.feed_forward_dim, config.d_model, bias=bias)
+        self.fused: nn.Module | None = None  # replaces `gate_and_up`, in a model that is quantized for inference
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        hidden_BTF = self.up(x_BTD)
-        if self.activation == "swiglu":
-            hidden_BTF = F.silu(self.gate(x_BTD)) * hidden_BTF
-        elif self.activation == "gelu":
-            hidden_BTF = F.gelu(hidden_BTF, approximate="tanh")
-        elif self.activation == "relu":
-            hidden_BTF = F.relu(hidden_BTF)
-        else:
-            raise ConfigError(f"the feed-forward layer does not know the activation {self.activation!r}.")
-        return self.down(hidden_BTF)
+        if self.is_gated:
+            gate_BTF, hidden_BTF = self.gate_and_up(x_BTD)
+            return self.down(self.activation(gate_BTF) * hidden_BTF)
+        return self.down(self.activation(self.up(x_BTD)))
+
+    def gate_and_up(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """The two projections of a gated unit, each (B, T, F)."""
+        if self.fused is not None:
+            return self.fused(x_BTD)
+        up_BTF = self.up(x_BTD)
+        return self.gate(x_BTD), up_BTF
 
 
 class DecoderLayer(nn.Module):
@@ -80,9 +95,9 @@ class DecoderLayer(nn.Module):
     residual stream is then a plain sum, which trains without the paper's long warm-up (Xiong et al., 2020).
     """
 
-    def __init__(self, config: ModelConfig, rotary: Rotary | None) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.attention = MultiHeadAttention(config, rotary)
+        self.attention = MultiHeadAttention(config)
         self.attention_norm = make_norm(config)
         self.feed_forward = FeedForward(config)
         self.feed_forward_norm = make_norm(config)
@@ -90,13 +105,15 @@ class DecoderLayer(nn.Module):
         self.norm_first = config.norm_placement == "pre"
 
     def forward(
-        self, x_BTD: Tensor, positions: Tensor, mask: Tensor | None = None, cache: LayerCache | None = None
+        self,
+        x_BTD: Tensor,
+        rotation: Rotation | None = None,
+        mask: Tensor | None = None,
+        update: Update | None = None,
     ) -> Tensor:
         """One layer over the residual stream `x_BTD`; the arguments are those of `MultiHeadAttention`."""
-        x_BTD = self._residual(x_BTD, self.attention_norm, lambda x: self.attention(x, positions, mask, cache))
-        return self._residual(x_BTD, self.feed_forward_norm, self.feed_forward)
-
-    def _residual(self, x: Tensor, norm: nn.Module, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
         if self.norm_first:
-            return x + self.dropout(sublayer(norm(x)))
-        return norm(x + self.dropout(sublayer(x)))
+            x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), rotation, mask, update))
+            return x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
+        x_BTD = self.attention_norm(x_BTD + self.dropout(self.attention(x_BTD, rotation, mask, update)))
+        return self.feed_forward_norm(x_BTD + self.dropout(self.feed_forward(x_BTD)))

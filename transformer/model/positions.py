@@ -1,6 +1,7 @@
-"""Where a token stands: three ways, one call signature `module(x, positions)`.
+"""Where a token stands: three kinds of positions.
 
-`Sinusoidal` and `Learned` are added to the embeddings; `Rotary` turns queries and keys inside attention.
+`Sinusoidal` and `Learned` add to the embeddings: `module(x, positions)`. `Rotary` gives the cosine and sine of each
+position once per pass, by which `apply_rope` rotates queries and keys inside attention.
 
 Dimensions: B batch · T tokens · D d_model · H heads · E head_dim · C context_length
 """
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from transformer.model.config import ModelConfig
+
+Rotation = tuple[Tensor, Tensor]  # cosine and sine, each (T, E) or (B, 1, T, E)
 
 
 class Sinusoidal(nn.Module):
@@ -23,7 +26,7 @@ class Sinusoidal(nn.Module):
         super().__init__()
         self.register_buffer("table_CD", sinusoids(config.context_length, config.d_model), persistent=False)
 
-    def forward(self, x_BTD: Tensor, positions: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, positions: Tensor | slice) -> Tensor:
         """Add the encoding of `positions` (T,) or (B, T) to `x_BTD`."""
         return x_BTD + self.table_CD[positions]
 
@@ -35,7 +38,7 @@ class Learned(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.context_length, config.d_model))
 
-    def forward(self, x_BTD: Tensor, positions: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, positions: Tensor | slice) -> Tensor:
         """Add the vectors of `positions` (T,) or (B, T) to `x_BTD`."""
         return x_BTD + self.weight[positions]
 
@@ -43,7 +46,7 @@ class Learned(nn.Module):
 class Rotary(nn.Module):
     """Rotary position embedding (RoFormer, Su et al., 2021, 3.4.2).
 
-    The pair (x_i, x_{i + E/2}) is turned by the angle pos · theta^(-2i/E), so that the product of a query and a key
+    The pair (x_i, x_{i + E/2}) is rotated by the angle pos · theta^(-2i/E), so that the product of a query and a key
     depends on the distance between them only. Pairs are halves apart, as in Llama and Qwen, not neighbours.
     """
 
@@ -58,13 +61,19 @@ class Rotary(nn.Module):
         self.register_buffer("cosine_CE", torch.cat([angles.cos(), angles.cos()], dim=-1), persistent=False)
         self.register_buffer("sine_CE", torch.cat([-angles.sin(), angles.sin()], dim=-1), persistent=False)
 
-    def forward(self, x_BHTE: Tensor, positions: Tensor) -> Tensor:
-        """Turn each head's vectors in `x_BHTE` by their `positions`, (T,) or (B, T)."""
+    def forward(self, positions: Tensor | slice) -> Rotation:
+        """The cosine and sine for `positions`, (T,) or (B, T), that `apply_rope` takes."""
         cosine, sine = self.cosine_CE[positions], self.sine_CE[positions]  # (T, E) or (B, T, E)
-        if positions.dim() == 2:
+        if cosine.dim() == 3:
             cosine, sine = cosine.unsqueeze(1), sine.unsqueeze(1)  # (B, 1, T, E): the same for every head
-        swapped = x_BHTE.roll(x_BHTE.shape[-1] // 2, dims=-1)  # x_{i + E/2} where x_i stood, and back
-        return (x_BHTE * cosine + swapped * sine).type_as(x_BHTE)
+        return cosine, sine
+
+
+def apply_rope(x_BHTE: Tensor, rotation: Rotation) -> Tensor:
+    """Rotate each head's vectors by the angles of their positions."""
+    cosine, sine = rotation
+    swapped = x_BHTE.roll(x_BHTE.shape[-1] // 2, dims=-1)  # x_{i + E/2} where x_i stood, and back
+    return (x_BHTE * cosine + swapped * sine).type_as(x_BHTE)
 
 
 def sinusoids(length: int, d_model: int) -> Tensor:

@@ -1,19 +1,22 @@
 """The whole model: tokens to embeddings, through the layers, to a score for every token of the vocabulary.
 
-Dimensions: B batch · T new tokens · S all tokens so far (past + T) · D d_model · V vocabulary
+Dimensions: B batch · T new tokens · S tokens attended to · D d_model · V vocabulary
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from transformer.errors import ContextLengthError
-from transformer.model.attention import KeyValueCache, causal_mask
+from transformer.errors import ConfigError, ContextLengthError
+from transformer.model.attention import Update, causal_mask
 from transformer.model.config import ModelConfig
+from transformer.model.kv_cache import KVCache
 from transformer.model.layers import DecoderLayer, Dropout, make_norm
 from transformer.model.linear import Linear
 from transformer.model.positions import Learned, Rotary, Sinusoidal
@@ -31,12 +34,10 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.token_embedding = Embedding(config.vocab_size, config.d_model)
-        self.position_embedding = {"sinusoidal": Sinusoidal, "learned": Learned}.get(config.positions, _no_module)(
-            config
-        )
-        rotary = Rotary(config) if config.positions == "rotary" else None  # one table, shared by all layers
+        self.position_embedding = _added_positions(config)
+        self.rotary = Rotary(config) if config.positions == "rotary" else None  # one table for all layers
         self.dropout = Dropout(config.dropout)
-        self.layers = nn.ModuleList(DecoderLayer(config, rotary) for _ in range(config.n_layers))
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.n_layers))
         # After post-norm layers the stream is normalised already.
         self.final_norm = make_norm(config) if config.norm_placement == "pre" else nn.Identity()
         self.head = Linear(config.d_model, config.vocab_size, bias=config.head_bias)
@@ -45,77 +46,131 @@ class Transformer(nn.Module):
         if initialise:
             self.initialise()
 
-    def forward(self, tokens_BT: Tensor, real_BT: Tensor | None = None, cache: KeyValueCache | None = None) -> Tensor:
+    def forward(self, tokens_BT: Tensor, real_BT: Tensor | None = None) -> Tensor:
         """Scores (logits) for the token that follows each position, (B, T, V).
 
         Args:
             tokens_BT: token ids.
             real_BT: bool, False at padding, left or right; None: no padding.
-            cache: the past; the new tokens are appended to it.
 
         Raises:
-            ContextLengthError: if past and new tokens together are more than the context or the cache holds.
+            ContextLengthError: if there are more tokens than the context holds.
         """
-        return self.head(self.hidden_states(tokens_BT, real_BT, cache))
+        return self.head(self.hidden_states(tokens_BT, real_BT))
 
     def hidden_states(
-        self,
-        tokens_BT: Tensor,
-        real_BT: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-        document_BT: Tensor | None = None,
+        self, tokens_BT: Tensor, real_BT: Tensor | None = None, document_BT: Tensor | None = None
     ) -> Tensor:
         """The residual stream after the last layer, (B, T, D): what `head` makes logits of. Arguments as `forward`.
 
         Args:
             document_BT: numbers that tell apart the documents packed into a row: attention stays within a document,
-                and positions begin anew with each; None: a row is one text. Without `real_BT` and `cache`.
+                and positions begin anew with each; None: a row is one text. Without `real_BT`.
         """
-        new, past = tokens_BT.shape[1], cache.length if cache is not None else 0
-        limit = cache.capacity if cache is not None else self.config.context_length
-        if past + new > limit:
-            raise ContextLengthError(f"{past} past and {new} new tokens do not fit in a context of {limit}.")
-        if self.config.pad_token_id is not None and real_BT is None:
-            real_BT = tokens_BT != self.config.pad_token_id
-        real_BS = self._with_past(real_BT, cache, tokens_BT)
-
-        positions = self._positions(past, new, real_BS, tokens_BT.device)
-        mask = None  # the kernel's own causal mask serves, unless ...
-        if real_BS is not None or (past and new > 1):
-            mask = causal_mask(new, past, real_BS, tokens_BT.device)
-
+        length = tokens_BT.shape[1]
+        if length > self.config.context_length:
+            raise ContextLengthError(f"{length} tokens do not fit in a context of {self.config.context_length}.")
+        positions = self._positions(length, real_BT, tokens_BT.device)
+        # Without padding and documents the kernel's own causal mask serves.
+        mask = None if real_BT is None else causal_mask(length, 0, real_BT, tokens_BT.device)
         if document_BT is not None:
-            causal = causal_mask(new, device=tokens_BT.device) if mask is None else mask
+            causal = causal_mask(length, device=tokens_BT.device) if mask is None else mask
             mask = causal & (document_BT[:, None, :, None] == document_BT[:, None, None, :])  # (B, 1, T, T)
             positions = _positions_in_document(document_BT)
+        return self._run(tokens_BT, positions, mask)
 
+    # ---- token by token, with a cache ----
+
+    def new_cache(self, batch_size: int, capacity: int, dtype: torch.dtype | None = None) -> KVCache:
+        """A cache for `batch_size` sequences of up to `capacity` tokens; dtype: None: that of the weights.
+
+        Raises:
+            ContextLengthError: if the capacity is beyond the context length.
+        """
+        if capacity > self.config.context_length:
+            raise ContextLengthError(
+                f"a cache of {capacity} tokens was asked for, but the model's context holds "
+                f"{self.config.context_length}."
+            )
+        dtype = dtype or self.token_embedding.weight.dtype
+
+        shape = (batch_size, self.config.kv_heads, capacity, self.config.key_dim)
+        keys, values = ([torch.zeros(shape, device=self.device, dtype=dtype) for _ in self.layers] for _ in range(2))
+        return KVCache(keys, values, capacity)
+
+    @torch.inference_mode()
+    def prefill(self, tokens: Sequence[int], cache: KVCache, sequence: int) -> None:
+        """Read the beginning of a sequence in one pass, in place of what the cache has of that sequence.
+
+        Raises:
+            ContextLengthError: if there are more tokens than the cache holds.
+        """
+        expect_room(len(tokens), cache)
+        cache.lengths[sequence] = len(tokens)
+        if tokens:
+            updates = [partial(cache.update_sequence, i, sequence) for i in range(len(self.layers))]
+            self._run(torch.tensor([tokens], device=self.device), slice(len(tokens)), updates=updates)
+
+    @torch.inference_mode()
+    def decode(self, tokens_B: Tensor, cache: KVCache) -> Tensor:
+        """Read one more token of every sequence; scores for the tokens that follow, (B, V).
+
+        Raises:
+            ContextLengthError: if a sequence has no place left in the cache.
+        """
+        lengths = cache.lengths
+        longest = max(lengths)
+        expect_room(longest + 1, cache)
+        if cache.is_even:  # all of the cache before it counts, and no mask is needed
+            updates = [partial(cache.update_column, i, longest) for i in range(len(self.layers))]
+            logits = self.head(self._run(tokens_B[:, None], slice(longest, longest + 1), updates=updates)[:, 0])
+        else:
+            logits = self.decode_at(tokens_B, torch.tensor(lengths, device=self.device), cache, longest + 1)
+        cache.lengths = [length + 1 for length in lengths]
+        return logits
+
+    def decode_at(self, tokens_B: Tensor, positions_B: Tensor, cache: KVCache, limit: int) -> Tensor:
+        """`decode` for sequences of different lengths, which are given as a tensor and are all less than `limit`.
+
+        With the capacity as `limit`, nothing depends on a Python number that changes from token to token, so that this
+        can be recorded as one CUDA graph. `cache.lengths` is left as it is.
+        """
+        rows = torch.arange(len(tokens_B), device=self.device)
+        mask = torch.arange(limit, device=self.device) <= positions_B[:, None]  # (B, S)
+        updates = [partial(cache.update_rows, i, rows, positions_B, limit) for i in range(len(self.layers))]
+        return self.head(self._run(tokens_B[:, None], positions_B[:, None], mask[:, None, None], updates)[:, 0])
+
+    # ---- what all of them run ----
+
+    def _run(
+        self,
+        tokens_BT: Tensor,
+        positions: Tensor | slice,
+        mask: Tensor | None = None,
+        updates: Sequence[Update] | None = None,
+    ) -> Tensor:
+        """Embeddings, layers and final norm, (B, T, D).
+
+        Args:
+            positions: (T,) or (B, T), or the slice that they are.
+            mask, updates: of each layer, as `MultiHeadAttention` takes them.
+        """
         x_BTD = self.token_embedding(tokens_BT)
         if self.config.scale_embeddings:
             x_BTD = x_BTD * math.sqrt(self.config.d_model)  # 3.4
         if self.position_embedding is not None:
             x_BTD = self.position_embedding(x_BTD, positions)
         x_BTD = self.dropout(x_BTD)
+        rotation = None if self.rotary is None else self.rotary(positions)
         for i, layer in enumerate(self.layers):
-            x_BTD = layer(x_BTD, positions, mask, cache.layers[i] if cache is not None else None)
+            x_BTD = layer(x_BTD, rotation, mask, None if updates is None else updates[i])
         return self.final_norm(x_BTD)
 
-    def _with_past(self, real_BT: Tensor | None, cache: KeyValueCache | None, tokens_BT: Tensor) -> Tensor | None:
-        """(B, S): which tokens are real, the cached ones included; None if none was ever padded."""
-        if cache is None or (real_BT is None and cache.real is None):
-            return real_BT
-        real_BT = torch.ones_like(tokens_BT, dtype=torch.bool) if real_BT is None else real_BT
-        past = real_BT.new_ones(real_BT.shape[0], cache.length) if cache.real is None else cache.real
-        cache.real = torch.cat([past, real_BT], dim=1)
-        return cache.real
-
-    def _positions(self, past: int, new: int, real_BS: Tensor | None, device: torch.device) -> Tensor:
-        """(T,), or with padding (B, T): the first real token is at position 0, however much padding is before it.
-
-        The original project counts its padding (`pad_token_id`), so positions there are places in the window.
-        """
-        if real_BS is None or self.config.pad_token_id is not None:
-            return torch.arange(past, past + new, device=device)
-        return (real_BS.cumsum(dim=1) - 1).clamp(min=0)[:, past:]
+    def _positions(self, length: int, real_BT: Tensor | None, device: torch.device) -> Tensor:
+        """(T,), or with padding (B, T): the first real token is at position 0, however much padding is before it."""
+        if real_BT is None:
+            return torch.arange(length, device=device)
+        return (real_BT.cumsum(dim=1) - 1).clamp(min=0)
 
     @torch.no_grad()
     def initialise(self) -> None:
@@ -124,9 +179,9 @@ class Transformer(nn.Module):
         Pre-norm models follow GPT-2: normal with std 0.02, and the two projections that write into the residual
         stream divided by sqrt(2 N), so that the stream's variance does not grow with depth (Radford et al., 2019,
         2.3). Post-norm models follow the paper's code: Xavier-uniform matrices, and embeddings of std D^-0.5, whose
-        entries are of size one after the multiplication with sqrt(D) (3.4). Where they are not multiplied, as in the
-        original project, they are drawn of that size, or they would drown in the sinusoids; unless they are the
-        vocabulary projection too, which has to begin small. Biases are 0 and norms the identity.
+        entries are of size one after the multiplication with sqrt(D) (3.4). Where they are not multiplied, they are
+        drawn of that size, or they would drown in the sinusoids; unless they are the vocabulary projection too, which
+        has to begin small. Biases are 0 and norms the identity.
         """
         pre = self.config.norm_placement == "pre"
         for module in self.modules():
@@ -171,5 +226,20 @@ def _positions_in_document(document_BT: Tensor) -> Tensor:
     return place - torch.where(begins, place, 0).cummax(dim=1).values
 
 
-def _no_module(config: ModelConfig) -> None:
-    return None
+def _added_positions(config: ModelConfig) -> nn.Module | None:
+    """What is added to the embeddings; rotary positions act inside attention."""
+    match config.positions:
+        case "sinusoidal":
+            return Sinusoidal(config)
+        case "learned":
+            return Learned(config)
+        case "rotary":
+            return None
+        case other:
+            raise ConfigError(f"there are no positions {other!r}.")
+
+
+def expect_room(length: int, cache: KVCache) -> None:
+    """Raises: ContextLengthError if the cache holds fewer tokens."""
+    if length > cache.capacity:
+        raise ContextLengthError(f"{length} tokens do not fit in a cache of {cache.capacity}.")

@@ -20,14 +20,16 @@ from transformer.model import ModelConfig
 # The choices that these formulas know. A model with any other is not compared.
 _SIZES = "vocab_size context_length d_model n_layers n_heads n_kv_heads head_dim d_feed_forward"
 _CHOICES = (
-    "positions rope_theta norm norm_placement norm_eps activation heads qk_norm bias feed_forward_bias head_bias "
-    "scale_embeddings tie_embeddings dropout pad_token_id"
+    "positions rope_theta norm norm_placement norm_eps activation qk_norm bias feed_forward_bias head_bias "
+    "scale_embeddings tie_embeddings dropout"
 )
 _KNOWN = {*_SIZES.split(), *_CHOICES.split()}
 
 
 def unknown_choice(config: ModelConfig) -> str:
     """A choice of the architecture that these formulas do not know, which is not at its default; or an empty string."""
+    if type(config) is not ModelConfig:
+        return type(config).__name__
     for field in dataclasses.fields(config):
         if field.name not in _KNOWN and getattr(config, field.name) != field.default:
             return field.name
@@ -73,7 +75,6 @@ def attention(
     normalised: str = "queries and keys",
     strided_groups: bool = False,
     mixed_heads: bool = False,
-    summed: bool = False,
     softmax_dim: int = -1,
 ) -> Tensor:
     """(B, T, D) softmax(Q K^T / sqrt(d_k)) V of every head, joined; everything after `mask` (B, T, T) is a mistake."""
@@ -99,9 +100,6 @@ def attention(
         scores = scores / math.sqrt(config.key_dim)
     weights = scores.masked_fill(~mask[:, None], -math.inf).softmax(dim=softmax_dim).nan_to_num()
     found = weights.masked_fill(~mask[:, None], 0.0) @ value  # (B, H, T, ·)
-    if config.heads != "concatenate":
-        total = found.sum(dim=1)
-        return total if summed or config.heads == "sum" else total / n_heads
     joined = found.reshape(batch, length, -1) if mixed_heads else found.transpose(1, 2).flatten(2)
     return linear(joined, module.output)  # type: ignore[arg-type]
 

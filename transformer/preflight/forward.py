@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformer.data.batches import IGNORE, Batch
 from transformer.model import Transformer
 from transformer.model.layers import DecoderLayer
+from transformer.model.positions import apply_rope
 from transformer.preflight import formulas, probe
 from transformer.preflight.check import Check
 from transformer.preflight.subject import Subject
@@ -73,6 +74,8 @@ def kept(model: nn.Module) -> Iterator[Kept]:
     found = Kept()
 
     def keep(name: str, _: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if isinstance(output, tuple) and all(isinstance(part, Tensor) for part in output):
+            output = torch.stack(output)
         if isinstance(output, Tensor) and inputs and isinstance(inputs[0], Tensor):
             found[name] = (inputs[0].detach().cpu().double(), output.detach().cpu().double())
 
@@ -123,14 +126,12 @@ def findings(subject: Subject) -> Findings:
 
 
 def _batch(subject: Subject, model: Transformer) -> Batch:
-    """Two rows, with two documents in each, and padding on the left of the second if the model masks it."""
+    """Two rows, with two documents in each, two targets of three learned."""
     config = model.config
     length = config.context_length
     document = (torch.arange(length) >= length // 3).long().expand(2, -1).contiguous()
     batch = probe.batch_of(config, 2, length, document=document)
     batch.targets[:, ::3] = IGNORE
-    if config.pad_token_id is not None and length > 8:
-        batch.inputs[1, : length // 8] = config.pad_token_id
     return batch
 
 
@@ -145,11 +146,8 @@ class _Comparing:
         is_coarse = subject.bf16 or subject.engine.device.type != "cpu"
         self.close, self.close_loss = _CLOSE[is_coarse], _CLOSE_LOSS[is_coarse]
         tokens, place = batch.inputs, torch.arange(batch.inputs.shape[1])
-        self.real = torch.ones_like(tokens, dtype=torch.bool)
-        if self.config.pad_token_id is not None:
-            self.real = tokens != self.config.pad_token_id
         self.positions = place.expand_as(tokens)
-        self.mask = (place[:, None] >= place) & self.real[:, None, :]  # (B, T, T)
+        self.mask = (place[:, None] >= place).expand(len(tokens), -1, -1)  # (B, T, T)
         if subject.config.separate_documents:
             begin = torch.stack([(row[:, None] == row).int().argmax(dim=1) for row in batch.document])
             self.positions = place - begin
@@ -213,18 +211,16 @@ class _Comparing:
         return f"In {self.where} what is added for the positions is not what the formula gives at each token's place."
 
     def rotated(self) -> str | float:
-        before, after = self.values.of("layers.0.attention.rotary")  # one module for all layers; its last call
-        heads_last = partial(torch.transpose, dim0=1, dim1=2)
-
-        def apart(expected: Tensor) -> float:
-            return self._apart(heads_last(after), heads_last(expected))
-
-        distance = apart(formulas.rotate(before, self.positions, self.config))
+        _, rotation = self.values.of("rotary")
+        shape = (len(self.positions), 1, self.positions.shape[1], self.config.key_dim)
+        before = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)  # (B, 1, T, E)
+        after = apply_rope(before, (rotation[0], rotation[1]))
+        distance = self._apart(after, formulas.rotate(before, self.positions, self.config))
         if distance <= self.close:
             return distance
-        if apart(before) <= self.close:
+        if self._apart(after, before) <= self.close:
             return f"In {self.where} rotary positions turn nothing: every token has the position of the first."
-        if apart(formulas.rotate(before, self.positions, self.config, sign=-1)) <= self.close:
+        if self._apart(after, formulas.rotate(before, self.positions, self.config, sign=-1)) <= self.close:
             return f"In {self.where} rotary positions turn the wrong way: the sign of the sine is wrong."
         return (
             f"In {self.where} rotary positions do not turn pairs of numbers by position times theta^(-2i/E): look at "
@@ -263,8 +259,6 @@ class _Comparing:
             for normalised in ("nothing", "queries", "keys"):
                 cause = f"the norm of queries and keys (qk_norm) is applied to {normalised} alone"
                 yield "attention", cause, mask, dict(normalised=normalised)
-        if not self.real.all():
-            yield "attention", "padding is not masked", causal, {}
         for wrong_mask, cause in (
             (everything, "every token sees the whole window: there is no causal mask"),
             (everything.tril(1), "every token sees the one after it: the causal mask is shifted by one"),
@@ -277,7 +271,6 @@ class _Comparing:
             yield "attention", cause, mask, dict(strided_groups=True)
         yield "attention", "the results of the heads are mixed up when they are joined", mask, dict(mixed_heads=True)
         yield "attention", "the softmax is taken over the queries instead of the keys", mask, dict(softmax_dim=-2)
-        yield "attention", "the heads are summed instead of averaged", mask, dict(summed=True)
 
     def feed_forward(self, layer: int) -> str | float:
         module = self._layer(layer).feed_forward
@@ -377,9 +370,8 @@ class _Comparing:
         return cast(DecoderLayer, self.model.layers[number])
 
     def _apart(self, found: Tensor, expected: Tensor) -> float:
-        """The largest difference at real tokens, by the size of the expected numbers; infinite where none are."""
+        """The largest difference, by the size of the expected numbers; infinite where none are."""
         if found.shape != expected.shape:
             return float("inf")
-        left, right = found[self.real], expected[self.real]
-        distance = float((left - right).abs().max() / right.std().clamp(min=1e-12))
+        distance = float((found - expected).abs().max() / expected.std().clamp(min=1e-12))
         return distance if distance == distance else float("inf")

@@ -62,7 +62,7 @@ def padding_counted(subject: Subject) -> Check:
 
 def padded_targets(subject: Subject, rows: Rows, found: Places) -> np.ndarray:
     """(R, T) bool: targets that are padding: they stand where the text has nothing, or have an id no text can have."""
-    own = {subject.tokenizer.pad_id, subject.model.config.pad_token_id} - {None, subject.tokenizer.end_of_text_id}
+    own = {subject.tokenizer.pad_id} - {None, subject.tokenizer.end_of_text_id}
     by_id = np.isin(rows.targets, sorted(id for id in own if id is not None and not _may_be_text(subject, id)))
     return rows.learned & (by_id | (found.padding & (rows.targets == rows.inputs)))
 

@@ -138,15 +138,16 @@ def residual(subject: Subject) -> Check:
     _, gains = _added(agreeing, tokens[:, :1], subject)  # one token, so that nothing is averaged over the past
     attention, forward = ([one[kind] for one in natural] for kind in ("attention", "feed_forward"))
     measured = f"attention {_span(attention)}, feed-forward {_span(forward)}; heads agreeing {_span(gains)}"
-    heads, joined = subject.model.config.n_heads, subject.model.config.heads
-    if subject.trained and joined != "sum":
-        return Check(name, measured, "for your information: what trained weights add is their own")
-    if max(gains) > _GAIN and joined != "concatenate":
+    heads = subject.model.config.n_heads
+    projects = all(hasattr(module, "output") for module in agreeing.modules() if isinstance(module, MultiHeadAttention))
+    if max(gains) > _GAIN and not projects:
         cause = (
             f"Attention adds up its {heads} heads without scaling: when they agree it writes {max(gains):.3g} times "
             "what one says, and the stream drowns in it; average the heads, or concatenate and project them."
         )
         return Check(name, measured, expected, "warn" if subject.trained else "fail", cause)
+    if subject.trained:
+        return Check(name, measured, "for your information: what trained weights add is their own")
     for kind, shares in (("attention", attention), ("feed-forward", forward)):
         worst = int(np.argmax(np.nan_to_num(shares, nan=np.inf)))
         if not shares[worst] < limit:

@@ -29,7 +29,8 @@ def small_config(config: ModelConfig, vocab_size: int, context_length: int) -> M
     is_fourfold = config.feed_forward_dim == 4 * config.d_model
     return replace(
         config,
-        vocab_size=vocab_size,
+        # A model of another kind may give meaning to ids of its own vocabulary.
+        vocab_size=vocab_size if type(config) is ModelConfig else config.vocab_size,
         context_length=min(config.context_length, context_length),
         d_model=width,
         n_layers=min(config.n_layers, 2),
@@ -38,7 +39,6 @@ def small_config(config: ModelConfig, vocab_size: int, context_length: int) -> M
         head_dim=head_dim,
         d_feed_forward=4 * width if is_fourfold else min(config.feed_forward_dim, 2 * width),
         dropout=0.0,
-        pad_token_id=None if config.pad_token_id is None else min(config.pad_token_id, vocab_size - 1),
     )
 
 
@@ -66,11 +66,9 @@ def small_model(model: Transformer, vocab_size: int, context_length: int, seed: 
 
 
 def batch_of(config: ModelConfig, rows: int, length: int, seed: int = 0, every: int = 1, **document: Any) -> Batch:
-    """(rows, length) random tokens that are no padding, each `every`-th target learned; one document in a row."""
+    """(rows, length) random tokens, each `every`-th target learned; one document in a row."""
     chance = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, config.vocab_size, (rows, length + 1), generator=chance)
-    if config.pad_token_id is not None:
-        tokens[tokens == config.pad_token_id] = (config.pad_token_id + 1) % config.vocab_size
     targets = tokens[:, 1:].clone()
     targets[:, torch.arange(length) % every != 0] = IGNORE
     return Batch(tokens[:, :-1].contiguous(), targets, document.get("document", torch.zeros(rows, length).long()))

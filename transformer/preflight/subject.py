@@ -133,9 +133,7 @@ class Subject:
         text = rows.inputs[row][rows.real[row]]
         if len(text) < 2:  # nothing but padding
             text = np.arange(rows.inputs.shape[1]) % self.model.config.vocab_size
-        fixed = self.model.config.pad_token_id
-        tokens = torch.from_numpy(np.array(text, np.int64))[None]
-        return tokens if fixed is None else tokens.where(tokens != fixed, (fixed + 1) % self.model.config.vocab_size)
+        return torch.from_numpy(np.array(text, np.int64))[None]
 
     @cached_property
     def text(self) -> TokenStream:
@@ -164,7 +162,7 @@ class Subject:
     @cached_property
     def padding_ids(self) -> set[int]:
         """Tokens that may fill up rows."""
-        ids = {self.tokenizer.pad_id, self.model.config.pad_token_id, self.validation.pad_id}
+        ids = {self.tokenizer.pad_id, self.validation.pad_id}
         return {id for id in ids if id is not None} | {self.tokenizer.end_of_text_id}
 
     @cached_property
@@ -257,8 +255,8 @@ def cut(batch: Batch, rows: int, length: int) -> Batch:
 
 def other_tokens(tokens: Tensor, first: int, stop: int, subject: Subject) -> Tensor:
     """The tokens with another one from `first` until before `stop`, which is no padding."""
-    size, fixed = subject.model.config.vocab_size, subject.model.config.pad_token_id
-    one, another = [id for id in range(size - 1, -1, -1) if id != fixed][:2]
+    size, padding = subject.model.config.vocab_size, subject.padding_ids
+    one, another = sorted(range(size - 1, max(-1, size - 3 - len(padding)), -1), key=lambda id: id in padding)[:2]
     changed = tokens.clone()
     changed[:, first:stop] = torch.where(tokens[:, first:stop] == one, another, one)
     return changed

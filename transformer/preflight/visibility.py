@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from transformer.data.batches import Batch
-from transformer.inference import pack
-from transformer.model import KeyValueCache, Transformer
+from transformer.inference import select_backend
+from transformer.model import ModelConfig, Transformer
 from transformer.preflight import probe
 from transformer.preflight.check import Check, Verdict
 from transformer.preflight.subject import Subject, other_tokens, recorded, without_dropout
@@ -92,30 +92,29 @@ def padding_unseen(subject: Subject) -> Check:
     if where := _padding_seen_in_batches(subject):
         cause = (
             f"{where}, and the run has no mask for it: pad on the right, pack the text (the default), or give the "
-            "model a pad_token_id."
+            "model a mask for padding."
         )
         return Check(name, where, expected, "fail", cause)
     model, tokens = _small(subject)
     length, n_padding = tokens.shape[1], max(1, tokens.shape[1] // 4)
     if length < 2:
         return Check(name, "a window of one token is never padded", expected)
-    fixed = model.config.pad_token_id
     for side in ("left", "right"):
         real = torch.ones(1, length, dtype=torch.bool, device=tokens.device)
         real[:, slice(0, n_padding) if side == "left" else slice(length - n_padding, length)] = False
         outputs = []
         for fill in (0, 1):
             padded = tokens.clone()
-            padded[~real] = (fill * 7 + 3) % model.config.vocab_size if fixed is None else fixed
-            with torch.no_grad(), _shaken(model, ~real, fill * float(fixed is not None)):
-                outputs.append(model.hidden_states(padded, real if fixed is None else None))
+            padded[~real] = (fill * 7 + 3) % model.config.vocab_size
+            with torch.no_grad():
+                outputs.append(model.hidden_states(padded, real))
         if (_unlike(*outputs) & real).any():
             cause = (
                 f"What stands at padding on the {side} changes what the model computes at real tokens: its mask for "
-                "padding (real_BT, pad_token_id) is not applied."
+                "padding (real_BT) is not applied."
             )
             return Check(name, f"seen on the {side}", expected, "fail", cause)
-    if fixed is None:  # with a pad_token_id positions count padding, as the original's did
+    if type(model.config) is ModelConfig:  # the legacy model counts padding in its positions
         with torch.no_grad():
             alone = model.hidden_states(tokens[:, n_padding:])
             padded = model.hidden_states(tokens, torch.arange(length, device=tokens.device)[None] >= n_padding)
@@ -132,20 +131,17 @@ def cached(subject: Subject) -> Check:
     """Decoding token by token with the cache gives what one pass over all tokens gives; as it is served too."""
     name, expected = "cached decoding", "the same as without a cache, to 1/1000"
     model, tokens = _small(subject)
-    device, length, worst = subject.engine.device, tokens.shape[1], 0.0
+    length, worst = tokens.shape[1], 0.0
     with torch.no_grad():
         whole = model.hidden_states(tokens)
-        for size in sorted({1, 7, max(1, length - 3)}):
-            cache = KeyValueCache(model.config, device=device, dtype=whole.dtype, capacity=length)
-            parts = [model.hidden_states(tokens[:, i : i + size], cache=cache) for i in range(0, length, size)]
-            worst = max(worst, _distance(torch.cat(parts, dim=1), whole))
-    served, first = pack(model, "fp32"), max(1, length // 2)
-    memory = served.remember(1, length)
-    served.read(tokens[0, :first].tolist(), memory, 0)
-    with torch.no_grad():
-        steps = torch.cat([served.step(tokens[:, i], memory) for i in range(first, length)])
-        worst = max(worst, _distance(steps, model.head(whole[0, first:])))
-    measured = f"{worst:.1e} apart, in pieces of 1, 7 and {length - 3}"
+        expected_logits = model.head(whole[0])
+    for decoded, first in ((model, 0), (select_backend(model, "fp32"), max(1, length // 2))):
+        cache = decoded.new_cache(1, length)
+        decoded.prefill(tokens[0, :first].tolist(), cache, 0)
+        with torch.no_grad():
+            steps = torch.cat([decoded.decode(tokens[:, i], cache) for i in range(first, length)])
+            worst = max(worst, _distance(steps, expected_logits[first:]))
+    measured = f"{worst:.1e} apart, without a prompt and with one of {max(1, length // 2)} tokens"
     if worst <= _CLOSE:
         return Check(name, measured, expected)
     cause = (

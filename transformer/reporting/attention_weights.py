@@ -30,7 +30,7 @@ def weights_of(model: Transformer, tokens_T: Tensor) -> Tensor:
 
     def look(module: MultiHeadAttention, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         given = inspect.signature(module.forward).bind(*arguments, **named).arguments
-        query, key, _ = module.project(given["x_BTD"], given["positions"])
+        query, key, _ = module.project(given["x_BTD"], given.get("rotation"))
         key = key.repeat_interleave(module.n_heads // module.n_kv_heads, dim=1)  # (1, K, T, E) -> (1, H, T, E)
         mask = given.get("mask")
         if mask is None:

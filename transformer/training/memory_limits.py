@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from transformer.errors import ConfigError
-from transformer.model import ModelConfig, Transformer
+from transformer.legacy import model_class
+from transformer.model import ModelConfig
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # parameters of mallopt(3)
 
@@ -54,7 +55,7 @@ def expect_room(config: ModelConfig, device: torch.device) -> None:
 def _numbers(config: ModelConfig) -> int:
     """In a model's parameters and tables, counted without making them."""
     with torch.device("meta"):
-        model = Transformer(config, initialise=False)
+        model = model_class(config)(config, initialise=False)
     return sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
 
 

@@ -23,6 +23,7 @@ from transformer.hub import checkpoint
 from transformer.hub.archive import discard
 from transformer.hub.embeddings import pretrained_embeddings, use_embeddings
 from transformer.hub.resolve import fetch
+from transformer.legacy import model_class
 from transformer.model import Transformer
 from transformer.training import run_state
 from transformer.training.bigrams import start_from_bigrams
@@ -114,7 +115,7 @@ def _model(config: TrainConfig, tokenizer: Tokenizer, start: Path | None, device
     else:
         architecture = config.model_config(tokenizer.vocab_size)
         expect_room(architecture, device)
-        model = Transformer(architecture)
+        model = model_class(architecture)(architecture)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ConfigError(
             f"the tokenizer of {config.init_from} has {tokenizer.vocab_size:,} tokens, but the model has embeddings "

@@ -79,7 +79,7 @@ def restore(model: Transformer, optimizers: list[torch.optim.Optimizer], tensors
 
 def whole_model(model: Transformer) -> Transformer:
     """A copy of a sharded model on the CPU; every process has to call it."""
-    copy = Transformer(model.config, initialise=False)
+    copy = type(model)(model.config, initialise=False)
     for (_, parameter), (_, sharded) in zip(copy.named_parameters(), model.named_parameters(), strict=True):
         parameter.data = whole(sharded)
     return copy

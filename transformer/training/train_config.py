@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from transformer.errors import ConfigError
+from transformer.legacy import preset_config
 from transformer.model import PRESETS, ModelConfig
 from transformer.training.schedule import SCHEDULES, Budget
 
@@ -271,7 +272,7 @@ class TrainConfig:
         if self.n_kv_heads is None and "n_kv_heads" in PRESETS.get(self.preset, {}):
             # As many as the preset has, where that many share the heads evenly: of one head, one.
             sizes["n_kv_heads"] = math.gcd(PRESETS[self.preset]["n_kv_heads"], self.n_heads)
-        return ModelConfig.preset(self.preset, vocab_size=vocab_size, **sizes)
+        return preset_config(self.preset, vocab_size=vocab_size, **sizes)
 
     def changed(self) -> dict[str, Any]:
         """The options that are not at their default."""

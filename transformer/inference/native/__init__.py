@@ -1,9 +1,9 @@
 """The model in C, for a CPU that has the instructions: a token costs little more than reading the weights.
 
-`kernel.c` is one pass of the model, `kernel.py` compiles it, `model.py` arranges a `Transformer` for it.
+`kernel.c` is one pass of the model, `kernel.py` compiles it, `native_backend.py` arranges a `Transformer` for it.
 """
 
 from transformer.inference.native.kernel import load_kernel
-from transformer.inference.native.model import NativeTransformer
+from transformer.inference.native.native_backend import NativeBackend
 
-__all__ = ["NativeTransformer", "load_kernel"]
+__all__ = ["NativeBackend", "load_kernel"]

@@ -6,7 +6,7 @@
        column n of input k is at   block[n / 16] + k * stride + n % 16
 
    and so do the keys (columns: positions, inputs: the width of a head) and the values (columns: the width of a head,
-   inputs: positions). One loop nest, `tile`, multiplies them all; `tile_int8` is the same for 8 bits.
+   inputs: positions). One loop nest, `gemm_tile`, multiplies them all; `gemm_tile_int8` is the same for 8 bits.
 
    The architecture is explained in transformer/model; model.py beside this file fills the structures in. */
 
@@ -32,7 +32,7 @@
 typedef enum { FP32, BF16, FP16, INT8 } Kind;
 typedef enum { NO_NORM, LAYER_NORM, RMS_NORM } NormKind;
 typedef enum { RELU, GELU, SWIGLU } Activation;
-typedef enum { DONE, OUT_OF_MEMORY, NO_SUCH_TOKEN, TEXT_TOO_LONG, UNKNOWN_CHOICE } Result;
+typedef enum { DONE, OUT_OF_MEMORY, NO_SUCH_TOKEN, SEQUENCE_TOO_LONG, UNKNOWN_CHOICE } Result;
 
 typedef struct { /* y = W x + b; weight (out / 16, in, 16), int8: (out / 16, in / 4, 16, 4) */
     const void *weight;
@@ -50,15 +50,15 @@ typedef struct {
 typedef struct {
     Norm attention_norm, query_norm, key_norm, feed_forward_norm;
     Product project; /* queries, keys and values, one after the other */
-    Product output; /* weight NULL: heads are added up, times head_weight */
+    Product output;
     Product up; /* swiglu: gate and up, one after the other */
     Product down;
 } Layer;
 
 typedef struct {
     int64_t vocabulary, context, n_layers, width, n_heads, n_kv_heads, key_width, value_width, hidden;
-    int64_t norm_first, activation, pad_token; /* -1: none */
-    double embedding_scale, head_weight;
+    int64_t norm_first, activation;
+    double embedding_scale;
     const float *embedding; /* (vocabulary, width) */
     const float *table; /* (context, width), added to embeddings, or NULL */
     const float *cosine, *sine; /* (context, key_width), or NULL */
@@ -67,13 +67,12 @@ typedef struct {
     Product head;
 } Model;
 
-typedef struct { /* of each text, layer and key-value head */
+typedef struct { /* of each sequence, layer and key-value head */
     void *keys; /* (capacity / 16, key_width, 16); INT8: (capacity / 16, key_width / 4, 16, 4), with 128 added */
     void *values; /* (capacity, value_width rounded up to 16) */
     float *key_scales, *value_scales; /* (capacity), of INT8, whose keys have a width rounded up to 4 */
-    uint8_t *real; /* (text, capacity), 0 at padding; or NULL */
     int64_t kind, capacity; /* FP32, FP16 or INT8; a multiple of 16 */
-} Memory;
+} Cache;
 
 /* Sizes, offsets and constants as the compiler has them. kernel.py compares them with its own when it loads this file. */
 typedef struct {
@@ -94,14 +93,14 @@ const LayoutEntry layout[] = {
     OFFSET(Layer, down),
     SIZE(Model), OFFSET(Model, vocabulary), OFFSET(Model, context), OFFSET(Model, n_layers), OFFSET(Model, width),
     OFFSET(Model, n_heads), OFFSET(Model, n_kv_heads), OFFSET(Model, key_width), OFFSET(Model, value_width),
-    OFFSET(Model, hidden), OFFSET(Model, norm_first), OFFSET(Model, activation), OFFSET(Model, pad_token),
-    OFFSET(Model, embedding_scale), OFFSET(Model, head_weight), OFFSET(Model, embedding), OFFSET(Model, table),
+    OFFSET(Model, hidden), OFFSET(Model, norm_first), OFFSET(Model, activation),
+    OFFSET(Model, embedding_scale), OFFSET(Model, embedding), OFFSET(Model, table),
     OFFSET(Model, cosine), OFFSET(Model, sine), OFFSET(Model, layers), OFFSET(Model, final_norm), OFFSET(Model, head),
-    SIZE(Memory), OFFSET(Memory, keys), OFFSET(Memory, values), OFFSET(Memory, key_scales),
-    OFFSET(Memory, value_scales), OFFSET(Memory, real), OFFSET(Memory, kind), OFFSET(Memory, capacity),
+    SIZE(Cache), OFFSET(Cache, keys), OFFSET(Cache, values), OFFSET(Cache, key_scales),
+    OFFSET(Cache, value_scales), OFFSET(Cache, kind), OFFSET(Cache, capacity),
     CONSTANT(FP32), CONSTANT(BF16), CONSTANT(FP16), CONSTANT(INT8), CONSTANT(LAYER_NORM), CONSTANT(RMS_NORM),
     CONSTANT(RELU), CONSTANT(GELU), CONSTANT(SWIGLU), CONSTANT(OUT_OF_MEMORY), CONSTANT(NO_SUCH_TOKEN),
-    CONSTANT(TEXT_TOO_LONG), CONSTANT(UNKNOWN_CHOICE), {NULL, 0},
+    CONSTANT(SEQUENCE_TOO_LONG), CONSTANT(UNKNOWN_CHOICE), {NULL, 0},
 };
 
 typedef struct { /* what products take: rows of floats, and the same in 8 bits where x = low + step * byte */
@@ -114,7 +113,7 @@ typedef struct { /* what products take: rows of floats, and the same in 8 bits w
 #define PIECE 64 /* columns of a product that a thread claims at a time: some microseconds, for one row */
 
 /* Weights are asked for a page before they are needed: the processor's own look ahead ends with the page. */
-INLINE void ask_ahead(const void *weight, int64_t bytes) {
+INLINE void prefetch(const void *weight, int64_t bytes) {
     _mm_prefetch((const char *)weight + bytes + 4096, _MM_HINT_T0);
 }
 
@@ -135,7 +134,7 @@ INLINE __m512 load(Kind kind, const void *weight, int64_t at) {
 }
 
 /* out (rows, width * 16) = x (rows, inputs) times `width` blocks; the sums stay in registers. */
-INLINE void tile(int rows, int width, Kind kind, const float *x, int64_t x_stride, const void *weight, int64_t inputs,
+INLINE void gemm_tile(int rows, int width, Kind kind, const float *x, int64_t x_stride, const void *weight, int64_t inputs,
                  int64_t block, int64_t stride, __m512 sums[MOST_ROWS][MOST_WIDTH]) {
     for (int r = 0; r < rows; r++)
         for (int b = 0; b < width; b++) sums[r][b] = _mm512_setzero_ps();
@@ -143,9 +142,9 @@ INLINE void tile(int rows, int width, Kind kind, const float *x, int64_t x_strid
         __m512 w[MOST_WIDTH];
         for (int b = 0; b < width; b++) {
             w[b] = load(kind, weight, b * block + k * stride);
-            if (rows > 1 && (kind == FP32 || k % 2)) ask_ahead(weight, (b * block + k * stride) * size_of(kind));
+            if (rows > 1 && (kind == FP32 || k % 2)) prefetch(weight, (b * block + k * stride) * size_of(kind));
         }
-        if (rows == 1) ask_ahead(weight, k * stride * size_of(kind)); /* values, whose blocks lie side by side */
+        if (rows == 1) prefetch(weight, k * stride * size_of(kind)); /* values, whose blocks lie side by side */
         for (int r = 0; r < rows; r++) {
             __m512 value = _mm512_set1_ps(x[r * x_stride + k]);
             for (int b = 0; b < width; b++) sums[r][b] = _mm512_fmadd_ps(value, w[b], sums[r][b]);
@@ -154,20 +153,20 @@ INLINE void tile(int rows, int width, Kind kind, const float *x, int64_t x_strid
 }
 
 /* One row and one block: the weights are read in the order they stand in, as fast as memory gives them. */
-INLINE __m512 line(Kind kind, const float *x, const void *weight, int64_t inputs) {
+INLINE __m512 gemv(Kind kind, const float *x, const void *weight, int64_t inputs) {
     __m512 sums[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
     int64_t k = 0;
     for (; k + 4 <= inputs; k += 4)
         for (int i = 0; i < 4; i++) {
             sums[i] = _mm512_fmadd_ps(_mm512_set1_ps(x[k + i]), load(kind, weight, (k + i) * LANES), sums[i]);
-            if (kind == FP32 || i % 2) ask_ahead(weight, (k + i) * LANES * size_of(kind));
+            if (kind == FP32 || i % 2) prefetch(weight, (k + i) * LANES * size_of(kind));
         }
     for (; k < inputs; k++) sums[0] = _mm512_fmadd_ps(_mm512_set1_ps(x[k]), load(kind, weight, k * LANES), sums[0]);
     return _mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3]));
 }
 
 /* The same of bytes by bytes, four of each at a time. */
-INLINE void tile_int8(int rows, int width, const uint8_t *x, int64_t x_stride, const int8_t *weight, int64_t inputs,
+INLINE void gemm_tile_int8(int rows, int width, const uint8_t *x, int64_t x_stride, const int8_t *weight, int64_t inputs,
                       __m512i sums[MOST_ROWS][MOST_WIDTH]) {
     for (int r = 0; r < rows; r++)
         for (int b = 0; b < width; b++) sums[r][b] = _mm512_setzero_si512();
@@ -175,7 +174,7 @@ INLINE void tile_int8(int rows, int width, const uint8_t *x, int64_t x_stride, c
         __m512i w[MOST_WIDTH];
         for (int b = 0; b < width; b++) {
             w[b] = _mm512_loadu_si512(weight + (b * inputs + k) * LANES);
-            if (rows > 1) ask_ahead(weight, (b * inputs + k) * LANES); /* measured: one row is faster without */
+            if (rows > 1) prefetch(weight, (b * inputs + k) * LANES); /* measured: one row is faster without */
         }
         for (int r = 0; r < rows; r++) {
             int32_t four;
@@ -198,7 +197,7 @@ INLINE void product_tile(int rows, int width, Kind kind, const Product *p, const
     __m512 sums[MOST_ROWS][MOST_WIDTH];
     if (kind == INT8) {
         __m512i whole[MOST_ROWS][MOST_WIDTH];
-        tile_int8(rows, width, in->bytes + row * in->bytes_stride, in->bytes_stride,
+        gemm_tile_int8(rows, width, in->bytes + row * in->bytes_stride, in->bytes_stride,
                   (const int8_t *)p->weight + column * p->inputs, p->inputs, whole);
         for (int b = 0; b < width; b++) {
             __m512 scale = _mm512_loadu_ps(p->scale + column + b * LANES);
@@ -213,8 +212,8 @@ INLINE void product_tile(int rows, int width, Kind kind, const Product *p, const
         const char *weight = (const char *)p->weight + column * p->inputs * size_of(kind);
         if (rows == 1)
             for (int b = 0; b < width; b++)
-                sums[0][b] = line(kind, x, weight + b * LANES * p->inputs * size_of(kind), p->inputs);
-        else tile(rows, width, kind, x, in->stride, weight, p->inputs, p->inputs * LANES, LANES, sums);
+                sums[0][b] = gemv(kind, x, weight + b * LANES * p->inputs * size_of(kind), p->inputs);
+        else gemm_tile(rows, width, kind, x, in->stride, weight, p->inputs, p->inputs * LANES, LANES, sums);
     }
     for (int b = 0; b < width; b++) {
         __m512 bias = p->bias ? _mm512_loadu_ps(p->bias + column + b * LANES) : _mm512_setzero_ps();
@@ -263,13 +262,13 @@ INLINE void small_product_of_kind(Kind kind, const float *x, int64_t rows, int64
             __m512 sums[MOST_ROWS][MOST_WIDTH];
             int count = r + 4 <= rows ? 4 : 1;
             const float *row = x + r * x_stride;
-            if (count == 4 && width == 4) tile(4, 4, kind, row, x_stride, from, inputs, block, stride, sums);
-            else if (count == 4) tile(4, 1, kind, row, x_stride, from, inputs, block, stride, sums);
+            if (count == 4 && width == 4) gemm_tile(4, 4, kind, row, x_stride, from, inputs, block, stride, sums);
+            else if (count == 4) gemm_tile(4, 1, kind, row, x_stride, from, inputs, block, stride, sums);
             else if (block == inputs * LANES) /* keys: one block after the other */
                 for (int j = 0; j < width; j++)
-                    sums[0][j] = line(kind, row, from + j * block * size_of(kind), inputs);
-            else if (width == 4) tile(1, 4, kind, row, x_stride, from, inputs, block, stride, sums);
-            else tile(1, 1, kind, row, x_stride, from, inputs, block, stride, sums);
+                    sums[0][j] = gemv(kind, row, from + j * block * size_of(kind), inputs);
+            else if (width == 4) gemm_tile(1, 4, kind, row, x_stride, from, inputs, block, stride, sums);
+            else gemm_tile(1, 1, kind, row, x_stride, from, inputs, block, stride, sums);
             for (int i = 0; i < count; i++)
                 for (int j = 0; j < width; j++)
                     _mm512_storeu_ps(out + (r + i) * out_stride + (b + j) * LANES, sums[i][j]);
@@ -307,7 +306,7 @@ INLINE float exponential(float x) {
     return p * power.value;
 }
 
-static void normalise(const Norm *norm, const float *x, float *y, int64_t n) {
+static void normalize(const Norm *norm, const float *x, float *y, int64_t n) {
     float mean = 0, squares = 0;
     if (norm->kind == LAYER_NORM) {
 #pragma omp simd reduction(+ : mean)
@@ -326,7 +325,7 @@ static void normalise(const Norm *norm, const float *x, float *y, int64_t n) {
     }
 }
 
-static void quantise(Rows *rows, int64_t row, int64_t n) {
+static void quantize_row(Rows *rows, int64_t row, int64_t n) {
     const float *x = rows->x + row * rows->stride;
     uint8_t *bytes = rows->bytes + row * rows->bytes_stride;
     float low = x[0], high = x[0];
@@ -362,10 +361,10 @@ static void activate(Activation activation, const float *x, const float *up, flo
 
 /* ---- attention ---- */
 
-/* Normalise and turn one head of queries or keys, in place. */
-static void turn(const Model *m, const Norm *norm, float *x, int64_t position) {
+/* Normalize and rotate one head of queries or keys, in place. */
+static void apply_rope(const Model *m, const Norm *norm, float *x, int64_t position) {
     int64_t n = m->key_width, half = n / 2;
-    if (norm->kind != NO_NORM) normalise(norm, x, x, n);
+    if (norm->kind != NO_NORM) normalize(norm, x, x, n);
     if (!m->cosine) return;
     const float *cosine = m->cosine + position * n, *sine = m->sine + position * n;
     for (int64_t i = 0; i < half; i++) {
@@ -386,48 +385,48 @@ INLINE float scale_of(const float *x, int64_t n) {
 INLINE int8_t rounded(float x, float scale) { return scale > 0 ? (int8_t)rintf(x / scale) : 0; }
 
 /* Write the key of a position, or its value. */
-static void put_key(const Memory *memory, int64_t start, int64_t position, const float *key, int64_t n) {
+static void put_key(const Cache *cache, int64_t start, int64_t position, const float *key, int64_t n) {
     int64_t block = start + position / LANES * LANES, lane = position % LANES, fours = (n + 3) / 4 * 4;
-    if (memory->kind == INT8) {
-        uint8_t *bytes = (uint8_t *)memory->keys + block * fours;
-        float scale = memory->key_scales[start + position] = scale_of(key, n);
+    if (cache->kind == INT8) {
+        uint8_t *bytes = (uint8_t *)cache->keys + block * fours;
+        float scale = cache->key_scales[start + position] = scale_of(key, n);
         for (int64_t i = 0; i < n; i++) bytes[(i / 4 * LANES + lane) * 4 + i % 4] = 128 + rounded(key[i], scale);
-    } else if (memory->kind == FP16) {
-        uint16_t *halves = (uint16_t *)memory->keys + block * n + lane;
+    } else if (cache->kind == FP16) {
+        uint16_t *halves = (uint16_t *)cache->keys + block * n + lane;
         for (int64_t i = 0; i < n; i++) halves[i * LANES] = _cvtss_sh(key[i], _MM_FROUND_TO_NEAREST_INT);
     } else {
-        float *floats = (float *)memory->keys + block * n + lane;
+        float *floats = (float *)cache->keys + block * n + lane;
         for (int64_t i = 0; i < n; i++) floats[i * LANES] = key[i];
     }
 }
 
-static void put_value(const Memory *memory, int64_t start, int64_t position, const float *value, int64_t n) {
+static void put_value(const Cache *cache, int64_t start, int64_t position, const float *value, int64_t n) {
     int64_t at = (start + position) * round_up(n);
-    if (memory->kind == INT8) {
-        float scale = memory->value_scales[start + position] = scale_of(value, n);
-        for (int64_t i = 0; i < n; i++) ((int8_t *)memory->values)[at + i] = rounded(value[i], scale);
-    } else if (memory->kind == FP16) {
+    if (cache->kind == INT8) {
+        float scale = cache->value_scales[start + position] = scale_of(value, n);
+        for (int64_t i = 0; i < n; i++) ((int8_t *)cache->values)[at + i] = rounded(value[i], scale);
+    } else if (cache->kind == FP16) {
         for (int64_t i = 0; i < n; i++)
-            ((uint16_t *)memory->values)[at + i] = _cvtss_sh(value[i], _MM_FROUND_TO_NEAREST_INT);
+            ((uint16_t *)cache->values)[at + i] = _cvtss_sh(value[i], _MM_FROUND_TO_NEAREST_INT);
     } else {
-        memcpy((float *)memory->values + at, value, n * sizeof(float));
+        memcpy((float *)cache->values + at, value, n * sizeof(float));
     }
 }
 
-/* How many positions stand in a memory before those of this head. */
-INLINE int64_t before(const Model *m, const Memory *memory, int64_t text, int64_t layer, int64_t head) {
-    return ((text * m->n_layers + layer) * m->n_kv_heads + head) * memory->capacity;
+/* Positions in the cache before those of this head. */
+INLINE int64_t cache_offset(const Model *m, const Cache *cache, int64_t sequence, int64_t layer, int64_t head) {
+    return ((sequence * m->n_layers + layer) * m->n_kv_heads + head) * cache->capacity;
 }
 
-/* Put a row's key and value of one head into the memory. `key` is the thread's own. */
-static void remember(const Model *m, const Layer *l, const Memory *memory, int64_t layer, int64_t text,
+/* Append a row's key and value of one head to the cache. `key` is the thread's own. */
+static void append(const Model *m, const Layer *l, const Cache *cache, int64_t layer, int64_t sequence,
                      int64_t position, int64_t head, const float *projected, float *key) {
-    int64_t width = m->key_width, start = before(m, memory, text, layer, head);
+    int64_t width = m->key_width, start = cache_offset(m, cache, sequence, layer, head);
     memcpy(key, projected + (m->n_heads + head) * width, width * sizeof(float));
-    turn(m, &l->key_norm, key, position);
-    put_key(memory, start, position, key, width);
+    apply_rope(m, &l->key_norm, key, position);
+    put_key(cache, start, position, key, width);
     const float *values = projected + (m->n_heads + m->n_kv_heads) * width;
-    put_value(memory, start, position, values + head * m->value_width, m->value_width);
+    put_value(cache, start, position, values + head * m->value_width, m->value_width);
 }
 
 /* Queries in 8 bits times keys in 8 bits: out (queries, blocks * 16), the scales of the keys included. */
@@ -448,7 +447,7 @@ static void int8_scores(const float *queries, int64_t count, int64_t width, cons
             for (int64_t k = 0; k < fours; k++) {
                 products[k % 4] = _mm512_dpbusd_epi32(products[k % 4], _mm512_loadu_si512(keys + (b * fours + k) * 64),
                                                       _mm512_set1_epi32(bytes[k]));
-                ask_ahead(keys, (b * fours + k) * 64);
+                prefetch(keys, (b * fours + k) * 64);
             }
             __m512i all = _mm512_add_epi32(_mm512_add_epi32(products[0], products[1]),
                                            _mm512_add_epi32(products[2], products[3]));
@@ -464,15 +463,11 @@ INLINE void multiply(float *x, const float *by, int64_t n) {
     for (int64_t i = 0; i < n; i++) x[i] *= by[i];
 }
 
-/* Scores become weights that sum to 1 over the first n; a token that may look at nothing gets zeros. */
-static void softmax(float *scores, int64_t n, int64_t all, const uint8_t *real) {
+/* Scores become weights that sum to 1 over the first n; the rest, up to `all`, become zeros. */
+static void softmax(float *scores, int64_t n, int64_t all) {
     float highest = -INFINITY, sum = 0;
-    if (real)
-        for (int64_t i = 0; i < n; i++)
-            if (!real[i]) scores[i] = -INFINITY;
 #pragma omp simd reduction(max : highest)
     for (int64_t i = 0; i < n; i++) highest = scores[i] > highest ? scores[i] : highest;
-    if (highest == -INFINITY) n = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < n; i++) sum += scores[i] = exponential(scores[i] - highest);
     float inverse = 1.0f / sum;
@@ -481,35 +476,34 @@ static void softmax(float *scores, int64_t n, int64_t all, const uint8_t *real) 
     for (int64_t i = n; i < all; i++) scores[i] = 0;
 }
 
-/* A few rows of one text, in their order, and the query heads of one key-value head. `scratch` is the thread's own. */
-static void attend(const Model *m, const Layer *l, const Memory *memory, int64_t layer, int64_t text, const int64_t *positions,
+/* A few rows of one sequence, in their order, and the query heads of one key-value head. `scratch` is the thread's own. */
+static void attend(const Model *m, const Layer *l, const Cache *cache, int64_t layer, int64_t sequence, const int64_t *positions,
                    int64_t rows, int64_t kv_head, const float *projected, int64_t projected_stride, float *mixed,
                    int64_t mixed_stride, float *scratch) {
-    Kind kind = memory->kind;
+    Kind kind = cache->kind;
     int64_t width = m->key_width, padded = round_up(m->value_width), group = m->n_heads / m->n_kv_heads;
-    int64_t n = rows * group, length = positions[rows - 1] + 1, all = round_up(length), capacity = memory->capacity;
-    int64_t start = before(m, memory, text, layer, kv_head);
+    int64_t n = rows * group, length = positions[rows - 1] + 1, all = round_up(length), capacity = cache->capacity;
+    int64_t start = cache_offset(m, cache, sequence, layer, kv_head);
     int64_t key_size = kind == INT8 ? (width + 3) / 4 * 4 : width * size_of(kind);
-    const void *keys = (const char *)memory->keys + start * key_size;
-    const void *values = (const char *)memory->values + start * padded * size_of(kind);
-    const uint8_t *real = memory->real ? memory->real + text * capacity : NULL;
+    const void *keys = (const char *)cache->keys + start * key_size;
+    const void *values = (const char *)cache->values + start * padded * size_of(kind);
     float *queries = scratch, *scores = queries + n * width, *out = scores + n * capacity;
     float scale = 1.0f / sqrtf(width);
     for (int64_t i = 0; i < n; i++) {
         float *query = queries + i * width;
         memcpy(query, projected + i / group * projected_stride + (kv_head * group + i % group) * width,
                width * sizeof(float));
-        turn(m, &l->query_norm, query, positions[i / group]);
+        apply_rope(m, &l->query_norm, query, positions[i / group]);
         for (int64_t k = 0; k < width; k++) query[k] *= scale;
     }
     if (kind == INT8)
-        int8_scores(queries, n, width, keys, memory->key_scales + start, all / LANES, scores, capacity);
+        int8_scores(queries, n, width, keys, cache->key_scales + start, all / LANES, scores, capacity);
     else small_product(kind, queries, n, width, keys, width, width * LANES, LANES, all / LANES, scores, capacity);
     for (int64_t i = 0; i < n; i++) {
         float *row = scores + i * capacity;
         int64_t seen = positions[i / group] + 1;
-        softmax(row, seen, all, real);
-        if (kind == INT8) multiply(row, memory->value_scales + start, seen);
+        softmax(row, seen, all);
+        if (kind == INT8) multiply(row, cache->value_scales + start, seen);
     }
     small_product(kind, scores, n, capacity, values, length, LANES, padded, padded / LANES, out, padded);
     for (int64_t i = 0; i < n; i++)
@@ -530,12 +524,12 @@ INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 typedef struct {
     const Model *m;
-    const Memory *memory;
-    const int64_t *tokens, *texts, *positions;
+    const Cache *cache;
+    const int64_t *tokens, *sequences, *positions;
     float *logits;
     int64_t count, n_chunks;
     int64_t *chunks; /* (n_chunks + 1): the first row of each */
-    int alone; /* no text has several chunks, so that none needs the keys of another */
+    int alone; /* no sequence has several chunks, so that none needs the keys of another */
     float *x, *projected, *mixed, *hidden; /* (count, width of each) */
     int64_t width, projected_width, mixed_width, hidden_width; /* whole blocks */
     Rows rows; /* prepared by all threads, if there are many */
@@ -574,14 +568,14 @@ static Rows take_rows(const Pass *pass, uintptr_t *from) {
 static uintptr_t take_scratch(const Pass *pass, Worker *w, uintptr_t from) {
     const Model *m = pass->m;
     int64_t queries = chunk_rows(m) * (m->n_heads / m->n_kv_heads);
-    int64_t each = m->key_width + pass->memory->capacity + round_up(m->value_width);
+    int64_t each = m->key_width + pass->cache->capacity + round_up(m->value_width);
     if (pass->count <= FEW_ROWS) w->rows = take_rows(pass, &from);
     w->piece = take(&from, pass->count * 2 * PIECE * sizeof(float));
     w->attention = take(&from, queries * each * sizeof(float));
     return from;
 }
 
-static uintptr_t take_memory(Pass *pass, uintptr_t from, int threads) {
+static uintptr_t take_work(Pass *pass, uintptr_t from, int threads) {
     const Model *m = pass->m;
     pass->width = round_up(m->width);
     pass->projected_width = round_up(m->n_heads * m->key_width + m->n_kv_heads * (m->key_width + m->value_width));
@@ -600,15 +594,15 @@ static uintptr_t take_memory(Pass *pass, uintptr_t from, int threads) {
     return from;
 }
 
-/* The chunks of rows that attention takes together: of one text, and few enough for a tile. */
+/* The chunks of rows that attention takes together: of one sequence, and few enough for a tile. */
 static void cut_chunks(Pass *pass) {
     int64_t limit = chunk_rows(pass->m);
     pass->n_chunks = 0;
     pass->alone = 1;
     for (int64_t r = 0, end; r < pass->count; r = end) {
         end = r + 1;
-        while (end < pass->count && end - r < limit && pass->texts[end] == pass->texts[r]) end++;
-        if (r && pass->texts[r - 1] == pass->texts[r]) pass->alone = 0;
+        while (end < pass->count && end - r < limit && pass->sequences[end] == pass->sequences[r]) end++;
+        if (r && pass->sequences[r - 1] == pass->sequences[r]) pass->alone = 0;
         pass->chunks[pass->n_chunks++] = r;
     }
     pass->chunks[pass->n_chunks] = pass->count;
@@ -617,8 +611,8 @@ static void cut_chunks(Pass *pass) {
 #define EACH(i, n) for (int64_t i; (i = claim(w->thread, n)) >= 0;)
 
 static void prepare_row(const Norm *norm, const float *x, const Product *next, Rows *rows, int64_t r, int64_t n) {
-    if (norm->kind != NO_NORM) normalise(norm, x, rows->x + r * rows->stride, n);
-    if (next->kind == INT8) quantise(rows, r, n);
+    if (norm->kind != NO_NORM) normalize(norm, x, rows->x + r * rows->stride, n);
+    if (next->kind == INT8) quantize_row(rows, r, n);
 }
 
 /* out (count, outputs) = `added`, if any, + the product of rows x (count, n), normalised first.
@@ -660,8 +654,8 @@ static void product(const Pass *pass, Worker *w, const Norm *norm, const float *
     complete(w->thread, pieces);
 }
 
-static void normalise_rows(const Pass *pass, Worker *w, const Norm *norm, float *x) {
-    EACH(r, pass->count) normalise(norm, x + r * pass->width, x + r * pass->width, pass->m->width);
+static void normalize_rows(const Pass *pass, Worker *w, const Norm *norm, float *x) {
+    EACH(r, pass->count) normalize(norm, x + r * pass->width, x + r * pass->width, pass->m->width);
     complete(w->thread, pass->count);
 }
 
@@ -673,8 +667,6 @@ static void embed(const Pass *pass, Worker *w) {
         const float *added = m->table ? m->table + position * m->width : NULL;
         float *x = pass->x + r * pass->width;
         for (int64_t i = 0; i < m->width; i++) x[i] = from[i] * (float)m->embedding_scale + (added ? added[i] : 0);
-        const Memory *memory = pass->memory;
-        if (memory->real) memory->real[pass->texts[r] * memory->capacity + position] = token != m->pad_token;
     }
     complete(w->thread, pass->count);
 }
@@ -686,30 +678,21 @@ static void attention(const Pass *pass, Worker *w, int64_t layer) {
     if (!pass->alone) {
         EACH(i, pass->count * heads) {
             int64_t r = i / heads;
-            remember(m, l, pass->memory, layer, pass->texts[r], pass->positions[r], i % heads,
+            append(m, l, pass->cache, layer, pass->sequences[r], pass->positions[r], i % heads,
                      pass->projected + r * stride, w->attention);
         }
         complete(w->thread, pass->count * heads);
     }
     EACH(i, pass->n_chunks * heads) {
-        int64_t first = pass->chunks[i / heads], end = pass->chunks[i / heads + 1], text = pass->texts[first];
+        int64_t first = pass->chunks[i / heads], end = pass->chunks[i / heads + 1], sequence = pass->sequences[first];
         const float *projected = pass->projected + first * stride;
         for (int64_t r = first; pass->alone && r < end; r++)
-            remember(m, l, pass->memory, layer, text, pass->positions[r], i % heads,
+            append(m, l, pass->cache, layer, sequence, pass->positions[r], i % heads,
                      pass->projected + r * stride, w->attention);
-        attend(m, l, pass->memory, layer, text, pass->positions + first, end - first, i % heads, projected, stride,
+        attend(m, l, pass->cache, layer, sequence, pass->positions + first, end - first, i % heads, projected, stride,
                pass->mixed + first * pass->mixed_width, pass->mixed_width, w->attention);
     }
     complete(w->thread, pass->n_chunks * heads);
-}
-
-/* The legacy model's: heads are added up. */
-static void add_heads(const Pass *pass, Worker *w) {
-    const Model *m = pass->m;
-    EACH(r, pass->count)
-        for (int64_t i = 0; i < m->n_heads * m->value_width; i++)
-            pass->x[r * pass->width + i % m->width] += pass->mixed[r * pass->mixed_width + i] * (float)m->head_weight;
-    complete(w->thread, pass->count);
 }
 
 static void read_layer(const Pass *pass, Worker *w, int64_t layer) {
@@ -721,13 +704,11 @@ static void read_layer(const Pass *pass, Worker *w, int64_t layer) {
     Target x = {.out = pass->x, .added = pass->x, .stride = pass->width};
     product(pass, w, first ? &l->attention_norm : &nothing, pass->x, pass->width, m->width, &l->project, projected, 0);
     attention(pass, w, layer);
-    if (l->output.weight)
-        product(pass, w, &nothing, pass->mixed, pass->mixed_width, m->n_heads * m->value_width, &l->output, x, 0);
-    else add_heads(pass, w);
-    if (!first) normalise_rows(pass, w, &l->attention_norm, pass->x);
+    product(pass, w, &nothing, pass->mixed, pass->mixed_width, m->n_heads * m->value_width, &l->output, x, 0);
+    if (!first) normalize_rows(pass, w, &l->attention_norm, pass->x);
     product(pass, w, first ? &l->feed_forward_norm : &nothing, pass->x, pass->width, m->width, &l->up, hidden, 1);
     product(pass, w, &nothing, pass->hidden, pass->hidden_width, m->hidden, &l->down, x, 0);
-    if (!first) normalise_rows(pass, w, &l->feed_forward_norm, pass->x);
+    if (!first) normalize_rows(pass, w, &l->feed_forward_norm, pass->x);
 }
 
 static void read_pass(const Pass *pass, Worker *w) {
@@ -738,22 +719,22 @@ static void read_pass(const Pass *pass, Worker *w) {
     if (pass->logits) product(pass, w, &m->final_norm, pass->x, pass->width, m->width, &m->head, logits, 0);
 }
 
-/* Read `count` tokens, each with its text and its position; those of one text stand together, in their order.
+/* Read `count` tokens, each with its sequence and its position; those of one sequence stand together, in their order.
 
    logits: (count, vocabulary rounded up to 16), or NULL. */
-Result read_tokens(const Model *m, const Memory *memory, int64_t count, const int64_t *tokens, const int64_t *texts,
+Result read_tokens(const Model *m, const Cache *cache, int64_t count, const int64_t *tokens, const int64_t *sequences,
                    const int64_t *positions, float *logits, int threads) {
     if (m->activation < RELU || m->activation > SWIGLU) return UNKNOWN_CHOICE;
     for (int64_t r = 0; r < count; r++) {
         if (tokens[r] < 0 || tokens[r] >= m->vocabulary) return NO_SUCH_TOKEN;
-        if (positions[r] >= memory->capacity || positions[r] >= m->context) return TEXT_TOO_LONG;
+        if (positions[r] >= cache->capacity || positions[r] >= m->context) return SEQUENCE_TOO_LONG;
     }
-    Pass pass = {.m = m, .memory = memory, .tokens = tokens, .texts = texts, .positions = positions};
+    Pass pass = {.m = m, .cache = cache, .tokens = tokens, .sequences = sequences, .positions = positions};
     pass.logits = logits;
     pass.count = count;
-    void *work = aligned_alloc(64, take_memory(&pass, 0, threads));
+    void *work = aligned_alloc(64, take_work(&pass, 0, threads));
     if (!work) return OUT_OF_MEMORY;
-    take_memory(&pass, (uintptr_t)work, threads);
+    take_work(&pass, (uintptr_t)work, threads);
     cut_chunks(&pass);
     Team team = {.shares = pass.shares};
     memset(team.shares, 0, threads * sizeof(Share));

@@ -29,7 +29,7 @@ _SECONDS = 120  # that a compiler may take; it takes two
 KINDS = {"fp32": 0, "bf16": 1, "fp16": 2, "int8": 3}
 LAYER_NORM, RMS_NORM = 1, 2
 ACTIVATIONS = {"relu": 0, "gelu": 1, "swiglu": 2}
-DONE, OUT_OF_MEMORY, NO_SUCH_TOKEN, TEXT_TOO_LONG, UNKNOWN_CHOICE = range(5)
+DONE, OUT_OF_MEMORY, NO_SUCH_TOKEN, SEQUENCE_TOO_LONG, UNKNOWN_CHOICE = range(5)
 
 
 def _fields(**kinds: str) -> list[tuple]:
@@ -56,8 +56,8 @@ class Model(Structure):
     _fields_ = [
         *_fields(
             integers="vocabulary context n_layers width n_heads n_kv_heads key_width value_width hidden "
-            "norm_first activation pad_token",
-            numbers="embedding_scale head_weight",
+            "norm_first activation",
+            numbers="embedding_scale",
             pointers="embedding table cosine sine layers",
         ),
         ("final_norm", Norm),
@@ -65,8 +65,8 @@ class Model(Structure):
     ]
 
 
-class Memory(Structure):
-    _fields_ = _fields(pointers="keys values key_scales value_scales real", integers="kind capacity")
+class Cache(Structure):
+    _fields_ = _fields(pointers="keys values key_scales value_scales", integers="kind capacity")
 
 
 class _LayoutEntry(Structure):
@@ -77,8 +77,8 @@ def expected_layout() -> dict[str, int]:
     """Sizes and offsets of the structures above, and the constants, by their names in `kernel.c`."""
     layout = {kind.upper(): number for kind, number in (*KINDS.items(), *ACTIVATIONS.items())}
     layout |= {"LAYER_NORM": LAYER_NORM, "RMS_NORM": RMS_NORM, "OUT_OF_MEMORY": OUT_OF_MEMORY}
-    layout |= {"NO_SUCH_TOKEN": NO_SUCH_TOKEN, "TEXT_TOO_LONG": TEXT_TOO_LONG, "UNKNOWN_CHOICE": UNKNOWN_CHOICE}
-    for structure in (Product, Norm, Layer, Model, Memory):
+    layout |= {"NO_SUCH_TOKEN": NO_SUCH_TOKEN, "SEQUENCE_TOO_LONG": SEQUENCE_TOO_LONG, "UNKNOWN_CHOICE": UNKNOWN_CHOICE}
+    for structure in (Product, Norm, Layer, Model, Cache):
         layout[structure.__name__] = sizeof(structure)
         for name, *_ in structure._fields_:
             layout[f"{structure.__name__}.{name}"] = getattr(structure, name).offset
@@ -99,9 +99,9 @@ def compiled_layout(library: CDLL) -> dict[str, int]:
 @cache
 def load_kernel() -> CDLL | None:
     """The compiled kernel, compiled now if it is not in the cache yet; None where it cannot be had."""
-    flags = _processor_flags()
-    if not set(flags.split()) >= _NEEDED:
+    if missing_instructions():
         return None
+    flags = _processor_flags()
     sources = SOURCE.read_bytes() + _HEADER.read_bytes()
     key = hashlib.sha256(sources + " ".join(_FLAGS).encode() + flags.encode()).hexdigest()[:16]
     try:
@@ -122,8 +122,13 @@ def load_kernel() -> CDLL | None:
             expected.get(name, "missing"),
         )
         return None
-    loaded.read_tokens.argtypes = [POINTER(Model), POINTER(Memory), c_int64, *[c_void_p] * 4, c_int]
+    loaded.read_tokens.argtypes = [POINTER(Model), POINTER(Cache), c_int64, *[c_void_p] * 4, c_int]
     return loaded
+
+
+def missing_instructions() -> set[str]:
+    """Instructions that the kernel needs and this processor lacks."""
+    return _NEEDED - set(_processor_flags().split())
 
 
 def _compile(target: Path) -> None:

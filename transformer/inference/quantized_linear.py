@@ -1,19 +1,19 @@
-"""Matrix products with weights that are packed once, for the few rows at a time that decoding multiplies.
+"""Linear layers in fp32, bf16 or int8, for the few rows at a time that decoding multiplies.
 
-Whatever the weights are kept in, rows go in as fp32 and come out as fp32: the rest of a model need not know. The
-kernels are those of PyTorch's own libraries, and were chosen by measuring (see experiments/LOG.md): a product with one
-row is limited by the memory that the weights are read from, and `nn.Linear` reads it at less than half the speed.
+Whatever the weights are kept in, rows (..., in) go in as fp32 and come out as fp32 (..., out): the rest of a model
+need not know. The kernels are those of PyTorch's own libraries, and were chosen by measuring (see experiments/LOG.md):
+a product with one row is limited by the memory that the weights are read from, and `nn.Linear` reads it at less than
+half the speed.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from transformer.errors import ConfigError
 from transformer.inference.finite import expect_finite
@@ -22,11 +22,10 @@ Precision = Literal["fp32", "bf16", "int8"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _TINY = torch.finfo(torch.float32).tiny  # in place of the scale of a row of zeros
 _EXPECTED_ROWS = 8  # what oneDNN arranges a weight for; measured: it serves one row, and many, as well as its own would
-Product = Callable[[Tensor], Tensor]  # (..., in) fp32 -> (..., out) fp32
 
 
-def pack_linear(weight: Tensor, bias: Tensor | None, precision: Precision) -> Product:
-    """The product x W^T + b, with a copy of the weight arranged for it.
+def quantize_linear(weight: Tensor, bias: Tensor | None, precision: Precision) -> nn.Module:
+    """The linear layer x W^T + b, with a copy of the weight in the layout of the fastest library here.
 
     Args:
         weight: (out, in). bias: (out,) or None.
@@ -38,35 +37,42 @@ def pack_linear(weight: Tensor, bias: Tensor | None, precision: Precision) -> Pr
     """
     weight, bias = weight.detach(), None if bias is None else bias.detach()
     if precision == "int8":
-        return _Int8(weight, bias)
+        return Int8Linear(weight, bias)
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return PlainProduct(weight, bias, precision)
-    return _OneDnn(weight.to(_DTYPES[precision]), bias)
+        return PlainLinear(weight, bias, precision)
+    return OneDnnLinear(weight.to(_DTYPES[precision]), bias)
 
 
-class PlainProduct:
+class PlainLinear(nn.Module):
     """`F.linear` in fp32 or bf16, for devices whose library finds the best arrangement itself, and for compilers."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, precision: Precision) -> None:
-        dtype = _DTYPES[precision]
-        self.weight, self.bias = weight.detach().to(dtype), None if bias is None else bias.detach().to(dtype)
+    weight: Tensor
+    bias: Tensor | None
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __init__(self, weight: Tensor, bias: Tensor | None, precision: Precision) -> None:
+        super().__init__()
+        dtype = _DTYPES[precision]
+        # Buffers, whose addresses a CUDA graph takes as fixed.
+        self.register_buffer("weight", weight.detach().to(dtype), persistent=False)
+        self.register_buffer("bias", None if bias is None else bias.detach().to(dtype), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
         return F.linear(x.to(self.weight.dtype), self.weight, self.bias).float()
 
 
-class _OneDnn:
+class OneDnnLinear(nn.Module):
     """fp32 or bf16, in the blocks that oneDNN would otherwise rearrange the weight into for every product."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
         self.dtype, self.bias = weight.dtype, None if bias is None else bias.to(weight.dtype)
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _EXPECTED_ROWS)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.weight, self.bias, "none", [], "").float()
 
 
-class _Int8:
+class Int8Linear(nn.Module):
     """int8 weights with a scale for each output; rows become 8 bits too, by the range of the values in them.
 
     FBGEMM chooses one range for all rows of a product. They are divided by their largest values before, so that each
@@ -74,13 +80,14 @@ class _Int8:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
         if weight.device.type != "cpu" or "fbgemm" not in torch.backends.quantized.supported_engines:
             raise ConfigError("int8 is computed by FBGEMM on x86 CPUs, which is not what there is here.")
         self.packed, self.bias = _fbgemm_pack(weight.float()), bias
         # Without VNNI two products of 8 bits are summed in 16 and could overflow: rows then get 7 bits.
         self.seven_bits = not torch.cpu._is_vnni_supported()
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         try:
             if x.numel() == x.shape[-1]:  # one row
                 out = torch.ops.quantized.linear_dynamic(x, self.packed, self.seven_bits)

@@ -1,12 +1,12 @@
 """A `Transformer` arranged for `kernel.c`: the same architecture once more, held equal to the others by tests.
 
-Dimensions: B batch · T tokens · D d_model · K key-value heads · E width of a head's queries and keys · V of its values
-            C capacity of a memory
+Dimensions: B batch · T tokens · D d_model · K key-value heads · E width of a head
 """
 
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -16,32 +16,43 @@ from torch import Tensor, nn
 
 from transformer.device import processor_quota
 from transformer.errors import ConfigError, ContextLengthError
-from transformer.inference.linear import Precision
-from transformer.inference.memory import Memory
+from transformer.inference.backend import InferenceBackend
 from transformer.inference.native import kernel as c
-from transformer.inference.served import ServedTransformer
-from transformer.model import Transformer
+from transformer.inference.quantized_linear import Precision
+from transformer.model import KVCache, ModelConfig, Transformer
 from transformer.model.attention import MultiHeadAttention
 from transformer.model.layers import DecoderLayer, FeedForward
 
 _LANES = 16  # columns of a block
 _PIECE = 256  # tokens that are read at a time: what they need to be worked on stays in the cache
 _ROWS = 2048  # of weights that are rounded at a time, whole blocks
-_MEMORY = {"fp32": torch.float32, "bf16": torch.float16, "int8": torch.int8}  # of keys and values
+_CACHE_DTYPES = {"fp32": torch.float32, "bf16": torch.float16, "int8": torch.int8}  # of keys and values
+# Values of choices that kernel.c computes; and the other fields, of which it computes every value or none matters.
+_SUPPORTED: dict[str, set] = {
+    "positions": {"sinusoidal", "learned", "rotary"},
+    "norm": {"layer", "rms"},
+    "norm_placement": {"pre", "post"},
+    "activation": set(c.ACTIVATIONS),
+}
+_COMPUTED = {
+    *("vocab_size", "context_length", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_feed_forward"),
+    *("rope_theta", "norm_eps", "qk_norm", "bias", "feed_forward_bias", "head_bias"),
+    *("scale_embeddings", "tie_embeddings", "dropout"),
+}
 _KINDS = {torch.float32: "fp32", torch.float16: "fp16", torch.int8: "int8"}
 
 
-class NativeTransformer(ServedTransformer):
-    """A model to serve or to evaluate on a CPU, not to train: it keeps the weights as they were when it was made.
+class NativeBackend(InferenceBackend):
+    """The model in C, on a CPU.
 
     Args:
-        model: what is packed. Its embeddings are shared, all other weights are copied.
+        model: its embeddings and norms are shared, all other weights are copied.
         precision: of the weights. What they are multiplied by is in fp32, or in int8 if they are: each row is rounded
-            by its own range. Keys and values are remembered in fp32, in fp16 beside bf16, and in int8 beside int8,
-            each head's with a scale of its own.
+            by its own range. Keys and values are cached in fp32, in fp16 beside bf16, and in int8 beside int8, each
+            head's with a scale of its own.
 
     Raises:
-        ConfigError: if there is no kernel for this machine, or the model is not on the CPU.
+        ConfigError: if there is no kernel for this machine, the model is not on the CPU, or it is not supported.
     """
 
     def __init__(self, model: Transformer, precision: Precision) -> None:
@@ -49,74 +60,90 @@ class NativeTransformer(ServedTransformer):
         kernel = c.load_kernel()
         if kernel is None or self.device.type != "cpu":
             raise ConfigError("the kernel in C is for a CPU with AVX-512 and VNNI, and needs a C compiler.")
-        self._read_tokens = kernel.read_tokens
+        if reason := self.unsupported(model.config):
+            raise ConfigError(f"the C backend does not support {reason}; the PyTorch backend does.")
+        self._run_tokens = kernel.read_tokens
         self._kept: list[Tensor | ctypes.Array] = []  # what the kernel has the addresses of
         self._model = self._arrange(model)
-        self._most_threads = max(1, int(min(processor_quota(), 2**16)))  # more would wait for each other, awake
+        self._max_threads = max(1, int(min(processor_quota(), 2**16)))  # more would wait for each other, awake
+
+    @staticmethod
+    def unsupported(config: ModelConfig) -> str | None:
+        """What of an architecture this backend cannot compute; None: it can compute it."""
+        if type(config) is not ModelConfig:
+            return type(config).__name__
+        for name, choices in _SUPPORTED.items():
+            if getattr(config, name) not in choices:
+                return f"{name} {getattr(config, name)!r}"
+        for field in dataclasses.fields(config):
+            if field.name not in _COMPUTED | _SUPPORTED.keys() and getattr(config, field.name) != field.default:
+                return f"{field.name} {getattr(config, field.name)!r}"
+        return None
 
     @torch.inference_mode()
     def __call__(self, tokens_BT: Tensor) -> Tensor:
         batch, length = tokens_BT.shape
-        texts = torch.arange(batch).repeat_interleave(length)
+        sequences = torch.arange(batch).repeat_interleave(length)
         positions = torch.arange(length).repeat(batch)
-        logits = torch.empty(batch, length, _blocks(self.config.vocab_size))
-        self._read(self._remember(batch, length), tokens_BT.flatten(), texts, positions, logits.flatten(0, 1))
+        logits = torch.empty(batch, length, _round_up(self.config.vocab_size))
+        cache = self._new_cache(batch, length)
+        self._read(cache, tokens_BT.flatten(), sequences, positions, logits.flatten(0, 1))
         return logits[..., : self.config.vocab_size]
 
-    def remember(self, batch_size: int, capacity: int) -> Memory:
-        return self._remember(batch_size, capacity)
+    def new_cache(self, batch_size: int, capacity: int) -> KVCache:
+        return self._new_cache(batch_size, capacity)
 
     @torch.inference_mode()
-    def read(self, tokens: Sequence[int], memory: Memory, text: int) -> None:
-        assert isinstance(memory, _NativeMemory)
-        memory.lengths[text] = length = len(tokens)
-        self._read(memory, torch.tensor(tokens, dtype=torch.long), torch.full((length,), text), torch.arange(length))
+    def prefill(self, tokens: Sequence[int], cache: KVCache, sequence: int) -> None:
+        assert isinstance(cache, _NativeCache)
+        cache.lengths[sequence] = length = len(tokens)
+        sequences = torch.full((length,), sequence)
+        self._read(cache, torch.tensor(tokens, dtype=torch.long), sequences, torch.arange(length))
 
-    def step(self, tokens_B: Tensor, memory: Memory) -> Tensor:
-        assert isinstance(memory, _NativeMemory)
+    def decode(self, tokens_B: Tensor, cache: KVCache) -> Tensor:
+        assert isinstance(cache, _NativeCache)
         batch = len(tokens_B)
         tokens_B = tokens_B.to(torch.long).contiguous()
-        memory.positions[:batch] = [*memory.lengths]
-        logits = torch.empty(batch, _blocks(self.config.vocab_size))
-        self._run(memory, batch, [tokens_B.data_ptr(), memory.texts, memory.positions], logits)
-        memory.lengths = [length + 1 for length in memory.lengths]
+        cache.positions[:batch] = [*cache.lengths]
+        logits = torch.empty(batch, _round_up(self.config.vocab_size))
+        self._run(cache, batch, [tokens_B.data_ptr(), cache.sequences, cache.positions], logits)
+        cache.lengths = [length + 1 for length in cache.lengths]
         return logits[:, : self.config.vocab_size]
 
     def _read(
-        self, memory: _NativeMemory, tokens: Tensor, texts: Tensor, positions: Tensor, logits: Tensor | None = None
+        self, cache: _NativeCache, tokens: Tensor, sequences: Tensor, positions: Tensor, logits: Tensor | None = None
     ) -> None:
-        """Read tokens (N,) of one or several texts. logits: (N, vocabulary in whole blocks), to be filled."""
+        """Read tokens (N,) of one or several sequences. logits: (N, vocabulary in whole blocks), to be filled."""
         tokens = tokens.to(torch.long).contiguous()
         for start in range(0, len(tokens), _PIECE):
             piece = slice(start, start + _PIECE)
-            addresses = [tensor[piece].data_ptr() for tensor in (tokens, texts, positions)]
-            self._run(memory, len(tokens[piece]), addresses, None if logits is None else logits[piece])
+            addresses = [tensor[piece].data_ptr() for tensor in (tokens, sequences, positions)]
+            self._run(cache, len(tokens[piece]), addresses, None if logits is None else logits[piece])
 
-    def _run(self, memory: _NativeMemory, count: int, addresses: Sequence, logits: Tensor | None) -> None:
-        """addresses: of the tokens, their texts and their positions."""
+    def _run(self, cache: _NativeCache, count: int, addresses: Sequence, logits: Tensor | None) -> None:
+        """addresses: of the tokens, their sequences and their positions."""
         out = None if logits is None else logits.data_ptr()
-        threads = min(torch.get_num_threads(), self._most_threads)
-        result = self._read_tokens(self._model, memory.native, count, *addresses, out, threads)
+        threads = min(torch.get_num_threads(), self._max_threads)
+        result = self._run_tokens(self._model, cache.native, count, *addresses, out, threads)
         if result == c.NO_SUCH_TOKEN:
             raise IndexError(f"a token is not one of the {self.config.vocab_size:,} that the model knows.")
-        if result == c.TEXT_TOO_LONG:
-            raise ContextLengthError("a text has no place left in its memory, or in the model's context.")
+        if result == c.SEQUENCE_TOO_LONG:
+            raise ContextLengthError("a sequence has no place left in its cache, or in the model's context.")
         if result == c.OUT_OF_MEMORY:
             raise MemoryError(f"there is no memory to read {count} tokens with.")
         if result != c.DONE:
             raise RuntimeError(f"the C backend returned {result}: the model has a choice that kernel.c does not know.")
 
-    def _remember(self, batch_size: int, capacity: int) -> _NativeMemory:
-        config, dtype = self.config, _MEMORY[self.precision]
-        capacity, heads = _blocks(capacity), (batch_size, config.n_layers, config.kv_heads)
+    def _new_cache(self, batch_size: int, capacity: int) -> _NativeCache:
+        config, dtype = self.config, _CACHE_DTYPES[self.precision]
+        capacity, heads = _round_up(capacity), (batch_size, config.n_layers, config.kv_heads)
         key_width = config.key_dim + (-config.key_dim % 4 if dtype == torch.int8 else 0)
         keys = [torch.zeros(*heads, capacity * key_width, dtype=dtype)]
-        values = [torch.zeros(*heads, capacity, _blocks(config.value_dim), dtype=dtype)]
+        values = [torch.zeros(*heads, capacity, _round_up(config.key_dim), dtype=dtype)]
         if dtype == torch.int8:
             keys.append(torch.zeros(*heads, capacity))
             values.append(torch.zeros(*heads, capacity))
-        real = None if config.pad_token_id is None else torch.ones(batch_size, capacity, dtype=torch.bool)
-        return _NativeMemory(keys, values, real, capacity)
+        return _NativeCache(keys, values, capacity)
 
     # ---- a model in the kernel's structures ----
 
@@ -132,19 +159,17 @@ class NativeTransformer(ServedTransformer):
             n_heads=config.n_heads,
             n_kv_heads=config.kv_heads,
             key_width=config.key_dim,
-            value_width=config.value_dim,
+            value_width=config.key_dim,
             hidden=config.feed_forward_dim,
             norm_first=config.norm_placement == "pre",
             activation=c.ACTIVATIONS[config.activation],
-            pad_token=-1 if config.pad_token_id is None else config.pad_token_id,
             embedding_scale=math.sqrt(config.d_model) if config.scale_embeddings else 1.0,
-            head_weight=1 / config.n_heads if config.heads == "average" else 1.0,
             embedding=self._keep(model.token_embedding.weight),
             final_norm=self._norm(model.final_norm),
             head=self._product([model.head]),
         )
         if config.positions == "rotary":
-            rotary = layers[0].attention.rotary
+            rotary = model.rotary
             assert rotary is not None
             arranged.cosine, arranged.sine = self._keep(rotary.cosine_CE), self._keep(rotary.sine_CE)
         else:
@@ -158,18 +183,17 @@ class NativeTransformer(ServedTransformer):
     def _layer(self, layer: DecoderLayer) -> c.Layer:
         attention: MultiHeadAttention = layer.attention
         feed_forward: FeedForward = layer.feed_forward
-        ups = [feed_forward.gate, feed_forward.up] if feed_forward.activation == "swiglu" else [feed_forward.up]
+        ups = [feed_forward.gate, feed_forward.up] if feed_forward.is_gated else [feed_forward.up]
         arranged = c.Layer(
             attention_norm=self._norm(layer.attention_norm),
             feed_forward_norm=self._norm(layer.feed_forward_norm),
             project=self._product([attention.query, attention.key, attention.value]),
             up=self._product(ups, whole_blocks=True),
             down=self._product([feed_forward.down]),
+            output=self._product([attention.output]),
         )
         if attention.qk_norm:
             arranged.query_norm, arranged.key_norm = self._norm(attention.query_norm), self._norm(attention.key_norm)
-        if attention.heads == "concatenate":
-            arranged.output = self._product([attention.output])
         return arranged
 
     def _norm(self, module: nn.Module) -> c.Norm:
@@ -209,22 +233,20 @@ class NativeTransformer(ServedTransformer):
         return tensor.data_ptr()
 
 
-class _NativeMemory(Memory):
-    """Keys and values in the kernel's arrangement, text by text."""
+class _NativeCache(KVCache):
+    """Keys and values in the kernel's layout, sequence by sequence."""
 
-    def __init__(self, keys: list[Tensor], values: list[Tensor], real: Tensor | None, capacity: int) -> None:
-        super().__init__(keys, values, real)
+    def __init__(self, keys: list[Tensor], values: list[Tensor], capacity: int) -> None:
+        super().__init__(keys, values, capacity)
         integers = ctypes.c_int64 * len(self.lengths)
-        self.texts, self.positions = integers(*range(len(self.lengths))), integers()  # of a step's tokens
+        self.sequences, self.positions = integers(*range(len(self.lengths))), integers()  # of the tokens of `decode`
         addresses = {"keys": keys[0].data_ptr(), "values": values[0].data_ptr()}
         if len(keys) > 1:
             addresses |= {"key_scales": keys[1].data_ptr(), "value_scales": values[1].data_ptr()}
-        if real is not None:
-            addresses["real"] = real.data_ptr()
-        self.native = c.Memory(**addresses, kind=c.KINDS[_KINDS[keys[0].dtype]], capacity=capacity)
+        self.native = c.Cache(**addresses, kind=c.KINDS[_KINDS[keys[0].dtype]], capacity=capacity)
 
 
-def _blocks(n: int) -> int:
+def _round_up(n: int) -> int:
     """The least number of whole blocks' columns that is not less than n."""
     return n + -n % _LANES
 
@@ -238,7 +260,7 @@ def _joined(parts: Sequence[Tensor], multiple: int) -> Tensor:
 def _blocks_of(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """(out, in) -> (out / 16, in, 16), with zeros behind the outputs."""
     outputs, inputs = weight.shape
-    packed = torch.zeros(_blocks(outputs) // _LANES, inputs, _LANES, dtype=dtype)
+    packed = torch.zeros(_round_up(outputs) // _LANES, inputs, _LANES, dtype=dtype)
     whole = outputs // _LANES
     packed[:whole] = weight[: whole * _LANES].view(whole, _LANES, inputs).transpose(1, 2)
     if outputs % _LANES:

@@ -1,4 +1,4 @@
-"""What a decode loop asks of a model, whatever it is computed with."""
+"""What generation and evaluation ask of a model, whatever computes it."""
 
 from __future__ import annotations
 
@@ -10,39 +10,36 @@ from torch import Tensor
 
 from transformer.errors import CheckpointError
 from transformer.inference.finite import all_finite
-from transformer.inference.linear import Precision
-from transformer.inference.memory import Memory
-from transformer.model import Transformer
+from transformer.inference.quantized_linear import Precision
+from transformer.model import KVCache, Transformer
 
 
-class ServedTransformer(ABC):
-    """A model to serve or to evaluate, not to train: it keeps the weights as they were when it was made.
+class InferenceBackend(ABC):
+    """A model for inference: it keeps the weights as they were when it was made.
 
     Raises:
         CheckpointError: if there are NaN or infinity among the weights. Rounded to int8 they would look like others.
     """
-
-    training = False
 
     def __init__(self, model: Transformer, precision: Precision) -> None:
         for name, parameter in model.named_parameters():
             if not all_finite(parameter):
                 raise CheckpointError(f"the weights {name!r} hold numbers that are NaN or infinite: they are damaged.")
         self.config, self.precision = model.config, precision
-        self.device: torch.device = model.token_embedding.weight.device
+        self.device: torch.device = model.device
 
     @abstractmethod
     def __call__(self, tokens_BT: Tensor) -> Tensor:
         """Scores (logits) for the token that follows each position, (B, T, V), as those of `Transformer`."""
 
     @abstractmethod
-    def remember(self, batch_size: int, capacity: int) -> Memory:
-        """Memory for so many texts of up to `capacity` tokens."""
+    def new_cache(self, batch_size: int, capacity: int) -> KVCache:
+        """A cache for `batch_size` sequences of up to `capacity` tokens."""
 
     @abstractmethod
-    def read(self, tokens: Sequence[int], memory: Memory, text: int) -> None:
-        """Read the beginning of a text in one pass, in place of what the memory has of that text."""
+    def prefill(self, tokens: Sequence[int], cache: KVCache, sequence: int) -> None:
+        """Read the beginning of a sequence in one pass, in place of what the cache has of that sequence."""
 
     @abstractmethod
-    def step(self, tokens_B: Tensor, memory: Memory) -> Tensor:
-        """Read one more token of every text; scores for the tokens that follow, (B, V)."""
+    def decode(self, tokens_B: Tensor, cache: KVCache) -> Tensor:
+        """Read one more token of every sequence; scores for the tokens that follow, (B, V)."""

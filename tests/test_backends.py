@@ -1,4 +1,4 @@
-"""The model as it is served: packed weights, in every precision, beside the model that is read and trained."""
+"""What every inference backend must do, in every precision, beside the model that is read and trained."""
 
 from pathlib import Path
 
@@ -12,11 +12,20 @@ from transformer.data.tokenizer import Tokenizer
 from transformer.device import serving_precision
 from transformer.errors import ConfigError
 from transformer.hub import checkpoint
-from transformer.inference import Generator, PackedTransformer, SamplingOptions, pack
-from transformer.inference.compiled import CompiledTransformer, serve
-from transformer.inference.linear import PlainProduct, pack_linear
-from transformer.inference.native import NativeTransformer, load_kernel
-from transformer.model import ModelConfig, Transformer
+from transformer.inference import (
+    CompiledBackend,
+    Generator,
+    InferenceBackend,
+    NativeBackend,
+    SamplingOptions,
+    TorchBackend,
+    select_backend,
+    serve,
+)
+from transformer.inference.native import kernel
+from transformer.inference.quantized_linear import PlainLinear, quantize_linear
+from transformer.legacy import preset_config
+from transformer.model import Transformer
 
 ARCHITECTURES = [
     ("paper", {}),
@@ -24,41 +33,54 @@ ARCHITECTURES = [
     ("gpt2", {}),
     ("modern", {}),
     ("modern", {"qk_norm": False, "n_kv_heads": 1, "head_dim": 10}),
-    ("modern", {"heads": "average", "n_kv_heads": 4}),
+    ("blog", {"positions": "rotary", "norm": "rms", "norm_placement": "pre", "activation": "swiglu", "qk_norm": True}),
     ("blog", {}),
     ("blog", {"heads": "sum", "pad_token_id": 3}),
 ]
-Arrange = type[PackedTransformer] | type[NativeTransformer]
-needs_kernel = pytest.mark.skipif(load_kernel() is None, reason="no C compiler, or a CPU without VNNI")
-SERVED = [PackedTransformer, pytest.param(NativeTransformer, marks=needs_kernel)]
+Backend = type[TorchBackend] | type[NativeBackend]
+BACKENDS = [TorchBackend, NativeBackend]
+
+
+def backend_of(kind: Backend, model: Transformer, precision: str) -> InferenceBackend:
+    """Skips where this machine or the backend cannot compute the model; with the instructions, the kernel must load."""
+    if kind is NativeBackend:
+        if missing := kernel.missing_instructions():
+            pytest.skip(f"this processor lacks {', '.join(sorted(missing))}")
+        if reason := NativeBackend.unsupported(model.config):
+            with pytest.raises(ConfigError, match="does not support"):
+                NativeBackend(model, precision)
+            pytest.skip(f"the C backend does not support {reason}, and says so")
+    return kind(model, precision)
+
+
 # How far the logits may be from those of the readable model, as a part of their size.
 TOLERANCE = {"fp32": 2e-6, "bf16": 0.04, "int8": 0.1}
 
 
-@pytest.mark.parametrize("arrange", SERVED)
+@pytest.mark.parametrize("kind", BACKENDS)
 @pytest.mark.parametrize("precision", TOLERANCE)
 @pytest.mark.parametrize(("preset", "overrides"), ARCHITECTURES)
 @torch.no_grad()
-def test_the_served_model_is_the_model(preset: str, overrides: dict, precision: str, arrange: Arrange) -> None:
+def test_a_backend_computes_the_model(preset: str, overrides: dict, precision: str, kind: Backend) -> None:
     """In one pass, and token by token, with texts of one length and of several."""
     model = tiny_model(preset, **overrides)
     tokens = torch.randint(300, (3, 20), generator=torch.Generator().manual_seed(0))
     tokens[1, 0] = tokens[0, 4] = 3  # padding, to the one that knows it
-    expected, packed = model(tokens), arrange(model, precision)
+    expected, backend = model(tokens), backend_of(kind, model, precision)
 
     def close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
         return bool((ours - theirs).norm() <= TOLERANCE[precision] * theirs.norm())
 
-    assert close(packed(tokens), expected)
+    assert close(backend(tokens), expected)
     for lengths in ([7, 7, 7], [10, 5, 0]):
-        memory = packed.remember(3, 32)
-        for text, length in enumerate(lengths):
-            packed.read(tokens[text, :length].tolist(), memory, text)
+        cache = backend.new_cache(3, 32)
+        for sequence, length in enumerate(lengths):
+            backend.prefill(tokens[sequence, :length].tolist(), cache, sequence)
         for new in range(8):
-            places = [(text, length + new) for text, length in enumerate(lengths)]
-            logits = packed.step(torch.stack([tokens[place] for place in places]), memory)
-            for text, place in enumerate(places):
-                assert close(logits[text], expected[place])
+            places = [(sequence, length + new) for sequence, length in enumerate(lengths)]
+            logits = backend.decode(torch.stack([tokens[place] for place in places]), cache)
+            for sequence, place in enumerate(places):
+                assert close(logits[sequence], expected[place])
 
 
 @pytest.mark.parametrize("rows", [1, 2, 40])
@@ -68,7 +90,7 @@ def test_products(rows: int, precision: str, tolerance: float) -> None:
     weight, bias = torch.randn(70, 96, generator=random), torch.randn(70, generator=random)
     x = torch.randn(rows, 96, generator=random) * 10 ** torch.arange(rows)[:, None].remainder(5)  # of all sizes
     expected = x @ weight.T + bias
-    product = pack_linear(weight, bias, precision)
+    product = quantize_linear(weight, bias, precision)
     error = (product(x) - expected).norm(dim=-1) / expected.norm(dim=-1)
     assert error.max() < tolerance  # of each row by itself: a large one takes nothing from a small one
     assert not product(torch.zeros(rows, 96)).sub(bias.to(torch.bfloat16) if precision == "bf16" else bias).any()
@@ -78,18 +100,18 @@ def test_int8_weights_are_rounded_by_output() -> None:
     """An output a thousand times smaller than another keeps its precision; one of zeros stays zero."""
     weight = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 1e-3, 0.0])[:, None]
     x = torch.randn(1, 64, generator=torch.Generator().manual_seed(1))
-    expected, out = x @ weight.T, pack_linear(weight, None, "int8")(x)
+    expected, out = x @ weight.T, quantize_linear(weight, None, "int8")(x)
     sizes = x.norm() * weight.norm(dim=1)
     assert ((out - expected)[0] <= 0.01 * sizes).all() and ((expected - out)[0] <= 0.01 * sizes).all()
     assert out[0, 2] == 0
 
 
-def test_the_plain_product_is_the_packed_one() -> None:
+def test_the_plain_product_is_the_backend_one() -> None:
     random = torch.Generator().manual_seed(0)
     weight, bias, x = (torch.randn(*shape, generator=random) for shape in ((70, 96), (70,), (2, 5, 96)))
     for precision, tolerance in (("fp32", 1e-5), ("bf16", 0.1)):
-        plain, packed = PlainProduct(weight, bias, precision)(x), pack_linear(weight, bias, precision)(x)
-        torch.testing.assert_close(plain, packed, atol=tolerance, rtol=0)
+        plain, backend = PlainLinear(weight, bias, precision)(x), quantize_linear(weight, bias, precision)(x)
+        torch.testing.assert_close(plain, backend, atol=tolerance, rtol=0)
 
 
 def test_which_precision_serves() -> None:
@@ -100,7 +122,7 @@ def test_which_precision_serves() -> None:
     with pytest.raises(ConfigError, match="fp16"):
         Generator(tiny_model(), tiny_tokenizer(), "fp16")
     with pytest.raises(ConfigError, match="CPU"):
-        pack_linear(torch.empty(4, 4, device="meta"), None, "int8")
+        quantize_linear(torch.empty(4, 4, device="meta"), None, "int8")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
@@ -113,10 +135,10 @@ def test_the_same_seed_gives_the_same_text_in_every_precision(precision: str) ->
 
 
 def test_a_compiled_step_is_the_same_step() -> None:
-    """On the CPU; past the context; and the memory of one text serves the next, without compiling again."""
+    """On the CPU; past the context; and the cache of one text serves the next, without compiling again."""
     tokenizer = tiny_tokenizer()
     model = tiny_model(vocab_size=tokenizer.vocab_size, n_layers=1)
-    compiled = CompiledTransformer(model, "fp32")
+    compiled = CompiledBackend(model, "fp32")
     options = SamplingOptions(max_tokens=50, min_tokens=50, temperature=0)
     alone = "".join(Generator(model, tokenizer, "fp32").generate("The river", options))
     torch._dynamo.utils.counters.clear()
@@ -125,7 +147,7 @@ def test_a_compiled_step_is_the_same_step() -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert len(compiled._free) == 1
     first, second = (Generator(compiled, tokenizer).generate("The river", options) for _ in range(2))
-    pairs = list(zip(first, second, strict=True))  # two texts at a time do not share a memory
+    pairs = list(zip(first, second, strict=True))  # two texts at a time do not share a cache
     assert all(one == other for one, other in pairs)
     batch = Generator(compiled, tokenizer).generate_batch(["The river"] * 2, options)
     assert [completion.text for completion in batch] == [alone, alone]
@@ -134,16 +156,18 @@ def test_a_compiled_step_is_the_same_step() -> None:
 def test_a_cpu_serves_without_compiling() -> None:
     tokenizer = tiny_tokenizer()
     served = serve(tiny_model(vocab_size=tokenizer.vocab_size), tokenizer).model
-    assert type(served) is type(pack(tiny_model())) and served.precision == serving_precision(torch.device("cpu"))
+    assert type(served) is type(select_backend(tiny_model())) and served.precision == serving_precision(
+        torch.device("cpu")
+    )
 
 
-@pytest.mark.parametrize("arrange", SERVED)
+@pytest.mark.parametrize("kind", BACKENDS)
 @pytest.mark.parametrize("preset", ["gpt2", "modern"])
-def test_greedy_text_in_fp32_is_that_of_transformers(preset: str, arrange: Arrange, tmp_path: Path) -> None:
+def test_greedy_text_in_fp32_is_that_of_transformers(preset: str, kind: Backend, tmp_path: Path) -> None:
     """200 tokens after a prompt. Two logits are 1e-4 apart at least, and the two computations 3e-6 at most."""
     sizes = dict(vocab_size=50_257, context_length=256, d_model=128, n_layers=3, n_heads=4, dropout=0.0)
     torch.manual_seed(0)
-    model = Transformer(ModelConfig.preset(preset, **sizes)).eval()
+    model = Transformer(preset_config(preset, **sizes)).eval()
     with torch.no_grad():
         for parameter in model.layers.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -152,12 +176,12 @@ def test_greedy_text_in_fp32_is_that_of_transformers(preset: str, arrange: Arran
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
     greedy = dict(do_sample=False, repetition_penalty=1.0, pad_token_id=0)
     expected = theirs.generate(prompt, max_new_tokens=200, min_new_tokens=200, **greedy)
-    packed = arrange(checkpoint.load_model(tmp_path), "fp32")
-    memory = packed.remember(1, 256)
-    packed.read(prompt[0, :-1].tolist(), memory, 0)
+    backend = backend_of(kind, checkpoint.load_model(tmp_path), "fp32")
+    cache = backend.new_cache(1, 256)
+    backend.prefill(prompt[0, :-1].tolist(), cache, 0)
     tokens = prompt[0].tolist()
     for _ in range(200):
-        tokens.append(int(packed.step(torch.tensor(tokens[-1:]), memory).argmax()))
+        tokens.append(int(backend.decode(torch.tensor(tokens[-1:]), cache).argmax()))
     assert tokens == expected[0].tolist()
     assert len(set(tokens[20:])) > 20
 

@@ -1,0 +1,31 @@
+"""Which backend computes on this machine."""
+
+from __future__ import annotations
+
+import logging
+
+from transformer.device import serving_precision
+from transformer.inference.backend import InferenceBackend
+from transformer.inference.native import NativeBackend, load_kernel
+from transformer.inference.torch_backend import TorchBackend
+from transformer.model import Transformer
+
+logger = logging.getLogger("transformer")
+
+
+def select_backend(model: Transformer, precision: str = "auto") -> InferenceBackend:
+    """The fastest backend here: in C where it can compute this model, else in PyTorch.
+
+    Args:
+        precision: of the weights, "fp32", "bf16" or "int8"; "auto": the fastest that this machine has.
+
+    Raises:
+        ConfigError: if this machine cannot compute in that precision.
+    """
+    chosen = serving_precision(model.device, precision)
+    if model.device.type == "cpu" and load_kernel() is not None:
+        reason = NativeBackend.unsupported(model.config)
+        if reason is None:
+            return NativeBackend(model, chosen)
+        logger.info("PyTorch computes this model: the C backend does not support %s.", reason)
+    return TorchBackend(model, chosen)

@@ -1,0 +1,170 @@
+"""The model of the blog post that this project grew from.
+
+It differs from the model in `transformer.model` in two ways. The values of every head are d_model wide, and the heads
+are averaged (at first: summed), with no projection after. And tokens of one id may be padding, which no token attends
+to; positions still count it.
+
+Dimensions: B batch · T new tokens · S tokens attended to · D d_model · H heads · C capacity of the cache
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from transformer.errors import ConfigError
+from transformer.model import PRESETS, KVCache, ModelConfig, Transformer
+from transformer.model.attention import MultiHeadAttention, causal_mask
+from transformer.model.linear import Linear
+from transformer.model.transformer import expect_room
+
+Heads = Literal["average", "sum"]
+PRESET = "blog"
+
+
+@dataclass(frozen=True)
+class BlogConfig(ModelConfig):
+    """The choices of a `BlogTransformer`: those of `ModelConfig`, how heads are joined, and what is padding.
+
+    Summed heads were the project's first mistake: without scaling they drown the residual stream.
+    """
+
+    head_bias: bool = True
+    tie_embeddings: bool = False
+    heads: Heads = "average"
+    pad_token_id: int | None = None  # None: no token is padding
+
+    def _check(self) -> None:
+        super()._check()
+        if self.heads not in ("average", "sum"):
+            raise ConfigError(f"heads must be average or sum, not {self.heads!r}.")
+        if self.kv_heads != self.n_heads:
+            raise ConfigError(f"heads={self.heads!r} has no grouped-query form: n_kv_heads must equal n_heads.")
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
+            raise ConfigError(f"pad_token_id must be one of {self.vocab_size} tokens, not {self.pad_token_id!r}.")
+
+
+def preset_config(name: str, **overrides: Any) -> ModelConfig:
+    """The architecture called `name`, one of PRESETS or "blog", with sizes or choices overridden.
+
+    Raises:
+        ConfigError: if there is no such preset, or the overrides do not fit.
+    """
+    if name == PRESET:
+        return BlogConfig(**overrides)
+    if name not in PRESETS:
+        raise ConfigError(f"there is no preset {name!r}; choose one of {', '.join((*PRESETS, PRESET))}.")
+    return ModelConfig.preset(name, **overrides)
+
+
+def saved_config(fields: dict[str, Any]) -> ModelConfig:
+    """The config of a directory that no architecture of the Hub describes, from the fields that were saved.
+
+    Raises:
+        ConfigError, TypeError: if they are none of ours.
+    """
+    fields = dict(fields)
+    if fields.get("heads", "concatenate") == "concatenate" and fields.get("pad_token_id") is None:
+        fields.pop("heads", None)
+        fields.pop("pad_token_id", None)
+        return ModelConfig(**fields)
+    return BlogConfig(**fields)
+
+
+def model_class(config: ModelConfig) -> type[Transformer]:
+    """The model that computes what `config` describes."""
+    return BlogTransformer if isinstance(config, BlogConfig) else Transformer
+
+
+class JoinedHeads(MultiHeadAttention):
+    """Attention whose heads are averaged or summed: their values are as wide as the model."""
+
+    def __init__(self, config: BlogConfig) -> None:
+        super().__init__(config)
+        del self.output
+        self.value = Linear(config.d_model, config.n_heads * config.d_model, bias=config.bias)
+        self.heads = config.heads
+
+    def join(self, heads: Tensor) -> Tensor:
+        return heads.mean(dim=1) if self.heads == "average" else heads.sum(dim=1)  # (B, H, T, D) -> (B, T, D)
+
+
+class PaddedKVCache(KVCache):
+    """A `KVCache` that knows which tokens are padding: real_BC, False at padding."""
+
+    is_even = False  # there always is something to mask
+
+    def __init__(self, keys: list[Tensor], values: list[Tensor], capacity: int) -> None:
+        super().__init__(keys, values, capacity)
+        self.real_BC = torch.ones(len(keys[0]), capacity, dtype=torch.bool, device=keys[0].device)
+
+    def tensors(self) -> list[Tensor]:
+        return [*super().tensors(), self.real_BC]
+
+    def drop(self, sequence: int) -> None:
+        super().drop(sequence)
+        self.real_BC = self.real_BC[: len(self.lengths)]
+
+
+class BlogTransformer(Transformer):
+    """The blog's model, with the interface of `Transformer`."""
+
+    config: BlogConfig
+
+    def __init__(self, config: BlogConfig, initialise: bool = True) -> None:
+        super().__init__(config, initialise=False)
+        for layer in self.layers:
+            layer.attention = JoinedHeads(config)
+        if initialise:
+            self.initialise()
+
+    def hidden_states(
+        self, tokens_BT: Tensor, real_BT: Tensor | None = None, document_BT: Tensor | None = None
+    ) -> Tensor:
+        if real_BT is None:
+            real_BT = self._real(tokens_BT)
+        return super().hidden_states(tokens_BT, real_BT, document_BT)
+
+    def new_cache(self, batch_size: int, capacity: int, dtype: torch.dtype | None = None) -> KVCache:
+        cache = super().new_cache(batch_size, capacity, dtype)
+        shape = (batch_size, self.config.n_heads, capacity, self.config.d_model)
+        values = [torch.zeros(shape, device=keys.device, dtype=keys.dtype) for keys in cache.keys]
+        kind = KVCache if self.config.pad_token_id is None else PaddedKVCache
+        return kind(cache.keys, values, capacity)
+
+    @torch.inference_mode()
+    def prefill(self, tokens: Sequence[int], cache: KVCache, sequence: int) -> None:
+        if not isinstance(cache, PaddedKVCache) or not tokens:
+            return super().prefill(tokens, cache, sequence)
+        length = len(tokens)
+        expect_room(length, cache)
+        cache.lengths[sequence] = length
+        tokens_BT = torch.tensor([tokens], device=self.device)
+        real_BT = self._real(tokens_BT)
+        assert real_BT is not None  # there is a padding token, since the cache is padded
+        cache.real_BC[sequence, :length] = real_BT[0]
+        updates = [partial(cache.update_sequence, i, sequence) for i in range(len(self.layers))]
+        self._run(tokens_BT, slice(length), causal_mask(length, 0, real_BT, self.device), updates)
+
+    def decode_at(self, tokens_B: Tensor, positions_B: Tensor, cache: KVCache, limit: int) -> Tensor:
+        if not isinstance(cache, PaddedKVCache):
+            return super().decode_at(tokens_B, positions_B, cache, limit)
+        rows = torch.arange(len(tokens_B), device=self.device)
+        cache.real_BC[rows, positions_B] = tokens_B != self.config.pad_token_id
+        seen_BS = torch.arange(limit, device=self.device) <= positions_B[:, None]
+        mask = (seen_BS & cache.real_BC[:, :limit])[:, None, None]  # (B, 1, 1, S)
+        updates = [partial(cache.update_rows, i, rows, positions_B, limit) for i in range(len(self.layers))]
+        return self.head(self._run(tokens_B[:, None], positions_B[:, None], mask, updates)[:, 0])
+
+    def _real(self, tokens_BT: Tensor) -> Tensor | None:
+        """(B, T) False at padding; None if no token is padding."""
+        return None if self.config.pad_token_id is None else tokens_BT != self.config.pad_token_id
+
+    def _positions(self, length: int, real_BT: Tensor | None, device: torch.device) -> Tensor:
+        """Where padding is a token, positions count it: they are places in the window."""
+        return super()._positions(length, None if self.config.pad_token_id is not None else real_BT, device)

@@ -1,0 +1,85 @@
+"""The keys and values of past tokens, so that each token is computed once.
+
+Dimensions: B sequences · K key-value heads · T new tokens · S tokens attended to · C capacity in tokens
+            E width of a head's keys · V of its values
+"""
+
+from __future__ import annotations
+
+import copy
+
+from torch import Tensor
+
+
+class KVCache:
+    """Keys and values of sequences of different lengths, side by side.
+
+    Row b, column p holds the token of sequence b at position p: no sequence needs padding because of another.
+
+    Args:
+        keys: of each layer (B, K, C, E). values: of each layer (B, K, C, V). Whatever their layout, sequences come
+            first. Their initial contents do not matter, as long as they are finite.
+        capacity: C.
+
+    Attributes:
+        lengths: of the sequences, in tokens.
+    """
+
+    def __init__(self, keys: list[Tensor], values: list[Tensor], capacity: int) -> None:
+        self.keys, self.values, self.capacity = keys, values, capacity
+        self.lengths = [0] * len(keys[0])
+
+    def tensors(self) -> list[Tensor]:
+        """Everything that is stored; the first dimension of each tensor is B."""
+        return [*self.keys, *self.values]
+
+    def renewed(self) -> KVCache:
+        """An empty cache at the same addresses, for use after this one."""
+        renewed = copy.copy(self)
+        renewed.lengths = [0] * len(self.lengths)
+        return renewed
+
+    @property
+    def is_even(self) -> bool:
+        """Whether all sequences are of one length, so that decoding needs no mask."""
+        return self.lengths.count(self.lengths[0]) == len(self.lengths)
+
+    def copy(self, source: int, target: int) -> None:
+        """Make sequence `target` a copy of sequence `source`."""
+        self.lengths[target] = self.lengths[source]
+        for tensor in self.tensors():
+            tensor[target] = tensor[source]
+
+    def drop(self, sequence: int) -> None:
+        """Remove a sequence; the last one moves into its row."""
+        last = len(self.lengths) - 1
+        if sequence != last:
+            self.copy(last, sequence)
+        self.lengths.pop()
+        self.keys, self.values = ([tensor[:last] for tensor in layers] for layers in (self.keys, self.values))
+
+    # Each of these writes the new keys (B, K, T, E) and values (B, K, T, V) of one layer, and returns the keys
+    # (B, K, S, E) and values (B, K, S, V) that the new tokens attend to.
+
+    def update_sequence(self, layer: int, sequence: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The first T tokens of one sequence, B = 1."""
+        length = key.shape[2]
+        self.keys[layer][sequence, :, :length] = key[0]
+        self.values[layer][sequence, :, :length] = value[0]
+        return key, value
+
+    def update_column(self, layer: int, column: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """One token of every sequence, T = 1, all at the same position."""
+        keys, values = self.keys[layer], self.values[layer]
+        keys.narrow(2, column, 1).copy_(key)
+        values.narrow(2, column, 1).copy_(value)
+        return keys.narrow(2, 0, column + 1), values.narrow(2, 0, column + 1)
+
+    def update_rows(
+        self, layer: int, rows_B: Tensor, positions_B: Tensor, limit: int, key: Tensor, value: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One token of every sequence, T = 1, each at its own position, which is less than `limit`."""
+        keys, values = self.keys[layer], self.values[layer]
+        keys[rows_B, :, positions_B] = key[:, :, 0].to(keys.dtype)
+        values[rows_B, :, positions_B] = value[:, :, 0].to(values.dtype)
+        return keys[:, :, :limit], values[:, :, :limit]
