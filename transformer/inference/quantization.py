@@ -52,6 +52,19 @@ def quantize(model: Transformer, precision: Precision, make_linear: MakeLinear |
     return quantized
 
 
+def skip_module_calls(model: Transformer) -> None:
+    """Let each module call the `forward` of those in it. Hooks do not run any more.
+
+    `nn.Module` searches three dictionaries for a submodule, and looks for hooks, at every call: a tenth of a decode
+    step of a small model. An attribute of the instance, as is set here, is found before that.
+    """
+    for module in list(model.modules()):
+        vars(module).update(module._parameters | module._buffers)
+        vars(module).update({name: child.forward for name, child in module._modules.items() if child is not None})
+    vars(model).update(token_embedding=model._modules["token_embedding"])  # it is asked for its device too
+    vars(model).update(layers=[layer.forward for layer in model._modules["layers"].children()])
+
+
 class FusedProjection(nn.Module):
     """`MultiHeadAttention.project` with one product for queries, keys and values."""
 

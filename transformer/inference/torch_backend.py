@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from transformer.inference.backend import InferenceBackend
-from transformer.inference.quantization import quantize
+from transformer.inference.quantization import quantize, skip_module_calls
 from transformer.inference.quantized_linear import PlainLinear, Precision
 from transformer.model import KVCache, Transformer
 
@@ -28,7 +28,9 @@ class TorchBackend(InferenceBackend):
         self.cache_dtype = torch.float32 if self.device.type == "cpu" or precision == "fp32" else torch.bfloat16
 
     def _quantize(self, model: Transformer) -> Transformer:
-        return quantize(model, self.precision)
+        quantized = quantize(model, self.precision)
+        skip_module_calls(quantized)
+        return quantized
 
     @torch.inference_mode()
     def __call__(self, tokens_BT: Tensor) -> Tensor:
