@@ -105,8 +105,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     _model(
         "documents see each other",
         "transformer",
-        "mask = causal & (document_BT",
-        "mask = causal | (document_BT",
+        "mask = causal & (segment_ids_BT",
+        "mask = causal | (segment_ids_BT",
         "causality",
         "across documents",
         separate_documents=True,
@@ -114,8 +114,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     _model(
         "padding is not masked",
         "attention",
-        "return causal if real is None else causal & real[:, None, None, :]",
-        "return causal if real is None else causal & (real | True)[:, None, None, :]",
+        "return causal if attention_mask is None else causal & attention_mask[:, None, None, :]",
+        "return causal if attention_mask is None else causal & (attention_mask | True)[:, None, None, :]",
         "padding unseen",
     ),
     _model(
@@ -292,8 +292,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     _training(
         "documents are not told apart",
         "loss",
-        "document_BT=document",
-        "document_BT=None",
+        "segment_ids_BT=document",
+        "segment_ids_BT=None",
         "across documents",
         separate_documents=True,
     ),

@@ -23,11 +23,15 @@ def tiny_config(preset: str = "modern", **overrides: object) -> ModelConfig:
     return preset_config(preset, **{**sizes, **overrides})
 
 
+def new_model(config: ModelConfig) -> Transformer:
+    """A model of the class that computes this architecture."""
+    return model_class(config)(config)
+
+
 def tiny_model(preset: str = "modern", seed: int = 0, **overrides: object) -> Transformer:
     """A model with weights of a size at which mistakes show: every layer changes the result."""
     torch.manual_seed(seed)
-    config = tiny_config(preset, **overrides)
-    model = model_class(config)(config).eval()
+    model = new_model(tiny_config(preset, **overrides)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from models import tiny_config, tiny_model
+from models import new_model, tiny_config, tiny_model
 
 from transformer.errors import ConfigError, ContextLengthError
 from transformer.legacy import model_class, preset_config
@@ -148,7 +148,7 @@ def test_the_fused_kernel_computes_the_written_formula(kv_heads: int) -> None:
     real = torch.ones(3, 9, dtype=torch.bool)
     real[1, :4] = False
     real[2] = False
-    mask = causal_mask(9, real=real)
+    mask = causal_mask(9, attention_mask=real)
     fused = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
     repeated = [x.repeat_interleave(4 // kv_heads, dim=1) for x in (key, value)]
     torch.testing.assert_close(fused, attention(query, *repeated, mask), atol=1e-5, rtol=1e-4)
@@ -198,10 +198,10 @@ def test_parameter_counts_at_the_size_of_the_paper(preset: str, millions: float)
     assert model.parameter_count() / 1e6 == pytest.approx(millions, abs=0.1)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", [*PRESETS, "blog"])
 def test_a_new_model_knows_nothing(preset: str) -> None:
     torch.manual_seed(0)
-    model = Transformer(tiny_config(preset, d_model=128, vocab_size=1000))
+    model = new_model(tiny_config(preset, d_model=128, vocab_size=1000))
     loss = F.cross_entropy(model(tokens(8, 32)).flatten(0, 1), tokens(8, 32, seed=2).flatten())
     assert loss.item() == pytest.approx(math.log(1000), abs=0.75)
 

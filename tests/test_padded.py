@@ -41,7 +41,7 @@ def test_a_model_that_knows_its_padding_reports_what_the_formula_says() -> None:
     class Knows(type(model)):
         """Padding after padding for certain, and 1/299 for every other token."""
 
-        def forward(self, tokens, real_BT=None, cache=None):
+        def forward(self, tokens, attention_mask_BT=None, cache=None):
             logits = torch.zeros(*tokens.shape, 300)
             logits[..., fill] = torch.where(tokens == fill, 40.0, -40.0)
             return logits

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from models import new_model
 
 from transformer.cli import main
 from transformer.data import batches as batching
@@ -23,7 +24,7 @@ from transformer.data.tokenize import TokenStream, tokenize
 from transformer.data.tokenizer import Tokenizer
 from transformer.errors import PreflightError
 from transformer.hub import checkpoint
-from transformer.legacy import model_class, preset_config
+from transformer.legacy import preset_config
 from transformer.model import Transformer, transformer
 from transformer.model.attention import MultiHeadAttention, causal_mask
 from transformer.model.positions import Rotary
@@ -113,7 +114,7 @@ def check(
     config = TrainConfig(data=data, **{**SMALL, **options})
     if model is None:
         torch.manual_seed(0)
-        model = Transformer(config.model_config(tokenizer.vocab_size))
+        model = new_model(config.model_config(tokenizer.vocab_size))
     pad = tokenizer.pad_id or 0
     stream = change(tokenize([Document.of(text) for text in documents], tokenizer))
     held_out = tokenize([Document.of(text) for text in validation], tokenizer)
@@ -193,7 +194,7 @@ def test_a_run_with_a_preflight_ends_as_one_without(data: str, tmp_path: Path) -
 
 def test_nothing_is_disturbed(data: str, tokenizer: Tokenizer) -> None:
     config = TrainConfig(data=data, **SMALL)
-    model = Transformer(config.model_config(tokenizer.vocab_size)).eval()
+    model = new_model(config.model_config(tokenizer.vocab_size)).eval()
     model.layers[0].attention.query.weight.requires_grad_(False)
     windows = Windows(tokenize([Document.of(text) for text in TRAIN], tokenizer), 32)
     source = EpochBatches(windows, 8, 0)
@@ -313,7 +314,7 @@ def test_wrong_documents_are_named(data: str, tokenizer: Tokenizer, monkeypatch)
             return Batch(batch.inputs, batch.targets, stuck.document[: len(batch.inputs)])
 
     config = TrainConfig(data=data, separate_documents=True, **SMALL)
-    model = Transformer(config.model_config(tokenizer.vocab_size))
+    model = new_model(config.model_config(tokenizer.vocab_size))
     parts = Parts(tokenizer, model, Stuck(windows, 8, 0), windows, windows)
     report = preflight(parts, config, Alone(torch.device("cpu")))
     assert_named(report, "rows in the text", "documents begin")
@@ -386,7 +387,7 @@ def test_padding_that_is_looked_at_is_named_and_masked_padding_is_not(data: str,
         **{k: SMALL[k] for k in ("context_length", "d_model", "n_layers", "n_heads")},
         pad_token_id=tokenizer.pad_id,
     )
-    report = check(data, tokenizer, collate, model=model_class(config)(config))
+    report = check(data, tokenizer, collate, model=new_model(config))
     assert report.named("padding unseen").verdict == "pass", report.table()
     assert not report.failed, report.table()
 
@@ -469,7 +470,7 @@ def test_a_marker_between_sentences_is_named(marker: str, verdict: str, tokenize
 
 def test_positions_that_count_padding_are_named(data: str, tokenizer: Tokenizer, monkeypatch) -> None:
     monkeypatch.setattr(
-        Transformer, "_positions", lambda self, past, new, real, device: torch.arange(past, past + new, device=device)
+        Transformer, "_positions", lambda self, length, real, device: torch.arange(length, device=device)
     )
     assert_named(check(data, tokenizer, preset="gpt2"), "padding unseen", "positions count padding")
 
@@ -590,8 +591,8 @@ def test_a_wrong_mask_is_named(
 def test_documents_that_see_each_other_are_named(data: str, tokenizer: Tokenizer, monkeypatch) -> None:
     hidden_states = Transformer.hidden_states
 
-    def forgetful(self: Transformer, tokens, real_BT=None, document_BT=None):
-        return hidden_states(self, tokens, real_BT)
+    def forgetful(self: Transformer, tokens, attention_mask_BT=None, segment_ids_BT=None):
+        return hidden_states(self, tokens, attention_mask_BT)
 
     monkeypatch.setattr(Transformer, "hidden_states", forgetful)
     assert_named(check(data, tokenizer, separate_documents=True), "across documents", "one before it")
@@ -621,7 +622,7 @@ def test_summed_heads_are_named(data: str, tokenizer: Tokenizer, monkeypatch) ->
     sizes = {k: SMALL[k] for k in ("context_length", "d_model", "n_layers")}
     for preset, heads in (("blog", 2), ("blog", 8)):
         config = preset_config(preset, vocab_size=tokenizer.vocab_size, n_heads=heads, **{**sizes, "heads": "sum"})
-        report = check(data, tokenizer, model=model_class(config)(config))
+        report = check(data, tokenizer, model=new_model(config))
         assert_named(report, "share of the residual", f"{heads} heads without scaling")
     forward = MultiHeadAttention.forward
     monkeypatch.setattr(MultiHeadAttention, "forward", lambda self, *arguments: 8 * forward(self, *arguments))
@@ -674,7 +675,7 @@ def test_a_parameter_without_a_gradient_is_named(plant: str, data: str, tokenize
 def test_embeddings_that_are_frozen_as_asked_are_listed(data: str, tokenizer: Tokenizer) -> None:
     torch.manual_seed(0)
     config = TrainConfig(data=data, freeze_embeddings=True, **SMALL)
-    model = Transformer(config.model_config(tokenizer.vocab_size))
+    model = new_model(config.model_config(tokenizer.vocab_size))
     model.token_embedding.weight.requires_grad_(False)
     found = check(data, tokenizer, model=model, freeze_embeddings=True).named("gradients")
     assert found.verdict == "pass" and "token_embedding.weight" in found.measured

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import tiny_tokenizer
+from models import new_model, tiny_tokenizer
 from test_preflight import TRAIN, VALID, write
 
 from benchmarks import preflight_mutations
@@ -15,7 +15,6 @@ from transformer.data.batches import EpochBatches, Windows
 from transformer.data.document import Document
 from transformer.data.tokenize import tokenize
 from transformer.legacy import preset_config
-from transformer.model import Transformer
 from transformer.preflight import Report, preflight
 from transformer.preflight.subject import Alone
 from transformer.training.run_components import Parts
@@ -87,7 +86,7 @@ def fine_tuning(
     torch.manual_seed(0)
     tokenizer, device = tiny_tokenizer(), torch.device("cpu")
     sizes = dict(context_length=32, d_model=32, n_layers=2, n_heads=4, dropout=0.0)
-    model = Transformer(preset_config(preset, **{**sizes, **choices}, vocab_size=tokenizer.vocab_size))
+    model = new_model(preset_config(preset, **{**sizes, **choices}, vocab_size=tokenizer.vocab_size))
     data = write(folder, TRAIN[:40])
     config = TrainConfig(
         data=data, init_from="weights", context_length=32, batch_size=8, precision=precision, learning_rate=5e-4

@@ -190,7 +190,7 @@ def scripted(tokenizer: Tokenizer, script: list[int]) -> Generator:
         token = next(written)
         return torch.nn.functional.one_hot(torch.full_like(tokens_B, token), tokenizer.vocab_size).float() * 100
 
-    served.step = step  # type: ignore[method-assign]
+    served.decode = step  # type: ignore[method-assign]
     return Generator(served, tokenizer)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models import SENTENCES, tiny_model_directory
+from models import SENTENCES, new_model, tiny_model_directory
 from torch import Tensor, nn
 
 import train as entry
@@ -292,7 +292,7 @@ def test_embeddings_have_a_learning_rate_of_their_own_and_frozen_weights_have_no
 
 @pytest.mark.parametrize("preset", [*PRESETS, "blog"])
 def test_muon_takes_the_matrices_of_the_layers_and_every_weight_has_one_optimizer(preset: str) -> None:
-    model = checkpoint.Transformer(TrainConfig(data="x", preset=preset).model_config(vocab_size=300))
+    model = new_model(TrainConfig(data="x", preset=preset).model_config(vocab_size=300))
     adamw, muon = make_optimizers(model, TrainConfig(data="x", optimizer="muon"))
     names = {id(p): name for name, p in model.named_parameters()}
     taken = [[names[id(p)] for group in o.param_groups for p in group["params"]] for o in (adamw, muon)]

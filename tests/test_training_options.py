@@ -44,7 +44,7 @@ def test_separate_documents_are_read_as_if_each_were_alone(preset: str) -> None:
     model = tiny_model(preset)
     first, second = torch.randint(300, (1, 9)), torch.randint(300, (1, 14))
     document = torch.tensor([[5] * 9 + [6] * 14])
-    packed = model.hidden_states(torch.cat([first, second], dim=1), document_BT=document)
+    packed = model.hidden_states(torch.cat([first, second], dim=1), segment_ids_BT=document)
     torch.testing.assert_close(packed[:, :9], model.hidden_states(first), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(packed[:, 9:], model.hidden_states(second), atol=1e-5, rtol=1e-4)
 

@@ -124,11 +124,11 @@ class BlogTransformer(Transformer):
             self.initialise()
 
     def hidden_states(
-        self, tokens_BT: Tensor, real_BT: Tensor | None = None, document_BT: Tensor | None = None
+        self, tokens_BT: Tensor, attention_mask_BT: Tensor | None = None, segment_ids_BT: Tensor | None = None
     ) -> Tensor:
-        if real_BT is None:
-            real_BT = self._real(tokens_BT)
-        return super().hidden_states(tokens_BT, real_BT, document_BT)
+        if attention_mask_BT is None:
+            attention_mask_BT = self._real(tokens_BT)
+        return super().hidden_states(tokens_BT, attention_mask_BT, segment_ids_BT)
 
     def new_cache(self, batch_size: int, capacity: int, dtype: torch.dtype | None = None) -> KVCache:
         cache = super().new_cache(batch_size, capacity, dtype)
@@ -145,11 +145,11 @@ class BlogTransformer(Transformer):
         expect_room(length, cache)
         cache.lengths[sequence] = length
         tokens_BT = torch.tensor([tokens], device=self.device)
-        real_BT = self._real(tokens_BT)
-        assert real_BT is not None  # there is a padding token, since the cache is padded
-        cache.real_BC[sequence, :length] = real_BT[0]
+        attention_mask_BT = self._real(tokens_BT)
+        assert attention_mask_BT is not None  # there is a padding token, since the cache is padded
+        cache.real_BC[sequence, :length] = attention_mask_BT[0]
         updates = [partial(cache.update_sequence, i, sequence) for i in range(len(self.layers))]
-        self._run(tokens_BT, slice(length), causal_mask(length, 0, real_BT, self.device), updates)
+        self._run(tokens_BT, slice(length), causal_mask(length, 0, attention_mask_BT, self.device), updates)
 
     def decode_at(self, tokens_B: Tensor, positions_B: Tensor, cache: KVCache, limit: int) -> Tensor:
         if not isinstance(cache, PaddedKVCache):
@@ -165,6 +165,6 @@ class BlogTransformer(Transformer):
         """(B, T) False at padding; None if no token is padding."""
         return None if self.config.pad_token_id is None else tokens_BT != self.config.pad_token_id
 
-    def _positions(self, length: int, real_BT: Tensor | None, device: torch.device) -> Tensor:
+    def _positions(self, length: int, attention_mask_BT: Tensor | None, device: torch.device) -> Tensor:
         """Where padding is a token, positions count it: they are places in the window."""
-        return super()._positions(length, None if self.config.pad_token_id is not None else real_BT, device)
+        return super()._positions(length, None if self.config.pad_token_id is not None else attention_mask_BT, device)

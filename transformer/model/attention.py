@@ -68,17 +68,19 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return torch.cat(blocks, dim=2)
 
 
-def causal_mask(new: int, past: int = 0, real: Tensor | None = None, device: torch.device | None = None) -> Tensor:
+def causal_mask(
+    new: int, past: int = 0, attention_mask: Tensor | None = None, device: torch.device | None = None
+) -> Tensor:
     """Which of the `past + new` tokens each of the `new` ones may look at: itself and those before it (3.2.3).
 
     Args:
-        real: (B, S) bool, False at padding, which nobody looks at.
+        attention_mask: (B, S) bool, False at padding, which nobody looks at.
 
     Returns:
-        Bool, (T, S), or (B, 1, T, S) if `real` is given.
+        Bool, (T, S), or (B, 1, T, S) if `attention_mask` is given.
     """
     causal = torch.ones(new, past + new, dtype=torch.bool, device=device).tril(diagonal=past)  # (T, S)
-    return causal if real is None else causal & real[:, None, None, :]  # (B, 1, T, S)
+    return causal if attention_mask is None else causal & attention_mask[:, None, None, :]  # (B, 1, T, S)
 
 
 class MultiHeadAttention(nn.Module):

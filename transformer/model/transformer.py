@@ -46,37 +46,37 @@ class Transformer(nn.Module):
         if initialise:
             self.initialise()
 
-    def forward(self, tokens_BT: Tensor, real_BT: Tensor | None = None) -> Tensor:
+    def forward(self, tokens_BT: Tensor, attention_mask_BT: Tensor | None = None) -> Tensor:
         """Scores (logits) for the token that follows each position, (B, T, V).
 
         Args:
             tokens_BT: token ids.
-            real_BT: bool, False at padding, left or right; None: no padding.
+            attention_mask_BT: bool, False at padding, left or right; None: no padding.
 
         Raises:
             ContextLengthError: if there are more tokens than the context holds.
         """
-        return self.head(self.hidden_states(tokens_BT, real_BT))
+        return self.head(self.hidden_states(tokens_BT, attention_mask_BT))
 
     def hidden_states(
-        self, tokens_BT: Tensor, real_BT: Tensor | None = None, document_BT: Tensor | None = None
+        self, tokens_BT: Tensor, attention_mask_BT: Tensor | None = None, segment_ids_BT: Tensor | None = None
     ) -> Tensor:
         """The residual stream after the last layer, (B, T, D): what `head` makes logits of. Arguments as `forward`.
 
         Args:
-            document_BT: numbers that tell apart the documents packed into a row: attention stays within a document,
-                and positions begin anew with each; None: a row is one text. Without `real_BT`.
+            segment_ids_BT: numbers that tell apart the documents packed into a row: attention stays within a document,
+                and positions begin anew with each; None: a row is one text. Without `attention_mask_BT`.
         """
         length = tokens_BT.shape[1]
         if length > self.config.context_length:
             raise ContextLengthError(f"{length} tokens do not fit in a context of {self.config.context_length}.")
-        positions = self._positions(length, real_BT, tokens_BT.device)
+        positions = self._positions(length, attention_mask_BT, tokens_BT.device)
         # Without padding and documents the kernel's own causal mask serves.
-        mask = None if real_BT is None else causal_mask(length, 0, real_BT, tokens_BT.device)
-        if document_BT is not None:
+        mask = None if attention_mask_BT is None else causal_mask(length, 0, attention_mask_BT, tokens_BT.device)
+        if segment_ids_BT is not None:
             causal = causal_mask(length, device=tokens_BT.device) if mask is None else mask
-            mask = causal & (document_BT[:, None, :, None] == document_BT[:, None, None, :])  # (B, 1, T, T)
-            positions = _positions_in_document(document_BT)
+            mask = causal & (segment_ids_BT[:, None, :, None] == segment_ids_BT[:, None, None, :])  # (B, 1, T, T)
+            positions = _positions_in_document(segment_ids_BT)
         return self._run(tokens_BT, positions, mask)
 
     # ---- token by token, with a cache ----
@@ -166,11 +166,11 @@ class Transformer(nn.Module):
             x_BTD = layer(x_BTD, rotation, mask, None if updates is None else updates[i])
         return self.final_norm(x_BTD)
 
-    def _positions(self, length: int, real_BT: Tensor | None, device: torch.device) -> Tensor:
+    def _positions(self, length: int, attention_mask_BT: Tensor | None, device: torch.device) -> Tensor:
         """(T,), or with padding (B, T): the first real token is at position 0, however much padding is before it."""
-        if real_BT is None:
+        if attention_mask_BT is None:
             return torch.arange(length, device=device)
-        return (real_BT.cumsum(dim=1) - 1).clamp(min=0)
+        return (attention_mask_BT.cumsum(dim=1) - 1).clamp(min=0)
 
     @torch.no_grad()
     def initialise(self) -> None:
@@ -219,10 +219,10 @@ class Embedding(nn.Embedding):
         pass
 
 
-def _positions_in_document(document_BT: Tensor) -> Tensor:
+def _positions_in_document(segment_ids_BT: Tensor) -> Tensor:
     """(B, T): how far each token is from the beginning of its document in this row."""
-    place = torch.arange(document_BT.shape[1], device=document_BT.device)
-    begins = F.pad(document_BT[:, 1:] != document_BT[:, :-1], (1, 0))  # the first token's 0 needs no mark
+    place = torch.arange(segment_ids_BT.shape[1], device=segment_ids_BT.device)
+    begins = F.pad(segment_ids_BT[:, 1:] != segment_ids_BT[:, :-1], (1, 0))  # the first token's 0 needs no mark
     return place - torch.where(begins, place, 0).cummax(dim=1).values
 
 

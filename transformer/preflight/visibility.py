@@ -111,7 +111,7 @@ def padding_unseen(subject: Subject) -> Check:
         if (_unlike(*outputs) & real).any():
             cause = (
                 f"What stands at padding on the {side} changes what the model computes at real tokens: its mask for "
-                "padding (real_BT) is not applied."
+                "padding (attention_mask_BT) is not applied."
             )
             return Check(name, f"seen on the {side}", expected, "fail", cause)
     if type(model.config) is ModelConfig:  # the legacy model counts padding in its positions

@@ -33,7 +33,7 @@ class LanguageModelLoss(nn.Module):
                 None: attention goes back to the window's beginning.
         """
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            hidden, head = self.model.hidden_states(inputs, document_BT=document).flatten(0, 1), self.model.head
+            hidden, head = self.model.hidden_states(inputs, segment_ids_BT=document).flatten(0, 1), self.model.head
             # The same as head and cross_entropy, in one operation that PyTorch can fuse.
             return F.linear_cross_entropy(
                 hidden, head.weight, targets.flatten(), linear_bias=head.bias, ignore_index=IGNORE, reduction="sum"

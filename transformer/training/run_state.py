@@ -24,6 +24,7 @@ from torch import Tensor
 
 from transformer.errors import CheckpointError
 from transformer.files import reason, remove_partial, settle
+from transformer.legacy import model_class
 from transformer.model import Transformer
 from transformer.training.distributed import like, whole
 
@@ -79,7 +80,7 @@ def restore(model: Transformer, optimizers: list[torch.optim.Optimizer], tensors
 
 def whole_model(model: Transformer) -> Transformer:
     """A copy of a sharded model on the CPU; every process has to call it."""
-    copy = type(model)(model.config, initialise=False)
+    copy = model_class(model.config)(model.config, initialise=False)
     for (_, parameter), (_, sharded) in zip(copy.named_parameters(), model.named_parameters(), strict=True):
         parameter.data = whole(sharded)
     return copy
