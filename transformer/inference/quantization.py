@@ -58,11 +58,11 @@ def skip_module_calls(model: Transformer) -> None:
     `nn.Module` searches three dictionaries for a submodule, and looks for hooks, at every call: a tenth of a decode
     step of a small model. An attribute of the instance, as is set here, is found before that.
     """
+    embedding, layers = model.token_embedding, list(model.layers)
     for module in list(model.modules()):
         vars(module).update(module._parameters | module._buffers)
         vars(module).update({name: child.forward for name, child in module._modules.items() if child is not None})
-    vars(model).update(token_embedding=model._modules["token_embedding"])  # it is asked for its device too
-    vars(model).update(layers=[layer.forward for layer in model._modules["layers"].children()])
+    vars(model).update(token_embedding=embedding, layers=[layer.forward for layer in layers])  # more is asked of them
 
 
 class FusedProjection(nn.Module):

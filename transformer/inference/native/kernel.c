@@ -74,7 +74,7 @@ typedef struct { /* of each sequence, layer and key-value head */
     int64_t kind, capacity; /* FP32, FP16 or INT8; a multiple of 16 */
 } Cache;
 
-/* Sizes, offsets and constants as the compiler has them. kernel.py compares them with its own when it loads this file. */
+/* Sizes, offsets and constants as the compiler has them; kernel.py compares them with its own when it loads this. */
 typedef struct {
     const char *name;
     int64_t value;
@@ -134,8 +134,8 @@ INLINE __m512 load(Kind kind, const void *weight, int64_t at) {
 }
 
 /* out (rows, width * 16) = x (rows, inputs) times `width` blocks; the sums stay in registers. */
-INLINE void gemm_tile(int rows, int width, Kind kind, const float *x, int64_t x_stride, const void *weight, int64_t inputs,
-                 int64_t block, int64_t stride, __m512 sums[MOST_ROWS][MOST_WIDTH]) {
+INLINE void gemm_tile(int rows, int width, Kind kind, const float *x, int64_t x_stride, const void *weight,
+                      int64_t inputs, int64_t block, int64_t stride, __m512 sums[MOST_ROWS][MOST_WIDTH]) {
     for (int r = 0; r < rows; r++)
         for (int b = 0; b < width; b++) sums[r][b] = _mm512_setzero_ps();
     for (int64_t k = 0; k < inputs; k++) {
@@ -166,8 +166,8 @@ INLINE __m512 gemv(Kind kind, const float *x, const void *weight, int64_t inputs
 }
 
 /* The same of bytes by bytes, four of each at a time. */
-INLINE void gemm_tile_int8(int rows, int width, const uint8_t *x, int64_t x_stride, const int8_t *weight, int64_t inputs,
-                      __m512i sums[MOST_ROWS][MOST_WIDTH]) {
+INLINE void gemm_tile_int8(int rows, int width, const uint8_t *x, int64_t x_stride, const int8_t *weight,
+                           int64_t inputs, __m512i sums[MOST_ROWS][MOST_WIDTH]) {
     for (int r = 0; r < rows; r++)
         for (int b = 0; b < width; b++) sums[r][b] = _mm512_setzero_si512();
     for (int64_t k = 0; k < inputs; k += 4) {
@@ -420,7 +420,7 @@ INLINE int64_t cache_offset(const Model *m, const Cache *cache, int64_t sequence
 
 /* Append a row's key and value of one head to the cache. `key` is the thread's own. */
 static void append(const Model *m, const Layer *l, const Cache *cache, int64_t layer, int64_t sequence,
-                     int64_t position, int64_t head, const float *projected, float *key) {
+                   int64_t position, int64_t head, const float *projected, float *key) {
     int64_t width = m->key_width, start = cache_offset(m, cache, sequence, layer, head);
     memcpy(key, projected + (m->n_heads + head) * width, width * sizeof(float));
     apply_rope(m, &l->key_norm, key, position);
@@ -476,10 +476,10 @@ static void softmax(float *scores, int64_t n, int64_t all) {
     for (int64_t i = n; i < all; i++) scores[i] = 0;
 }
 
-/* A few rows of one sequence, in their order, and the query heads of one key-value head. `scratch` is the thread's own. */
-static void attend(const Model *m, const Layer *l, const Cache *cache, int64_t layer, int64_t sequence, const int64_t *positions,
-                   int64_t rows, int64_t kv_head, const float *projected, int64_t projected_stride, float *mixed,
-                   int64_t mixed_stride, float *scratch) {
+/* A few rows of one sequence, in order, and the query heads of one key-value head. `scratch` is the thread's own. */
+static void attend(const Model *m, const Layer *l, const Cache *cache, int64_t layer, int64_t sequence,
+                   const int64_t *positions, int64_t rows, int64_t kv_head, const float *projected,
+                   int64_t projected_stride, float *mixed, int64_t mixed_stride, float *scratch) {
     Kind kind = cache->kind;
     int64_t width = m->key_width, padded = round_up(m->value_width), group = m->n_heads / m->n_kv_heads;
     int64_t n = rows * group, length = positions[rows - 1] + 1, all = round_up(length), capacity = cache->capacity;
