@@ -36,8 +36,7 @@ from benchmarks.peers import CONTENDERS, open_contender
 from benchmarks.picture import draw_bars
 from transformer.device import describe
 from transformer.hub import checkpoint
-from transformer.legacy import preset_config
-from transformer.model import Transformer
+from transformer.model import ModelConfig, Transformer
 
 CONTEXT = 1024
 SIZES = {"d_model": 512, "n_layers": 6, "n_heads": 8, "d_feed_forward": 2048, "vocab_size": 50257}
@@ -87,7 +86,7 @@ def prepare(options: Namespace, folder: Path) -> None:
         model = checkpoint.load_model(options.model)
     else:
         sizes = {**SIZES, **sizes_of(options)}
-        model = Transformer(preset_config(options.preset or "gpt2", context_length=CONTEXT, dropout=0.0, **sizes))
+        model = Transformer(ModelConfig.preset(options.preset or "gpt2", context_length=CONTEXT, dropout=0.0, **sizes))
     checkpoint.save(model, None, folder)
 
 

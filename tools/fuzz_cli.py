@@ -30,8 +30,7 @@ from transformer.cli import main as run_command
 from transformer.data.conversation import CHAT_TEMPLATE
 from transformer.data.tokenizer import Tokenizer
 from transformer.hub import checkpoint
-from transformer.legacy import preset_config
-from transformer.model import Transformer
+from transformer.legacy import model_class, preset_config
 
 _CHARACTERS = [
     "a",
@@ -145,7 +144,8 @@ def prepare(folder: Path) -> None:
     ):
         torch.manual_seed(0)
         sizes = dict(vocab_size=tokenizer.vocab_size, context_length=16, d_model=16, n_layers=1, n_heads=2)
-        model = Transformer(preset_config(preset, **sizes)).eval()
+        config = preset_config(preset, **sizes)
+        model = model_class(config)(config).eval()
         tokenizer.chat_template = CHAT_TEMPLATE if name == "chat" else None
         checkpoint.save(model, tokenizer, folder / name)
     modern = {path.name: path.read_bytes() for path in (folder / "modern").iterdir()}

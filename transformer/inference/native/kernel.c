@@ -8,7 +8,7 @@
    and so do the keys (columns: positions, inputs: the width of a head) and the values (columns: the width of a head,
    inputs: positions). One loop nest, `gemm_tile`, multiplies them all; `gemm_tile_int8` is the same for 8 bits.
 
-   The architecture is explained in transformer/model; model.py beside this file fills the structures in. */
+   The architecture is explained in transformer/model; native_backend.py beside this file fills the structures in. */
 
 #include <immintrin.h>
 #include <math.h>
