@@ -1,11 +1,14 @@
 """Small models and texts for the tests."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from transformer.data.tokenizer import Tokenizer
 from transformer.hub import checkpoint
+from transformer.hub.architectures import adapter_for
 from transformer.legacy import model_class, preset_config
 from transformer.model import ModelConfig, Transformer
 
@@ -48,3 +51,8 @@ def tiny_model_directory(path: str | Path, preset: str = "modern", **overrides: 
     tokenizer = tiny_tokenizer()
     checkpoint.save(tiny_model(preset, vocab_size=tokenizer.vocab_size, **overrides), tokenizer, path)
     return Path(path)
+
+
+def model_config(fields: Mapping[str, Any]) -> ModelConfig:
+    """Our config from the fields of a `config.json`."""
+    return adapter_for(fields.get("model_type")).model_config(fields)

@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from models import tiny_model_directory
+from models import model_config, tiny_model_directory
 from safetensors.torch import load_file, save_file
 from test_formats import GPT2, LLAMA, OPT, QWEN3
 
 from transformer.errors import CheckpointError
 from transformer.hub import checkpoint
-from transformer.hub.config_mapping import model_config
 
 IDS = torch.arange(3, 27)[None]
 HEADS = {"modern": "lm_head.weight", "gpt2": "lm_head.weight"}

@@ -7,16 +7,16 @@ from random import Random
 import pytest
 import torch
 import transformers
-from models import tiny_config, tiny_model, tiny_tokenizer
+from models import model_config, tiny_config, tiny_model, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 
 from transformer.data.tokenizer import Tokenizer
 from transformer.errors import CheckpointError, WriteError
 from transformer.hub import checkpoint
-from transformer.hub.config_mapping import hub_config, model_config
+from transformer.hub.architectures import default_adapter
 from transformer.hub.resolve import fetch, pack
 from transformer.inference import Generator, SamplingOptions
-from transformer.model import Transformer
+from transformer.model import ModelConfig, Transformer
 
 WITH_A_HUB_FORMAT = {
     "paper": ("paper", {}, "OPTForCausalLM"),
@@ -387,6 +387,9 @@ def test_hostile_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_extra_key_holds_only_what_the_hub_cannot_say() -> None:
+    def hub_config(config: ModelConfig) -> dict:
+        return default_adapter(config).hub_config(config)
+
     assert "decoder_only_transformer" not in hub_config(tiny_config("modern"))
     extra = hub_config(tiny_config("paper", dropout=0.2))["decoder_only_transformer"]
     assert extra == {"positions": "sinusoidal", "scale_embeddings": True, "tie_embeddings": True}

@@ -16,8 +16,7 @@ from safetensors.torch import save_file
 from transformer.data.tokenizer import Tokenizer
 from transformer.errors import CheckpointError
 from transformer.files import read_json, whole_file
-from transformer.hub.config_mapping import hub_config, model_config
-from transformer.hub.state_dict import hub_state, model_state
+from transformer.hub.architectures import adapter_for, default_adapter
 from transformer.hub.weights import WEIGHTS, open_weights
 from transformer.legacy import model_class
 from transformer.model import Transformer
@@ -25,12 +24,22 @@ from transformer.model import Transformer
 _GENERATION = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "top_k": 50, "repetition_penalty": 1.1}
 
 
-def save(model: Transformer, tokenizer: Tokenizer | None, directory: str | Path) -> None:
+def save(model: Transformer, tokenizer: Tokenizer | None, directory: str | Path, model_type: str | None = None) -> None:
     """Write the model directory, each file whole or not at all, the weights last.
 
     Without a tokenizer the directory has weights and config alone.
+
+    Args:
+        model_type: the Hub's name of the architecture: of a model that was opened, what `read_model_type` said of its
+            directory. None: the default of a newly built model.
+
+    Raises:
+        ConfigError: if a model of this type cannot compute what the model does.
+        WriteError: if a file cannot be written.
     """
     directory = Path(directory)
+    adapter = adapter_for(model_type) if model_type else default_adapter(model.config)
+    fields = adapter.hub_config(model.config)
     ids: dict[str, Any] = {}
     ends: dict[str, Any] = {}
     if tokenizer is not None:
@@ -40,15 +49,25 @@ def save(model: Transformer, tokenizer: Tokenizer | None, directory: str | Path)
             ids["pad_token_id"] = tokenizer.pad_id
         others = sorted(tokenizer.end_ids - {tokenizer.end_of_text_id})
         ends = {"eos_token_id": [tokenizer.end_of_text_id, *others]} if others else {}
-    _write_json(directory / "config.json", {**hub_config(model.config), **ids})
+    _write_json(directory / "config.json", {**fields, **ids})
     _write_json(directory / "generation_config.json", {**ids, **ends, **_GENERATION})
-    tensors = {name: tensor.contiguous() for name, tensor in hub_state(model.state_dict(), model.config).items()}
+    state = adapter.export_state(model.state_dict(), model.config)
+    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
     with whole_file(directory / WEIGHTS) as path:
         save_file(tensors, path, metadata={"format": "pt"})
 
 
+def read_model_type(directory: str | Path) -> str:
+    """The Hub's name of the architecture of a model directory, to be given to `save` when the model is written again.
+
+    Raises:
+        CheckpointError: if there is no config.json, or the architecture is not one of `hub.architectures`.
+    """
+    return adapter_for(read_json(Path(directory) / "config.json").get("model_type")).model_type
+
+
 def load(directory: str | Path, device: torch.device | str = "cpu") -> tuple[Transformer, Tokenizer]:
-    """Open a model directory, ours or one of the Hub architectures in `formats`. The model is in evaluation mode.
+    """Open a model directory, of one of the architectures in `hub.architectures`. The model is in evaluation mode.
 
     Raises:
         CheckpointError: if a file is missing or damaged, or the architecture is not understood.
@@ -61,11 +80,13 @@ def load(directory: str | Path, device: torch.device | str = "cpu") -> tuple[Tra
 def load_model(directory: str | Path, device: torch.device | str = "cpu") -> Transformer:
     """Open the model of a model directory, without its tokenizer."""
     directory = Path(directory)
-    config = model_config(read_json(directory / "config.json"))
+    fields = read_json(directory / "config.json")
+    adapter = adapter_for(fields.get("model_type"))
+    config = adapter.model_config(fields)
     tensors = open_weights(directory, config, device)
     model = model_class(config)(config, initialise=False)
     try:
-        state = model_state(tensors, config, model.state_dict())
+        state = adapter.import_state(tensors, config, model.state_dict())
     except CheckpointError as error:
         raise CheckpointError(f"{directory}: {error}") from error
     del tensors

@@ -108,7 +108,8 @@ class Subject:
             places.append(source.describe_last())
             tokens += batches[-1].inputs.numel()
         source.restore(before)
-        return cls(**vars(parts), config=config, engine=engine, batches=batches, places=places)
+        components = {name: value for name, value in vars(parts).items() if name in cls.__dataclass_fields__}
+        return cls(**components, config=config, engine=engine, batches=batches, places=places)
 
     @cached_property
     def validation_batches(self) -> list[Batch]:

@@ -17,7 +17,7 @@ from transformer.errors import CheckpointError
 from transformer.evaluation import Evaluation
 from transformer.files import whole_file
 from transformer.hub import checkpoint
-from transformer.hub.config_mapping import hub_config
+from transformer.hub.architectures import adapter_for
 from transformer.inference import Generator, SamplingOptions
 
 TRAINING_FILE = "training.json"  # what the training run says of itself, beside the weights
@@ -86,7 +86,7 @@ def write_card(
     directory = Path(directory)
     model, tokenizer = checkpoint.load(directory)
     facts, config = TrainingFacts.read(directory), model.config
-    architecture = hub_config(config)["architectures"][0]
+    architecture = adapter_for(checkpoint.read_model_type(directory)).class_name
     weights = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
     generator = Generator(model, tokenizer, "fp32")
     samples = [(prompt, "".join(generator.generate(prompt, _SAMPLING))) for prompt in PROMPTS]

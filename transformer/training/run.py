@@ -83,7 +83,8 @@ def _train(config: TrainConfig, hub_token: str | None, stop: threading.Event | N
         rows = validation_batches(validation, config.validation_windows, _VALIDATION_ROWS, engine.rank, engine.world)
         if engine.device.type == "cpu":
             keep_freed_memory()  # not before: what tokenising freed is not needed again
-        progress = Trainer(model.train(), tokenizer, parts.source, rows, config, engine, stop).run()
+        trainer = Trainer(model.train(), tokenizer, parts.source, rows, config, engine, stop, parts.model_type)
+        progress = trainer.run()
         if engine.main:
             # How a run is taken up belongs to no run.
             command = command_line({name: v for name, v in config.changed().items() if name not in _NOT_OF_THE_RUN})

@@ -39,13 +39,18 @@ _STREAMED_VALIDATION = 200  # documents of a validation split that is not kept o
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of. training: the windows behind `source`; None: there are none, as of a stream."""
+    """What a run is made of.
+
+    training: the windows behind `source`; None: there are none, as of a stream.
+    model_type: the Hub's name of the architecture of the model that the run begins with; None: it is newly built.
+    """
 
     tokenizer: Tokenizer
     model: Transformer
     source: BatchSource
     training: Windows | None
     validation: Windows
+    model_type: str | None = None
 
 
 def build(config: TrainConfig, engine: Engine) -> Parts:
@@ -59,6 +64,7 @@ def build(config: TrainConfig, engine: Engine) -> Parts:
         try:
             tokenizer = _tokenizer(config, engine, start)
             model = _model(config, tokenizer, start, engine.device)
+            model_type = checkpoint.read_model_type(start) if start else None
         finally:
             if start is not None:
                 discard(start)
@@ -66,7 +72,7 @@ def build(config: TrainConfig, engine: Engine) -> Parts:
         source, training, validation = _text(config, tokenizer, context, engine)
         if config.start_from_bigrams and training:
             start_from_bigrams(model, training.stream.tokens[training.first : training.stop])
-    return Parts(tokenizer, model, source, training, validation)
+    return Parts(tokenizer, model, source, training, validation, model_type)
 
 
 def _tokenizer(config: TrainConfig, engine: Engine, start: Path | None) -> Tokenizer:

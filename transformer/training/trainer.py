@@ -49,6 +49,7 @@ class Trainer:
         source, validation: batches to learn from and to validate on, this process's rows of them.
         engine: the processes of the run.
         stop: when this is set, the run stops as after SIGTERM.
+        model_type: what the model is saved as; None: the default of a newly built model.
     """
 
     def __init__(
@@ -60,8 +61,9 @@ class Trainer:
         config: TrainConfig,
         engine: Engine,
         stop: threading.Event | None = None,
+        model_type: str | None = None,
     ) -> None:
-        self._stop = stop
+        self._stop, self._model_type = stop, model_type
         self.model, self.tokenizer, self.source, self.validation = model, tokenizer, source, validation
         self.config, self.engine, self.progress = config, engine, Progress()
         self.output = Path(config.output)
@@ -155,7 +157,7 @@ class Trainer:
         if math.isfinite(loss) and loss < progress.best_loss:
             progress.best_loss, progress.best_step, progress.waited = loss, progress.step, 0
             if self.engine.main:
-                checkpoint.save(whole, self.tokenizer, self.output)
+                checkpoint.save(whole, self.tokenizer, self.output, self._model_type)
         else:
             progress.waited += 1
         if self.engine.main:
@@ -166,7 +168,7 @@ class Trainer:
         if not self.progress.best_step:
             whole = run_state.whole_model(self.model) if self.engine.sharded else self.model
             if self.engine.main:
-                checkpoint.save(whole, self.tokenizer, self.output)
+                checkpoint.save(whole, self.tokenizer, self.output, self._model_type)
 
     def _measure_bytes(self) -> float:
         """UTF-8 bytes of the validation text per target; end-of-text tokens are targets without bytes."""
