@@ -106,28 +106,9 @@ def train(
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; the options are those of `TrainConfig`."""
-    from transformer.console import never_fail_on_characters
-    from transformer.credentials import guard_output
-    from transformer.errors import TransformerError
-    from transformer.training.interrupt import Interrupted
-    from transformer.training.options import parse
-    from transformer.training.run import train as run
+    from transformer.cli.train_command import run
 
-    guard_output()
-    never_fail_on_characters()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        run(parse(sys.argv[1:] if arguments is None else arguments))
-    except Interrupted as stop:
-        print(f"train.py: {stop}", file=sys.stderr)
-        return 128 + stop.signal
-    except TransformerError as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("train.py: stopped at once; the same command goes on from the last checkpoint.", file=sys.stderr)
-        return 130
-    return 0
+    return run(sys.argv[1:] if arguments is None else arguments, "train.py")
 
 
 if __name__ == "__main__":

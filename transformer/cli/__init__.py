@@ -12,6 +12,7 @@ import math
 import sys
 from pathlib import Path
 
+from transformer import __version__
 from transformer.console import never_fail_on_characters, typed
 from transformer.credentials import guard_output
 from transformer.errors import ConfigError, TransformerError
@@ -28,9 +29,14 @@ def main(arguments: list[str] | None = None) -> int:
     never_fail_on_characters()
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command is not preflight:
+    if rest and options.command not in (preflight, train):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.rest = rest
+    if getattr(options, "model", "") is None:
+        parser.error(
+            "this installation has no default model, which is part of a checkout. Give --model a folder, a tar, a URL "
+            "or a Hub id, such as --model user/name."
+        )
     try:
         return options.command(options) or 0
     except TransformerError as error:
@@ -190,6 +196,13 @@ def show(options: argparse.Namespace) -> None:
     print(output)
 
 
+def train(options: argparse.Namespace) -> int:
+    """Train a model; the options are those of `train.py`."""
+    from transformer.cli.train_command import run
+
+    return run(options.rest, "python -m transformer train")
+
+
 def preflight(options: argparse.Namespace) -> int:
     """Check a training without starting it; nothing is left behind but the tokens of its text in the cache."""
     import logging
@@ -274,6 +287,8 @@ def _place(text: str) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m transformer", description=__doc__.split("\n")[0])
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    default_model = DEFAULT_MODEL if Path(DEFAULT_MODEL).is_dir() else None  # an installed package has none
     commands = parser.add_subparsers(required=True, metavar="command")
 
     def command(name: str, function, help: str) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
@@ -288,7 +303,7 @@ def _parser() -> argparse.ArgumentParser:
     chatting = command("chat", chat, "answer what you type, or continue it line by line")
     for sub in (predicting, chatting):
         sub.add_argument(
-            "--model", type=_place, default=DEFAULT_MODEL, help="folder, tar, URL, or Hub id (user/name@revision)"
+            "--model", type=_place, default=default_model, help="folder, tar, URL, or Hub id (user/name@revision)"
         )
         sub.add_argument(
             "--dtype", choices=_DTYPES, default="auto", help="of the matrix products; auto: the fastest here"
@@ -314,7 +329,7 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluating = command("evaluate", evaluate, "perplexity per token, per word, and bits per byte")
     evaluating.add_argument(
-        "--model", type=_place, default=DEFAULT_MODEL, help="folder, tar, URL, or Hub id (user/name@revision)"
+        "--model", type=_place, default=default_model, help="folder, tar, URL, or Hub id (user/name@revision)"
     )
     evaluating.add_argument("--dtype", choices=_DTYPES, default="fp32", help="of the matrix products")
     evaluating.add_argument("--data", "--dataset", type=_place, required=True, help="file, folder, or Hub data set")
@@ -337,7 +352,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     showing.add_argument("text", type=typed, help="the text that it reads")
     showing.add_argument(
-        "--model", type=_place, default=DEFAULT_MODEL, help="folder, tar, URL, or Hub id (user/name@revision)"
+        "--model", type=_place, default=default_model, help="folder, tar, URL, or Hub id (user/name@revision)"
     )
     showing.add_argument("--output", type=_place, help="the page; default: attention.html or tokens.html")
 
@@ -348,6 +363,9 @@ def _parser() -> argparse.ArgumentParser:
     describing.add_argument(
         "--evaluate", action="append", default=[], metavar="NAME=DATA", help="score the validation split of DATA"
     )
+
+    training = commands.add_parser("train", add_help=False, allow_abbrev=False, help="train a model")
+    training.set_defaults(command=train)
 
     checking = commands.add_parser(
         "preflight", add_help=False, allow_abbrev=False, help="check a training before it costs anything"

@@ -1,0 +1,42 @@
+"""Training on the command line: `python train.py`, and `python -m transformer train`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from transformer.console import never_fail_on_characters
+from transformer.credentials import guard_output
+from transformer.errors import ConfigError, TransformerError
+from transformer.training.interrupt import Interrupted
+
+
+def run(arguments: list[str], program: str) -> int:
+    """Train with these options; the exit status is 1 after an error, and 128 + the signal of a run that was stopped.
+
+    Args:
+        program: the name of the command, for messages.
+    """
+    guard_output()
+    never_fail_on_characters()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        _train(arguments, program)
+    except TransformerError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 128 + error.signal if isinstance(error, Interrupted) else 1
+    except KeyboardInterrupt:
+        print(f"{program}: stopped at once; the same command goes on from the last checkpoint.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _train(arguments: list[str], program: str) -> None:
+    try:
+        from transformer.training.options import parse
+        from transformer.training.run import train
+    except ModuleNotFoundError as error:
+        if error.name not in ("tyro", "yaml"):
+            raise
+        raise ConfigError(f"{error.name} is not installed: install decoder-only-transformer[train].") from error
+    train(parse(arguments, program))
