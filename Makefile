@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 SHARED_DATA ?= ../shared
 DATA ?= $(wildcard $(SHARED_DATA)/data/wikitext-2)
 
-.PHONY: predict chat test serve train speedrun sprint lint types clean
+.PHONY: predict chat test test-fast coverage serve train speedrun sprint lint types docs clean
 
 predict: $(VENV)/run.stamp
 ifeq ($(origin PROMPT),command line)
@@ -35,6 +35,18 @@ speedrun sprint: $(VENV)/dev.stamp
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+# The edit loop: tests without servers, trainings and processes of their own.
+FAST := $(addprefix tests/test_,model.py structure.py embeddings.py stream_decoder.py stop_sequences.py docs.py)
+test-fast: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -n auto --dist loadfile $(FAST)
+
+coverage: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest --cov=transformer --cov-report=term $(FAST)
+
+# A static site in site/.
+docs: $(VENV)/dev.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --clean
 
 # The real Cog HTTP server, without Docker. MODE=train for POST /trainings. The schema is that of the mode alone: of one
 # with both, Cog's playground shows only the training.

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 _SHELL = ("", "sh", "bash", "shell", "console")
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _COPIED = ("*.py", "*.toml", "*.txt", "*.md", "*.yaml", "Makefile", "LICENSE")
-_FOLDERS = ("transformer", "tools", "weights", "benchmarks", "docs")
+_FOLDERS = ("transformer", "tools", "weights", "benchmarks", "docs", "experiments")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def copy_checkout(folder: Path) -> Path:
             shutil.copy2(file, folder / file.name)
     for name in _FOLDERS:
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "output"))
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "output", "cache"))
     (environment := folder / ".venv").mkdir()
     for entry in Path(sys.prefix).iterdir():
         if entry.suffix != ".stamp":

@@ -42,6 +42,7 @@ RULES = {
     r"make predict|\.venv/bin/python -m transformer predict": "predict",
     r"make chat": "chat",
     r"\.venv/bin/python -m transformer (show|evaluate|preflight --help)": "look",
+    r"\.venv/bin/python -m experiments.walkthrough": "look",
     r"\.venv/bin/python -m transformer import-original": "import",
     r"\.venv/bin/python -m transformer push": "publish",
     r"make train ARGS=--help": "look",
@@ -51,6 +52,7 @@ RULES = {
     r"cog (predict|train) -i": "cog",
     r"\.venv/bin/ct2-transformers-converter": "convert",
     r"from transformers import": "python",
+    r"from transformer\.": "library",
     r"import time\nimport httpx": "client",
 }
 NOT_RUN = {
@@ -63,7 +65,7 @@ NOT_RUN = {
     r"location = /predictions": "is nginx's configuration, and says that it was not run",
     r"find /tmp/coglet": "cleans the folder of whatever server runs on this machine",
     r"\.venv/bin/python benchmarks/cold_start.py": "measures for a minute, and needs a quiet machine",
-    r"(predict\.py|transformer/|weights/|tools/|tests/)": "is no command: the list of what is where",
+    r"import replicate": "needs a model on Replicate and an account",
 }
 COMMANDS = commands()
 
@@ -171,7 +173,9 @@ def test_what_a_command_prints_or_the_page_that_it_writes(
         letters = re.sub(r"<[^>]*>|\W", "", page)  # whatever stands between the tokens
         assert "lobsterisblue" in letters and page.rstrip().endswith("</html>")
     else:
-        assert ("--max-minutes" if "train" in command else "bits per byte") in said
+        options = "train" in command or "preflight" in command
+        expected = "--max-minutes" if options else "likeliest next" if "walkthrough" in command else "bits per byte"
+        assert expected in said
 
 
 @each("import")
@@ -192,6 +196,11 @@ def test_the_default_model_is_converted(command: str, shell: Callable[..., str],
 def test_python_runs(command: str, shell: Callable[..., str]) -> None:
     program = command + '\nprint(tokenizer.decode(model.generate(**tokenizer("The river", return_tensors="pt"))[0]))\n'
     assert "The river" in shell(f".venv/bin/python -c {shlex.quote(program)}")
+
+
+@each("library")
+def test_the_library_continues_a_text(command: str, shell: Callable[..., str]) -> None:
+    assert len(shell(f".venv/bin/python -c {shlex.quote(command)}").split()) > 10
 
 
 # ---- publish ----

@@ -1,8 +1,8 @@
 """`python -m tools.requirements`: write the requirements files from pyproject.toml.
 
-pyproject.toml has the direct dependencies and the ranges that are accepted. The requirements files pin the versions that
-the tests run with: those that are installed. `--check` changes nothing and exits with 1 if a file is out of date; then a
-pin counts as up to date if pyproject.toml accepts it, so that the result does not depend on what is installed.
+pyproject.toml has the direct dependencies and the ranges that are accepted. The requirements files pin the versions
+that the tests run with: those that are installed. `--check` changes nothing and exits with 1 if a file is out of date;
+a pin is up to date if pyproject.toml accepts it, so that the result does not depend on what is installed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FILES = {
         False,
     ),
     "benchmarks/requirements.txt": (
-        "# What the project is measured against. llama-cpp-python is built from source: it takes minutes, gcc and cmake.\n",
+        "# What the project is measured against. llama-cpp-python is built from source: it needs gcc and cmake.\n",
         ("bench",),
         False,
     ),
@@ -39,7 +39,7 @@ FILES = {
 
 
 def requirements(extras: tuple[str, ...], library: bool) -> list[Requirement]:
-    """The direct dependencies of these extras, without references to the project itself, sorted as in pyproject.toml."""
+    """The direct dependencies of these extras, as in pyproject.toml; references to the project itself are left out."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lines = [*project["dependencies"]] if library else []
     for extra in extras:
