@@ -37,7 +37,7 @@ test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # The edit loop: tests without servers, trainings and processes of their own.
-FAST := $(addprefix tests/test_,model.py structure.py embeddings.py stream_decoder.py stop_sequences.py docs.py)
+FAST := $(addprefix tests/test_,model.py structure.py stream_decoder.py stop_sequences.py docs.py walkthrough.py)
 test-fast: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n auto --dist loadfile $(FAST)
 
