@@ -8,9 +8,11 @@ import torch
 from models import tiny_tokenizer
 
 from transformer.cli import main
-from transformer.errors import CheckpointError
+from transformer.errors import CheckpointError, ConfigError
 from transformer.hub import checkpoint
+from transformer.legacy import BlogTransformer, preset_config
 from transformer.legacy.checkpoint_import import load_original
+from transformer.model import Transformer
 
 VOCABULARY, WIDTH, HEADS, LAYERS, CONTEXT = 300, 24, 3, 2, 16
 PAD = 299
@@ -163,3 +165,10 @@ def test_files_that_are_no_checkpoint_are_refused_and_no_code_is_run(tmp_path: P
     with pytest.raises(CheckpointError):
         load_original(tmp_path / "evil.pt")
     assert not (tmp_path / "was-run").exists()
+
+
+def test_a_config_builds_its_own_class_of_model_alone() -> None:
+    with pytest.raises(ConfigError, match="a Transformer is built from a ModelConfig, not from a BlogConfig"):
+        Transformer(preset_config("blog", vocab_size=8, d_model=8, n_layers=1, n_heads=2))
+    with pytest.raises(ConfigError, match="a BlogTransformer is built from a BlogConfig"):
+        BlogTransformer(preset_config("gpt2", vocab_size=8, d_model=8, n_layers=1, n_heads=2))

@@ -115,6 +115,7 @@ class BlogTransformer(Transformer):
     """The blog's model, with the interface of `Transformer`."""
 
     config: BlogConfig
+    config_class = BlogConfig
 
     def __init__(self, config: BlogConfig, initialise: bool = True) -> None:
         super().__init__(config, initialise=False)

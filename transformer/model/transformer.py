@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -28,10 +29,18 @@ class Transformer(nn.Module):
     Args:
         config: the architecture.
         initialise: False leaves the weights as uninitialised memory, for a caller that loads trained ones.
+
+    Raises:
+        ConfigError: if the config is that of another class of model.
     """
+
+    config_class: ClassVar[type[ModelConfig]] = ModelConfig
 
     def __init__(self, config: ModelConfig, initialise: bool = True) -> None:
         super().__init__()
+        if type(config) is not self.config_class:
+            expected, given = self.config_class.__name__, type(config).__name__
+            raise ConfigError(f"a {type(self).__name__} is built from a {expected}, not from a {given}.")
         self.config = config
         self.token_embedding = Embedding(config.vocab_size, config.d_model)
         self.position_embedding = _added_positions(config)
