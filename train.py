@@ -91,9 +91,9 @@ def train(
         max_epochs=num_train_epochs,
         max_steps=None if max_steps is None else int(max_steps),
         batch_size=int(train_batch_size),
-        accumulate=int(gradient_accumulation_steps),
+        gradient_accumulation_steps=int(gradient_accumulation_steps),
         learning_rate=learning_rate,
-        warmup=warmup_ratio,
+        warmup_ratio=warmup_ratio,
         context_length=int(context_length),
         seed=int(seed),
         preflight=preflight,  # type: ignore[arg-type]  # one of the choices: Cog has checked it

@@ -349,7 +349,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "gradients divided twice",
         "step",
         "(self.engine.world / tokens)",
-        "(self.engine.world / tokens / self.config.accumulate)",
+        "(self.engine.world / tokens / self.config.gradient_accumulation_steps)",
         "accumulated gradients",
     ),
     _training(
@@ -376,7 +376,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     _training(
         "no clipping",
         "step",
-        "self.module.parameters(), self.config.clip)",
+        "self.module.parameters(), self.config.max_grad_norm)",
         'self.module.parameters(), float("inf"))',
         "clipping",
     ),
@@ -479,7 +479,7 @@ UNCHANGED: tuple[dict[str, Any], ...] = (
     dict(separate_documents=True),
     dict(preset="gpt2", dropout=0.2),
     dict(preset="paper", dropout=0.2),
-    dict(preset="blog", optimizer="muon", accumulate=2),
+    dict(preset="blog", optimizer="muon", gradient_accumulation_steps=2),
 )
 
 

@@ -383,7 +383,7 @@ def settings() -> list[Case]:
         "windows that begin like prompts": dict(prompt_share=0.5),
         "all windows begin like prompts": dict(prompt_share=0.99, window_stride=16),
         "documents apart": dict(separate_documents=True),
-        "three passes": dict(max_epochs=3, accumulate=2),
+        "three passes": dict(max_epochs=3, gradient_accumulation_steps=2),
         "muon": dict(optimizer="muon"),
         "dropout and bf16": dict(dropout=0.2, precision="bf16"),
         "five minutes": dict(max_minutes=0.01),

@@ -16,7 +16,14 @@ from transformer.training import run_state
 ROOT = Path(__file__).parents[1]
 SMALL = [
     *("--vocab-size=300", "--context-length=16", "--d-model=32", "--n-layers=2", "--dropout=0", "--precision=fp32"),
-    *("--batch-size=5", "--accumulate=2", "--validate-every=3", "--optimizer=muon", "--schedule=wsd", "--seed=1"),
+    *(
+        "--batch-size=5",
+        "--gradient-accumulation-steps=2",
+        "--validate-every=3",
+        "--optimizer=muon",
+        "--schedule=wsd",
+        "--seed=1",
+    ),
 ]
 
 

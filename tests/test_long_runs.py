@@ -85,8 +85,12 @@ def test_what_is_saved_is_the_average_and_a_resumed_run_ends_with_the_same_bits(
 
 
 def test_the_decay_of_wsd_may_change_on_a_resume(text, tmp_path):
-    train(options(text, tmp_path, schedule="wsd", max_steps=4, warmup=0.0, decay=0.0))
-    train(options(text, tmp_path, schedule="wsd", max_steps=8, warmup=0.0, decay=0.5, final_learning_rate=0.05))
+    train(options(text, tmp_path, schedule="wsd", max_steps=4, warmup_ratio=0.0, decay_ratio=0.0))
+    train(
+        options(
+            text, tmp_path, schedule="wsd", max_steps=8, warmup_ratio=0.0, decay_ratio=0.5, final_learning_rate=0.05
+        )
+    )
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     rates = [line["learning_rate"] for line in lines if "learning_rate" in line]
     assert len(rates) == 8 and rates[0] == rates[4] > rates[5] > rates[7]

@@ -72,6 +72,26 @@ def test_a_wrong_file_is_refused_by_name(text: str, said: str, tmp_path: Path) -
         read(str(path))
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("accumulate", "gradient_accumulation_steps"),
+        ("clip", "max_grad_norm"),
+        ("warmup", "warmup_ratio"),
+        ("decay", "decay_ratio"),
+    ],
+)
+def test_an_earlier_name_is_refused_with_the_present_one(old: str, new: str, tmp_path: Path) -> None:
+    assert not hasattr(TrainConfig("x"), old) and hasattr(TrainConfig("x"), new)
+    for arguments in ([f"--{old}", "1"], [f"--{old}=1"]):
+        with pytest.raises(ConfigError, match=f"^--{old} was renamed: write --{new.replace('_', '-')}.$"):
+            parse(["--data", "x", *arguments])
+    path = tmp_path / "run.yaml"
+    path.write_text(f"data: x\n{old}: 1\n")
+    with pytest.raises(ConfigError, match=f"^{old} in .* was renamed: write {new}.$"):
+        parse(["--config", str(path)])
+
+
 def test_an_unknown_preset_is_told_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="quick, speedrun, sprint, wikitext-103, wikitext-2"):
         read("fast")

@@ -54,8 +54,8 @@ def test_what_the_model_decides_is_refused_even_at_its_default(option: str) -> N
         ("--stream --max-documents=3 --short-window-share=0.5", "--max-documents and --short-window-share have"),
         ("--short-window-length=64", "--short-window-length has"),
         ("--short-window-share=0.5 --window-stride=64", "--window-stride has"),
-        ("--decay=0.3", "--decay has"),
-        ("--schedule=linear --decay=0.2", "--decay has"),
+        ("--decay-ratio=0.3", "--decay-ratio has"),
+        ("--schedule=linear --decay-ratio=0.2", "--decay-ratio has"),
         ("--push-public", "--push-public has"),
         ("--freeze-embeddings --embedding-learning-rate=0.1", "--embedding-learning-rate has"),
         ("--parallel=fsdp", "--parallel has"),
@@ -72,7 +72,7 @@ def test_other_options_without_effect(options: str, names: str) -> None:
     [
         "--init-from weights --dropout 0.1 --context-length 512 --learning-rate 0.001 --seed 0",
         "--init-from weights --tokenizer None --freeze-embeddings --no-push-public --parallel ddp",
-        "--schedule wsd --decay 0.3",
+        "--schedule wsd --decay-ratio 0.3",
         "--tokenizer t --preset paper --d-model 64 --n-heads 4",
         "--stream --separate-documents --max-steps 3 --price-per-hour 1",
         "--push-to a/b --push-public",
@@ -147,7 +147,7 @@ def test_the_largest_seed_trains(corpus: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(("learning_rate", float("nan")), ("learning_rate", float("inf")), ("clip", float("nan"))),
+        *(("learning_rate", float("nan")), ("learning_rate", float("inf")), ("max_grad_norm", float("nan"))),
         *(
             ("beta2", 1.0),
             ("beta2", float("nan")),

@@ -143,7 +143,7 @@ def assert_named(report: Report, check: str, *words: str, verdict: str = "fail")
         dict(preset="paper", dropout=0.2, precision="bf16"),
         dict(optimizer="muon", window_stride=13, prompt_share=0.3),
         dict(separate_documents=True, preset="gpt2"),
-        dict(n_layers=1, d_model=16, n_heads=2, context_length=8, accumulate=3),
+        dict(n_layers=1, d_model=16, n_heads=2, context_length=8, gradient_accumulation_steps=3),
     ],
     ids=str,
 )

@@ -1,5 +1,6 @@
 """A run that is stopped, killed or damaged ends as the run that was not."""
 
+import dataclasses
 import json
 import os
 import random
@@ -31,7 +32,7 @@ SMALL = dict(
     d_model=32,
     n_layers=2,
     batch_size=4,
-    accumulate=2,
+    gradient_accumulation_steps=2,
     dropout=0.1,
     precision="fp32",
     optimizer="muon",
@@ -98,6 +99,25 @@ def test_stopped_anywhere_it_ends_the_same(stops_at: int, corpus: str, whole: Pa
         train(config)
     assert stopped.value.signal == signal.SIGTERM
     torch.rand(7)  # whatever else drew random numbers in between
+    train(config)
+    assert_same(tmp_path, whole)
+
+
+def test_a_run_saved_under_earlier_names_goes_on(corpus: str, whole: Path, tmp_path: Path) -> None:
+    config = TrainConfig(data=corpus, output=str(tmp_path), **SMALL)
+    with before_step(9, lambda: os.kill(os.getpid(), signal.SIGTERM)), pytest.raises(Interrupted):
+        train(config)
+    state = run_state.load(config.checkpoints)
+    for old, new in (
+        ("accumulate", "gradient_accumulation_steps"),
+        ("clip", "max_grad_norm"),
+        ("warmup", "warmup_ratio"),
+    ):
+        state.facts["run"][old] = state.facts["run"].pop(new)
+    run_state.remove(config.checkpoints)
+    run_state.save(config.checkpoints, state.facts["progress"]["step"], state, keep=1)
+    with pytest.raises(ConfigError, match=r"holds a run with max_grad_norm 1\.0, not 0\.5"):
+        train(dataclasses.replace(config, max_grad_norm=0.5))
     train(config)
     assert_same(tmp_path, whole)
 

@@ -77,7 +77,7 @@ def test_a_run_leaves_a_model_its_facts_its_numbers_and_its_card(corpus: Path, t
 def test_an_epoch_learns_every_token_once(corpus: Path, tmp_path: Path) -> None:
     for epochs, accumulate in ((1, 1), (2, 1), (2, 2)):
         out = tmp_path / f"{epochs}-{accumulate}"
-        options = {**SMALL, "batch_size": 5, "accumulate": accumulate, "max_epochs": epochs}
+        options = {**SMALL, "batch_size": 5, "gradient_accumulation_steps": accumulate, "max_epochs": epochs}
         result = train(TrainConfig(data=str(corpus), output=str(out), validation_data=str(corpus), **options))
         stream = tokenize([Document.of(sentence) for sentence in SENTENCES * 10], Tokenizer.load(out))
         tokens = len(stream.tokens) - 1
@@ -120,7 +120,7 @@ def test_training_goes_on_from_a_model_with_its_tokenizer(corpus: Path, tmp_path
 def test_gradients_do_not_depend_on_how_a_step_is_cut(corpus: Path, tmp_path: Path) -> None:
     states = []
     for name, size, accumulate in (("whole", 8, 1), ("cut", 2, 4)):
-        options = {**SMALL, "batch_size": size, "accumulate": accumulate}
+        options = {**SMALL, "batch_size": size, "gradient_accumulation_steps": accumulate}
         train(TrainConfig(data=str(corpus), output=str(tmp_path / name), max_steps=3, **options))
         states.append(checkpoint.load_model(tmp_path / name).state_dict())
     for key in states[0]:
@@ -192,7 +192,13 @@ def test_tiny_texts_train_or_say_that_they_are_too_small(tmp_path: Path) -> None
 def test_a_diverged_run_stops_and_keeps_the_last_good_model(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     config = TrainConfig(
-        data=str(corpus), output=str(out), max_steps=100, validate_every=1, learning_rate=1e30, warmup=0.02, **SMALL
+        data=str(corpus),
+        output=str(out),
+        max_steps=100,
+        validate_every=1,
+        learning_rate=1e30,
+        warmup_ratio=0.02,
+        **SMALL,
     )
     with pytest.raises(TransformerError, match="learning_rate"):
         train(config)
@@ -204,7 +210,7 @@ def test_a_diverged_run_stops_and_keeps_the_last_good_model(corpus: Path, tmp_pa
     [
         (dict(batch_size=0), "batch_size"),
         (dict(max_minutes=-1), "max_minutes"),
-        (dict(warmup=1.0), "warmup"),
+        (dict(warmup_ratio=1.0), "warmup_ratio"),
         (dict(preset="gpt5"), "gpt5"),
         (dict(precision="fp8"), "precision"),
         (dict(device="abacus"), "abacus"),
@@ -234,14 +240,14 @@ def test_the_command_line_takes_options_and_a_yaml_file(corpus: Path, tmp_path: 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd"])
 def test_the_learning_rate_rises_then_falls_to_its_end(schedule: str) -> None:
-    rates = [learning_rate(schedule, i / 100, warmup=0.1, decay=0.2, final=0.05) for i in range(101)]
+    rates = [learning_rate(schedule, i / 100, warmup_ratio=0.1, decay_ratio=0.2, final=0.05) for i in range(101)]
     assert rates[0] == 0 and rates[5] == pytest.approx(0.5) and rates[10] == pytest.approx(1.0)
     assert rates[100] == pytest.approx(0.05)
     assert rates[:11] == sorted(rates[:11]) and rates[10:] == sorted(rates[10:], reverse=True)
     middle = {"cosine": (1 + 0.05) / 2, "linear": (1 + 0.05) / 2, "wsd": 1.0}
     assert rates[55] == pytest.approx(middle[schedule])
     assert schedule != "wsd" or (rates[80] == 1.0 and rates[90] == pytest.approx((1 + 0.05) / 2))
-    assert learning_rate(schedule, 0.0, warmup=0.0, decay=1.0, final=0.1) == 1.0
+    assert learning_rate(schedule, 0.0, warmup_ratio=0.0, decay_ratio=1.0, final=0.1) == 1.0
 
 
 @given(st.integers(0, 10**6), st.integers(0, 10**9), st.floats(0, 1e6), st.integers(1, 10**6), st.floats(0.01, 1e4))

@@ -71,7 +71,8 @@ def memory(subject: Subject) -> Check:
     if total <= _SPARE * free:
         return Check(name, measured, expected)
     cause = (
-        f"A step needs about {_size(total)} and {_size(free)} are free: halve --batch-size and double --accumulate, or "
+        f"A step needs about {_size(total)} and {_size(free)} are free: halve --batch-size and double "
+        "--gradient-accumulation-steps, or "
         "take a smaller model or context."
     )
     return Check(name, measured, expected, "fail" if total > free else "warn", cause)
@@ -109,13 +110,13 @@ def planned_steps(subject: Subject, step_seconds: float | None) -> tuple[int | N
         step_seconds: seconds of a batch.
     """
     config, in_epoch = subject.config, subject.source.steps_in_epoch
-    budget = config.budget(None if in_epoch is None else in_epoch / config.accumulate)
+    budget = config.budget(None if in_epoch is None else in_epoch / config.gradient_accumulation_steps)
     tokens = sum(int((batch.targets != IGNORE).sum()) for batch in subject.batches) / len(subject.batches)
-    tokens *= config.accumulate * subject.engine.world
+    tokens *= config.gradient_accumulation_steps * subject.engine.world
     steps = [budget.steps] if budget.steps else []
     steps += [math.ceil(budget.tokens / max(1.0, tokens))] if budget.tokens else []
     if budget.seconds and step_seconds:
-        steps.append(math.ceil(budget.seconds / (step_seconds * config.accumulate)))
+        steps.append(math.ceil(budget.seconds / (step_seconds * config.gradient_accumulation_steps)))
     return min(steps, default=None), tokens
 
 
@@ -126,7 +127,7 @@ def passes(subject: Subject, step_seconds: float | None) -> Check:
     in_epoch = subject.source.steps_in_epoch
     if steps is None or in_epoch is None:
         return Check(name, "a stream" if in_epoch is None else "as many as time allows", expected)
-    number = steps * subject.config.accumulate / in_epoch
+    number = steps * subject.config.gradient_accumulation_steps / in_epoch
     if number <= _PASSES:
         return Check(name, f"{number:.3g}", expected)
     cause = (
@@ -140,7 +141,7 @@ def forecast(subject: Subject, step_seconds: float | None) -> Check:
     """Tokens, steps, time, cost, and the loss of a run like it if one was measured."""
     config = subject.config
     budget = config.budget(subject.source.steps_in_epoch)
-    seconds = None if step_seconds is None else step_seconds * config.accumulate
+    seconds = None if step_seconds is None else step_seconds * config.gradient_accumulation_steps
     steps, tokens = planned_steps(subject, step_seconds)
     if steps is None:
         return Check("forecast", f"about {budget.seconds or 0:.0f} s", "for your information")

@@ -115,7 +115,7 @@ def steps(subject: Subject) -> Steps:
     """Make the steps that the checks of this module look at."""
     model = _model(subject, dropout=0.0)
     batches = _batches(subject, model)
-    options = dict(accumulate=_ACCUMULATED, clip=float("inf"))
+    options = dict(gradient_accumulation_steps=_ACCUMULATED, max_grad_norm=float("inf"))
     stepper = _stepper(subject, model, batches, **options)
     seen = Gradients(model, stepper.optimizers[0])
     set_learning_rate(stepper.optimizers, 1.0)
@@ -133,7 +133,7 @@ def steps(subject: Subject) -> Steps:
             raise NoUpdateError
         found.append(_flat(seen.seen[-1], model))
         after = after or _copy(model)
-    clipping = _stepper(subject, model, batches, accumulate=1, clip=_CLIP)
+    clipping = _stepper(subject, model, batches, gradient_accumulation_steps=1, max_grad_norm=_CLIP)
     clipped = Gradients(model, clipping.optimizers[0])
     set_learning_rate(clipping.optimizers, 0.0)
     model.zero_grad()
@@ -222,8 +222,8 @@ def zeroed(steps: Steps) -> Check:
 
 
 def clipping(steps: Steps) -> Check:
-    """The gradient is made as short as --clip says before the optimizer sees it."""
-    name, expected = "clipping", "the gradient is as long as --clip allows, if it was longer"
+    """The gradient is made as short as --max-grad-norm says before the optimizer sees it."""
+    name, expected = "clipping", "the gradient is as long as --max-grad-norm allows, if it was longer"
     ratio = steps.clipped / _CLIP
     if abs(ratio - 1) < 0.05:
         return Check(name, "it is", expected)
@@ -263,7 +263,7 @@ def tied(subject: Subject) -> Check:
     expected = "one matrix (tie_embeddings)" if configured else "two matrices (no tie_embeddings)"
     model = _model(subject, dropout=0.0)
     batches = _batches(subject, model)
-    _stepper(subject, model, batches, accumulate=1).step(1)
+    _stepper(subject, model, batches, gradient_accumulation_steps=1).step(1)
     for what, one in (("the model of the run", subject.model), ("a model after a step", model)):
         are_one = one.head.weight is one.token_embedding.weight
         if are_one != configured:
@@ -337,7 +337,7 @@ def dropout(subject: Subject) -> Check:
         return Check(name, "none in training mode", expected, "fail", cause)
     losses = []
     for number in (1, 2, 1):
-        again = _stepper(subject, _model(subject, dropout=max(p, _DROPOUT)), batches, accumulate=1)
+        again = _stepper(subject, _model(subject, dropout=max(p, _DROPOUT)), batches, gradient_accumulation_steps=1)
         losses.append(again.step(number).loss)
     if not _alike(losses[0], losses[2]):
         cause = "The same step drops other numbers each time, so that a run that goes on ends with other weights."
@@ -359,7 +359,7 @@ def resumed(subject: Subject) -> Check:
         for seed in (0, 1):  # the second begins with other weights, and has to find those of the first
             model = _model(subject, dropout=subject.model.config.dropout, seed=seed)
             batches = _batches(subject, model)
-            config = _config(subject, folder, accumulate=2)
+            config = _config(subject, folder, gradient_accumulation_steps=2)
             runs.append(
                 trainer.Trainer(model.train(), subject.tokenizer, Listed(batches), batches[:1], config, _lone(subject))
             )
@@ -421,7 +421,7 @@ def _config(subject: Subject, folder: str = "", **options: Any) -> TrainConfig:
     """A run of two steps with the run's optimizer and precision, a constant learning rate, and no other choices."""
     config = subject.config
     taken = {name: getattr(config, name) for name in ("data", "optimizer", "precision", "separate_documents", "seed")}
-    constant = dict(learning_rate=_RATE, schedule="linear", warmup=0.0, final_learning_rate=1.0)
+    constant = dict(learning_rate=_RATE, schedule="linear", warmup_ratio=0.0, final_learning_rate=1.0)
     fixed = dict(constant, max_steps=2, validate_every=2)
     return TrainConfig(**{**taken, **fixed, "output": folder, "max_loss": 1e30, **options})
 

@@ -225,7 +225,7 @@ class Subject:
             options: of the run's configuration that are to be others.
         """
         alone = Alone(self.engine.device)
-        config = replace(self.config, **{"accumulate": 1, "max_loss": float("inf"), **options})
+        config = replace(self.config, **{"gradient_accumulation_steps": 1, "max_loss": float("inf"), **options})
         module = alone.prepare(trainer.LanguageModelLoss(model, self.bf16))
         optimizers = trainer.make_optimizers(model, config)
         return trainer.Stepper(module, optimizers, Again(batch), self.tokenizer, config, alone)

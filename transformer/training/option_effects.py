@@ -47,7 +47,7 @@ _RULES = (
         "or leave out --stream",
     ),
     _Rule(
-        ("decay",),
+        ("decay_ratio",),
         lambda config: config.schedule != "wsd",
         "without --schedule wsd, the only schedule with a decay of its own",
         "or add --schedule wsd",

@@ -12,8 +12,8 @@ import tyro
 import yaml
 
 from transformer.errors import ConfigError
-from transformer.training.option_effects import refuse_without_effect
-from transformer.training.train_config import TrainConfig
+from transformer.training.option_effects import option, refuse_without_effect
+from transformer.training.train_config import RENAMED, TrainConfig
 
 _PRESETS = Path(__file__).with_name("presets")
 _OTHER_NAMES = {"--dataset": "--data", "--dataset-config": "--data-config"}  # as other programs call them
@@ -34,6 +34,10 @@ def parse(arguments: list[str], program: str = "train.py") -> TrainConfig:
     known, rest = first.parse_known_args([_own_name(argument) for argument in arguments])
     if "--no-preflight" in rest or "--preflight=False" in rest:
         raise ConfigError("--no-preflight is no option any more: write --preflight off.")
+    for argument in rest:
+        name = argument.partition("=")[0]
+        if name.startswith("--") and (new := RENAMED.get(name[2:].replace("-", "_"))):
+            raise ConfigError(f"{name} was renamed: write {option(new)}.")
     options = read(known.config) if known.config else {}
     on_the_command_line = _given(rest)
     if "data" in on_the_command_line:  # the file's configuration is one of the data set that it names
@@ -90,6 +94,8 @@ def read(name: str) -> dict[str, Any]:
     for key, value in options.items():
         if key == "preflight" and isinstance(value, bool):  # YAML reads off as false
             options[key] = value = "stop" if value else "off"
+        if key in RENAMED:
+            raise ConfigError(f"{key} in {name} was renamed: write {RENAMED[key]}.")
         if key not in fields:
             raise ConfigError(f"{name} has an option {key} that does not exist: see train.py --help.")
         options[key] = _converted(f"{key} in {name}", value, fields[key])

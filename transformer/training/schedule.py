@@ -46,21 +46,21 @@ class Budget:
         return min(1.0, max((amount / limit for amount, limit in used if limit), default=0.0))
 
 
-def learning_rate(schedule: str, progress: float, warmup: float, decay: float, final: float) -> float:
+def learning_rate(schedule: str, progress: float, warmup_ratio: float, decay_ratio: float, final: float) -> float:
     """The learning rate as a part of its highest, at `progress` through the run, both in [0, 1].
 
-    It rises in a straight line during `warmup`. Then cosine: it falls along half a cosine to `final`. linear: in a
-    straight line. wsd (warm-up, stable, decay; Hu et al., 2024): it stays, and falls in a straight line in the last
-    `decay` of the run; what was trained until then can go on under a longer budget.
+    It rises in a straight line during the first `warmup_ratio` of the run. Then cosine: it falls along half a cosine to
+    `final`. linear: in a straight line. wsd (warm-up, stable, decay; Hu et al., 2024): it stays, and falls in a
+    straight line in the last `decay_ratio` of the run; what was trained until then can go on under a longer budget.
 
     Raises:
         ConfigError: if there is no schedule of that name.
     """
     if schedule not in SCHEDULES:
         raise ConfigError(f"schedule must be one of {', '.join(SCHEDULES)}, not {schedule!r}.")
-    if progress < warmup:
-        return progress / warmup
-    begin = max(warmup, 1.0 - decay) if schedule == "wsd" else warmup
+    if progress < warmup_ratio:
+        return progress / warmup_ratio
+    begin = max(warmup_ratio, 1.0 - decay_ratio) if schedule == "wsd" else warmup_ratio
     falling = min(1.0, max(0.0, (progress - begin) / (1.0 - begin))) if begin < 1.0 else 0.0
     left = 0.5 * (1.0 + math.cos(math.pi * falling)) if schedule == "cosine" else 1.0 - falling
     return final + (1.0 - final) * left

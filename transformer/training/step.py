@@ -66,7 +66,7 @@ class Stepper:
             int(np.random.SeedSequence((self.config.seed, number, self.engine.rank)).generate_state(1)[0])
         )
         parts, places = [], []
-        for _ in range(self.config.accumulate):
+        for _ in range(self.config.gradient_accumulation_steps):
             parts.append(self.source.next())
             places.append(self.source.describe_last())
         local = [int((part.targets != IGNORE).sum()) for part in parts]
@@ -81,7 +81,7 @@ class Stepper:
                 (summed * (self.engine.world / tokens)).backward()
             nats += float(summed.detach())
         loss = self.engine.sum(nats)[0] / tokens
-        norm = float(whole(nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip)))
+        norm = float(whole(nn.utils.clip_grad_norm_(self.module.parameters(), self.config.max_grad_norm)))
         if not (math.isfinite(loss) and loss <= self.max_loss and math.isfinite(norm)):
             raise Diverged(self._why(number, loss, norm, places, parts[0]))
         for optimizer in self.optimizers:
@@ -112,5 +112,5 @@ class Stepper:
         return (
             f"the run diverged at step {number:,}: loss {loss:.4g}, gradient norm {norm:.4g}, learning rate "
             f"{self._rate():.3g}; {cause}. The batch: {'; '.join(places)}, beginning {text!r}. The weights before this "
-            "step are kept: try a lower learning_rate or a longer warmup."
+            "step are kept: try a lower learning_rate or a larger warmup_ratio."
         )

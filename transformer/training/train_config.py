@@ -15,10 +15,17 @@ from transformer.model import PRESETS, ModelConfig
 from transformer.training.schedule import SCHEDULES, Budget
 
 PREFLIGHT = ("stop", "warn", "off")
+# Earlier names of options, and those that replaced them.
+RENAMED = {
+    "accumulate": "gradient_accumulation_steps",
+    "clip": "max_grad_norm",
+    "decay": "decay_ratio",
+    "warmup": "warmup_ratio",
+}
 # What a run may change when it goes on: where and how it computes, how long, and what it shows.
 _FREE = {
     *("output", "token_cache", "resume", "restart", "checkpoint_every", "keep_checkpoints"),
-    *("max_epochs", "max_steps", "max_tokens", "max_minutes", "max_cost", "price_per_hour", "patience", "decay"),
+    *("max_epochs", "max_steps", "max_tokens", "max_minutes", "max_cost", "price_per_hour", "patience", "decay_ratio"),
     *("validate_every", "sample_prompt", "trackers", "parallel", "precision", "compile", "device"),
     *("push_to", "push_public", "preflight"),
 }
@@ -67,20 +74,20 @@ class TrainConfig:
         tie_embeddings: Use the token embeddings as vocabulary projection too; without it as the preset does.
         dropout: Without it the preset's, or that of the model that init_from names.
         batch_size: Windows in a batch, over all processes together.
-        accumulate: Batches whose gradients are summed for one step.
+        gradient_accumulation_steps: Batches whose gradients are summed for one step.
         optimizer: adamw, or muon for the matrices of the layers and adamw for the rest.
         learning_rate: The highest, reached after the warm-up.
         embedding_learning_rate: That of the embeddings, and of a vocabulary projection tied to them; without it
             learning_rate.
         schedule: cosine, linear, or wsd (warm-up, stable, decay).
-        warmup: Part of the run in which the learning rate rises.
-        decay: Part of the run in which the learning rate of wsd falls.
+        warmup_ratio: Part of the run in which the learning rate rises.
+        decay_ratio: Part of the run in which the learning rate of wsd falls.
         final_learning_rate: Where the schedule ends, as a part of learning_rate.
         weight_decay: Decay of the weights, of matrices alone.
         ema_decay: Validate and save an exponential moving average of the weights with this decay in a step, such as
             0.999; without it the weights themselves.
         beta2: AdamW's decay of the squared gradients.
-        clip: Largest norm of the gradient.
+        max_grad_norm: Largest norm of the gradient.
         max_loss: Stop as diverged when the loss is above so many nats per token; without it three times that of
             guessing.
         max_epochs: End after so many passes over the data; the default, if no other end is given, is one.
@@ -140,18 +147,18 @@ class TrainConfig:
     tie_embeddings: bool | None = None
     dropout: float | None = None
     batch_size: int = 16
-    accumulate: int = 1
+    gradient_accumulation_steps: int = 1
     optimizer: str = "adamw"
     learning_rate: float = 2e-3
     embedding_learning_rate: float | None = None
     schedule: str = "cosine"
-    warmup: float = 0.05
-    decay: float = 0.3
+    warmup_ratio: float = 0.05
+    decay_ratio: float = 0.3
     final_learning_rate: float = 0.05
     weight_decay: float = 0.1
     beta2: float = 0.95
     ema_decay: float | None = None
-    clip: float = 1.0
+    max_grad_norm: float = 1.0
     max_loss: float | None = None
     max_epochs: float | None = None
     max_steps: int | None = None
@@ -186,16 +193,18 @@ class TrainConfig:
                         f"{field.name} has bytes that are not text in this locale: {text!r:.80}. Set PYTHONUTF8=1 if "
                         "they are UTF-8, or rename what it names."
                     )
-        positive = "batch_size accumulate context_length learning_rate clip validation_windows keep_checkpoints"
+        positive = "batch_size gradient_accumulation_steps context_length learning_rate max_grad_norm"
         limits = "max_loss max_epochs max_steps max_tokens max_minutes max_cost price_per_hour"
         other = "patience validate_every checkpoint_every window_stride embedding_learning_rate max_documents"
-        for name in f"{positive} {limits} {other}".split():
+        counts = "validation_windows keep_checkpoints"
+        for name in f"{positive} {limits} {other} {counts}".split():
             value = getattr(self, name)
-            highest = math.inf if name in ("clip", "max_loss") else sys.float_info.max  # these two may have no bound
+            without_bound = name in ("max_grad_norm", "max_loss")
+            highest = math.inf if without_bound else sys.float_info.max
             if value is not None and not 0 < value <= highest:
                 raise ConfigError(f"{name} must be a number more than 0, not {value}.")
         for name, what in (
-            ("warmup", "part of the run"),
+            ("warmup_ratio", "part of the run"),
             ("prompt_share", "part of the windows"),
             ("short_window_share", "part of the run"),
         ):
@@ -206,7 +215,7 @@ class TrainConfig:
             raise ConfigError(f"{name} must be in [0, 1), not {getattr(self, name)}.")
         if not 0 <= self.weight_decay < math.inf:
             raise ConfigError(f"weight_decay must be a number from 0 on, not {self.weight_decay}.")
-        for name, what in (("decay", "part of the run"), ("final_learning_rate", "part of learning_rate")):
+        for name, what in (("decay_ratio", "part of the run"), ("final_learning_rate", "part of learning_rate")):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is a {what}, in [0, 1], not {getattr(self, name)}.")
         if self.schedule not in SCHEDULES:

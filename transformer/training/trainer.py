@@ -34,7 +34,7 @@ from transformer.training.metrics_logger import Watch
 from transformer.training.optimizers import make_optimizers, set_learning_rate
 from transformer.training.schedule import Progress, learning_rate
 from transformer.training.step import Stepper
-from transformer.training.train_config import TrainConfig
+from transformer.training.train_config import RENAMED, TrainConfig
 
 logger = logging.getLogger("transformer")
 _SAMPLE_TOKENS = 60
@@ -68,7 +68,7 @@ class Trainer:
         self.config, self.engine, self.progress = config, engine, Progress()
         self.output = Path(config.output)
         in_epoch = source.steps_in_epoch
-        self.budget = config.budget(None if in_epoch is None else in_epoch / config.accumulate)
+        self.budget = config.budget(None if in_epoch is None else in_epoch / config.gradient_accumulation_steps)
         loss = LanguageModelLoss(model, computes_in_bf16(engine.device, config.precision))
         if config.compile:
             loss.compile(dynamic=False)
@@ -102,7 +102,9 @@ class Trainer:
         with Interrupt(self._stop) as interrupt, Watch(progress, config, self.engine, self.model) as watch:
             while not self._is_over():
                 done = self.budget.spent(progress)
-                part = learning_rate(config.schedule, done, config.warmup, config.decay, config.final_learning_rate)
+                part = learning_rate(
+                    config.schedule, done, config.warmup_ratio, config.decay_ratio, config.final_learning_rate
+                )
                 set_learning_rate(self.optimizers, part)
                 self.source.set_progress(done)
                 step_begin = time.perf_counter()
@@ -237,8 +239,9 @@ class Trainer:
             if self.config.resume:
                 raise CheckpointError(f"{folder} has no checkpoint to go on from.")
             return
+        saved = {RENAMED.get(name, name): value for name, value in found.facts["run"].items()}
         for name, value in self.config.identity().items():
-            if (before := found.facts["run"].get(name)) != value:
+            if (before := saved.get(name)) != value:
                 raise ConfigError(
                     f"{self.output} holds a run with {name} {before!r}, not {value!r}: "
                     "go on with its options, choose another output, or begin anew with --restart."
