@@ -314,7 +314,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     _batches(
         "padding is learned",
-        "targets = np.full(self.length, IGNORE, np.int64)",
+        "targets = np.full(self.length, IGNORE_INDEX, np.int64)",
         "targets = np.full(self.length, self.pad_id, np.int64)",
         "padding in the targets",
     ),
@@ -341,21 +341,21 @@ MUTATIONS: tuple[Mutation, ...] = (
     _training(
         "gradients of accumulation not divided",
         "step",
-        "(self.engine.world / tokens)",
-        "(self.engine.world / max(1, local[index]))",
+        "(self.engine.world_size / tokens)",
+        "(self.engine.world_size / max(1, local[index]))",
         "accumulated gradients",
     ),
     _training(
         "gradients divided twice",
         "step",
-        "(self.engine.world / tokens)",
-        "(self.engine.world / tokens / self.config.gradient_accumulation_steps)",
+        "(self.engine.world_size / tokens)",
+        "(self.engine.world_size / tokens / self.config.gradient_accumulation_steps)",
         "accumulated gradients",
     ),
     _training(
         "gradients not divided at all",
         "step",
-        "(summed * (self.engine.world / tokens)).backward()",
+        "(summed * (self.engine.world_size / tokens)).backward()",
         "summed.backward()",
         "accumulated gradients",
     ),
@@ -421,7 +421,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     _training(
         "the schedule does not reach the optimizer",
         "optimizers",
-        'group["lr"] = part * group["highest"]',
+        'group["lr"] = part * group["initial_lr"]',
         "pass",
         "updates",
     ),
@@ -438,7 +438,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     _training(
         "validation is a mean of means",
         "trainer",
-        "counted += int((batch.targets != IGNORE).sum())",
+        "counted += int((batch.targets != IGNORE_INDEX).sum())",
         "counted += batch.targets.numel()",
         "validation",
     ),

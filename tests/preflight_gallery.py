@@ -27,14 +27,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from transformer.data.batches import IGNORE, Batch, EpochBatches, Windows
+from transformer.data.batches import IGNORE_INDEX, Batch, EpochBatches, Windows
 from transformer.errors import TransformerError
 from transformer.preflight import Report, preflight, text_checks
 from transformer.preflight.alignment import ids
 from transformer.preflight.forecast import passes
 from transformer.preflight.subject import Subject
 from transformer.training.distributed import Engine
-from transformer.training.run_components import Parts, build
+from transformer.training.run_components import RunComponents, build
 from transformer.training.train_config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
@@ -459,7 +459,7 @@ class Mistake:
     words: tuple[str, ...] = ()
     case: Case = Case("prose", prose())
     collate: Collate | None = None
-    plant: Callable[[Parts], Parts] = lambda parts: parts
+    plant: Callable[[RunComponents], RunComponents] = lambda parts: parts
     verdicts: tuple[str, ...] = ("fail",)
     silent: tuple[str, ...] = ()
 
@@ -521,14 +521,14 @@ def shifted(by: int) -> Collate:
 
     def collate(inputs: np.ndarray, targets: np.ndarray) -> None:
         targets[:] = np.roll(inputs, -by, axis=1)
-        targets[:, len(targets[0]) - by :] = IGNORE
+        targets[:, len(targets[0]) - by :] = IGNORE_INDEX
 
     return collate
 
 
 def masked(inputs: np.ndarray, targets: np.ndarray) -> None:
     """Nothing is learned."""
-    targets[:] = IGNORE
+    targets[:] = IGNORE_INDEX
 
 
 def other_inputs(inputs: np.ndarray, targets: np.ndarray) -> None:
@@ -536,14 +536,16 @@ def other_inputs(inputs: np.ndarray, targets: np.ndarray) -> None:
     inputs[:] = np.random.default_rng(int(inputs.sum())).integers(0, 256, inputs.shape)
 
 
-def with_source(kind: type[EpochBatches]) -> Callable[[Parts], Parts]:
+def with_source(kind: type[EpochBatches]) -> Callable[[RunComponents], RunComponents]:
     return lambda parts: dataclasses.replace(parts, source=kind(parts.source.windows, 8, 0))  # type: ignore[attr-defined]
 
 
-def with_stream(change: Callable[[np.ndarray, int], None], learned: bool | None = None) -> Callable[[Parts], Parts]:
+def with_stream(
+    change: Callable[[np.ndarray, int], None], learned: bool | None = None
+) -> Callable[[RunComponents], RunComponents]:
     """Other tokens than those of the text, or other ones to learn."""
 
-    def plant(parts: Parts) -> Parts:
+    def plant(parts: RunComponents) -> RunComponents:
         assert parts.training is not None
         old = parts.training
         tokens = old.stream.tokens.copy()
@@ -559,7 +561,7 @@ def with_stream(change: Callable[[np.ndarray, int], None], learned: bool | None 
     return plant
 
 
-def unlearned_validation(parts: Parts) -> Parts:
+def unlearned_validation(parts: RunComponents) -> RunComponents:
     old = parts.validation
     stream = dataclasses.replace(old.stream, learned=np.zeros(len(old.stream.tokens), bool))
     return dataclasses.replace(parts, validation=Windows(stream, old.length, old.pad_id, (old.first, old.stop)))

@@ -12,7 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import SENTENCES, tiny_tokenizer
 
-from transformer.data.batches import IGNORE, Batch, BatchSource, EpochBatches, Windows, epoch_order, validation_batches
+from transformer.data.batches import (
+    IGNORE_INDEX,
+    Batch,
+    BatchSource,
+    EpochBatches,
+    Windows,
+    epoch_order,
+    validation_batches,
+)
 from transformer.data.document import Document
 from transformer.data.streaming import StreamBatches
 from transformer.data.tokenize import TokenStream, tokenize
@@ -43,7 +51,7 @@ def everything(windows: Windows) -> Batch:
 def test_each_target_is_the_next_token_and_each_token_is_a_target_once(length: int) -> None:
     batch = everything(Windows(STREAM, length, pad_id=1))
     tokens = torch.from_numpy(STREAM.tokens.astype(np.int64))
-    real = batch.targets != IGNORE
+    real = batch.targets != IGNORE_INDEX
     assert torch.equal(batch.inputs[real], tokens[:-1])
     assert torch.equal(batch.targets[real], tokens[1:])
     assert (batch.inputs[~real] == 1).all()  # padding, and only there
@@ -56,7 +64,7 @@ def test_a_sliding_window_moves_on_by_its_stride(n: int, length: int, data: st.D
     stride = data.draw(st.integers(1, length))
     windows = Windows(numbers(n), length, stride=stride)
     batch = everything(windows)
-    real = batch.targets != IGNORE
+    real = batch.targets != IGNORE_INDEX
     assert batch.inputs[:, 0].tolist() == [i * stride for i in range(len(windows))]
     assert torch.equal(batch.inputs[real] + 1, batch.targets[real])
     assert sorted(set(batch.targets[real].tolist())) == list(range(1, n))  # all are learned
@@ -83,7 +91,7 @@ def test_prompts_are_read_but_not_learned() -> None:
     pairs = [Document.of(" blue", prompt="Q: colour?"), Document.of(" tall", prompt="Q: tower?")]
     stream = tokenize(pairs, TOKENIZER)
     batch = everything(Windows(stream, len(stream.tokens) - 1))
-    learned = batch.targets[0][batch.targets[0] != IGNORE].tolist()
+    learned = batch.targets[0][batch.targets[0] != IGNORE_INDEX].tolist()
     assert learned == [*encode(" blue"), END, *encode(" tall"), END]
     assert TOKENIZER.decode(batch.inputs[0].tolist()).startswith("Q: colour? blue")
 
@@ -91,7 +99,7 @@ def test_prompts_are_read_but_not_learned() -> None:
 def test_a_span_is_cut_out_of_the_stream() -> None:
     head, tail = Windows(STREAM, 8, span=(0, 20)), Windows(STREAM, 8, span=(19, len(STREAM.tokens)))
     targets = [everything(w).targets for w in (head, tail)]
-    joined = torch.cat([t[t != IGNORE] for t in targets])
+    joined = torch.cat([t[t != IGNORE_INDEX] for t in targets])
     assert joined.tolist() == STREAM.tokens[1:].tolist()
 
 
@@ -139,10 +147,10 @@ def test_validation_is_spread_over_the_text_and_the_same_for_any_number_of_proce
     first = torch.cat([batch.inputs[:, 0] for batch in alone])
     assert first[0] == 0 and first[-1] == 8 * 99 and len(set(first.tolist())) == 10
     assert (first.diff() >= 8 * 10).all()
-    shares = [validation_batches(windows, 10, rows=4, rank=rank, world=3) for rank in range(3)]
+    shares = [validation_batches(windows, 10, rows=4, rank=rank, world_size=3) for rank in range(3)]
     assert [len(share) for share in shares] == [3, 3, 3]
     targets = torch.cat([batch.targets for share in shares for batch in share]).flatten()
-    assert sorted(targets[targets != IGNORE].tolist()) == torch.cat([b.targets for b in alone]).flatten().tolist()
+    assert sorted(targets[targets != IGNORE_INDEX].tolist()) == torch.cat([b.targets for b in alone]).flatten().tolist()
     assert sum(len(batch.inputs) for batch in validation_batches(windows, 1000, rows=4)) == 100
 
 
@@ -173,17 +181,17 @@ def write_corpus(folder: Path, kind: str) -> str:
 
 @pytest.fixture(scope="module", params=["epochs", "files", "parquet", "txt", "jsonl"])
 def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """Makes a source of batches of 4 rows for (rank, world)."""
+    """Makes a source of batches of 4 rows for (rank, world_size)."""
     if request.param == "epochs":
-        return lambda rank, world: EpochBatches(Windows(STREAM, 8), 4, 5, rank, world)
+        return lambda rank, world_size: EpochBatches(Windows(STREAM, 8), 4, 5, rank, world_size)
     where = write_corpus(tmp_path_factory.mktemp("corpus"), request.param)
     options = dict(tokenizer=TOKENIZER, length=16, batch_size=4, seed=5, block_windows=30)
-    return lambda rank, world: StreamBatches(where, None, "train", rank=rank, world=world, **options)  # type: ignore[arg-type]
+    return lambda rank, world_size: StreamBatches(where, None, "train", rank=rank, world_size=world_size, **options)  # type: ignore[arg-type]
 
 
 def rows(batch: Batch) -> list[tuple]:
     """The rows of a batch that have targets."""
-    kept = (batch.targets != IGNORE).any(1)
+    kept = (batch.targets != IGNORE_INDEX).any(1)
     return list(zip(batch.inputs[kept].tolist(), batch.targets[kept].tolist(), strict=True))
 
 
@@ -207,19 +215,19 @@ def test_a_run_goes_on_where_it_was_interrupted(make: Make) -> None:
             state = json.loads(json.dumps(resumed.state()))
 
 
-@pytest.mark.parametrize("world", [2, 3, 5])
-def test_the_batches_do_not_depend_on_the_number_of_processes(make: Make, world: int) -> None:
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+def test_the_batches_do_not_depend_on_the_number_of_processes(make: Make, world_size: int) -> None:
     alone = make(0, 1)
     for _ in range(7):
         alone.next()
-    together = [make(rank, world) for rank in range(world)]
+    together = [make(rank, world_size) for rank in range(world_size)]
     for source in together:
         source.restore(alone.state())
     for _ in range(12):
         expected, parts = alone.next(), [source.next() for source in together]
         assert sorted(row for part in parts for row in rows(part)) == sorted(rows(expected))
         assert all(len(part.inputs) >= 1 for part in parts)  # each has something to compute
-        assert parts[0].inputs.tolist() == expected.inputs[::world].tolist()
+        assert parts[0].inputs.tolist() == expected.inputs[::world_size].tolist()
 
 
 def test_a_stream_holds_every_token_in_each_epoch_in_blocks_of_even_batches(tmp_path: Path) -> None:
@@ -232,7 +240,7 @@ def test_a_stream_holds_every_token_in_each_epoch_in_blocks_of_even_batches(tmp_
         epoch = source.state()["epoch"]
         if epoch < 2:
             assert 3 <= len(batch.inputs) <= 4
-            epochs[epoch] += batch.targets[batch.targets != IGNORE].tolist()
+            epochs[epoch] += batch.targets[batch.targets != IGNORE_INDEX].tolist()
             order[epoch] += batch.inputs[:, 0].tolist()
     texts = [f"{sentence} {i}" for i in range(30) for sentence in SENTENCES]
     tokens = [token for text in texts for token in [*encode(text), END]]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from models import SENTENCES, tiny_model_directory
 
-from transformer.data.batches import IGNORE, Windows, validation_batches, with_targets
+from transformer.data.batches import IGNORE_INDEX, Windows, validation_batches, with_targets
 from transformer.data.conversation import CHAT_TEMPLATE
 from transformer.data.tokenize import TokenStream
 from transformer.data.tokenizer import Tokenizer
@@ -36,7 +36,7 @@ def stream(*documents: tuple[int, int]) -> TokenStream:
 def test_what_is_counted_is_what_the_windows_hold(stride: int | None, span: tuple[int, int] | None) -> None:
     windows = Windows(stream((20, 3), (2, 2), (30, 1), (1, 9), (9, 1)), 8, span=span, stride=stride)
     batch = windows.batch(range(len(windows)))
-    full = [i for i, row in enumerate(batch.targets) if bool((row != IGNORE).any())]
+    full = [i for i, row in enumerate(batch.targets) if bool((row != IGNORE_INDEX).any())]
     assert with_targets(windows).tolist() == full and len(full) < len(windows)
     found = coverage(windows)
     assert (found.windows, found.empty) == (len(windows), len(windows) - len(full))
@@ -56,7 +56,7 @@ def test_validation_looks_at_windows_that_have_targets() -> None:
     windows = Windows(stream(*[(60, 3)] * 6), 8)
     rows = validation_batches(windows, 4, 2)
     assert sum(len(batch.inputs) for batch in rows) == 4
-    assert all(bool((row != IGNORE).any()) for batch in rows for row in batch.targets)
+    assert all(bool((row != IGNORE_INDEX).any()) for batch in rows for row in batch.targets)
 
 
 def prompts(path: Path, pairs: list[tuple[str, str]]) -> str:

@@ -18,7 +18,7 @@ from models import new_model
 
 from transformer.cli import main
 from transformer.data import batches as batching
-from transformer.data.batches import IGNORE, Batch, BatchSource, EpochBatches, Windows
+from transformer.data.batches import IGNORE_INDEX, Batch, BatchSource, EpochBatches, Windows
 from transformer.data.document import Document
 from transformer.data.tokenize import TokenStream, tokenize
 from transformer.data.tokenizer import Tokenizer
@@ -35,7 +35,7 @@ from transformer.training import loss as losses
 from transformer.training import trainer
 from transformer.training.options import presets
 from transformer.training.run import train
-from transformer.training.run_components import Parts
+from transformer.training.run_components import RunComponents
 from transformer.training.train_config import TrainConfig
 
 SMALL = dict(context_length=32, d_model=32, n_layers=2, n_heads=4, batch_size=8, precision="fp32", dropout=0.0)
@@ -123,7 +123,9 @@ def check(
     if collate:
         source = Collator(source, collate)
     held_out_windows = Windows(held_out, config.context_length, pad)
-    return preflight(Parts(tokenizer, model, source, windows, held_out_windows), config, Alone(torch.device("cpu")))
+    return preflight(
+        RunComponents(tokenizer, model, source, windows, held_out_windows), config, Alone(torch.device("cpu"))
+    )
 
 
 def assert_named(report: Report, check: str, *words: str, verdict: str = "fail") -> None:
@@ -201,7 +203,7 @@ def test_nothing_is_disturbed(data: str, tokenizer: Tokenizer) -> None:
     source.next()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     position, states = source.state(), (torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate())
-    preflight(Parts(tokenizer, model, source, windows, windows), config, Alone(torch.device("cpu")))
+    preflight(RunComponents(tokenizer, model, source, windows, windows), config, Alone(torch.device("cpu")))
     assert source.state() == position and not model.training
     assert torch.equal(torch.get_rng_state(), states[0]) and (np.random.get_state()[1] == states[1]).all()
     assert random.getstate() == states[2]
@@ -235,7 +237,7 @@ def random_column(inputs: np.ndarray, targets: np.ndarray) -> None:
 
 
 def column_left_out(inputs: np.ndarray, targets: np.ndarray) -> None:
-    targets[:, 20] = IGNORE
+    targets[:, 20] = IGNORE_INDEX
 
 
 def not_shifted(inputs: np.ndarray, targets: np.ndarray) -> None:
@@ -315,7 +317,7 @@ def test_wrong_documents_are_named(data: str, tokenizer: Tokenizer, monkeypatch)
 
     config = TrainConfig(data=data, separate_documents=True, **SMALL)
     model = new_model(config.model_config(tokenizer.vocab_size))
-    parts = Parts(tokenizer, model, Stuck(windows, 8, 0), windows, windows)
+    parts = RunComponents(tokenizer, model, Stuck(windows, 8, 0), windows, windows)
     report = preflight(parts, config, Alone(torch.device("cpu")))
     assert_named(report, "rows in the text", "documents begin")
 
@@ -355,7 +357,7 @@ def left_padded(pad: int, counted: bool) -> Callable[[np.ndarray, np.ndarray], N
             inputs[row, :n], targets[row, :n] = pad, pad
             targets[row, n - 1] = inputs[row, n]
             if not counted:
-                targets[row, :n] = IGNORE
+                targets[row, :n] = IGNORE_INDEX
 
     return collate
 
@@ -548,7 +550,7 @@ def test_padding_is_known_by_where_it_stands() -> None:
     rows = Rows.of([Batch(row, targets, torch.zeros_like(row))], {5})
     assert rows.padding.sum(axis=1).tolist() == [3, 3, 0, 0]
     assert rows.left_padding.tolist() == [3, 0, 0, 0]
-    targets[2, -1] = IGNORE
+    targets[2, -1] = IGNORE_INDEX
     assert Rows.of([Batch(row, targets, torch.zeros_like(row))], {5}).padding[2].tolist() == [False] * 7 + [True]
 
 
@@ -605,7 +607,7 @@ def test_a_loss_that_counts_what_is_ignored_is_named(data: str, tokenizer: Token
         return forward(self, inputs, targets.clamp(min=0), document)
 
     monkeypatch.setattr(losses.LanguageModelLoss, "forward", counting)
-    assert_named(check(data, tokenizer), "what the loss counts", "IGNORE is taken for a token")
+    assert_named(check(data, tokenizer), "what the loss counts", "IGNORE_INDEX is taken for a token")
 
 
 @pytest.mark.parametrize("size", [0.35, 2.0])
@@ -685,7 +687,7 @@ def test_an_optimizer_that_does_not_move_the_weights_is_named(data: str, tokeniz
     monkeypatch.setattr(
         trainer,
         "make_optimizers",
-        lambda model, config: [torch.optim.SGD([dict(params=list(model.parameters()), lr=0.0, highest=0.0)])],
+        lambda model, config: [torch.optim.SGD([dict(params=list(model.parameters()), lr=0.0, initial_lr=0.0)])],
     )
     assert_named(check(data, tokenizer), "one batch by heart", "optimizer")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from preflight_gallery import Case, Mistake, examine, foreign, mistakes, ordinary, prose, unsaid, wrong
 
-from transformer.data.batches import IGNORE, Batch
+from transformer.data.batches import IGNORE_INDEX, Batch
 from transformer.data.tokenize import TokenStream
 from transformer.errors import ConfigError, PreflightError
 from transformer.preflight.places import places
@@ -110,7 +110,7 @@ def test_of_many_places_that_is_taken_which_is_learned_as_the_row_is() -> None:
     learned = np.zeros(len(tokens), bool)
     learned[150_005:150_009] = True
     rows = rows_of(tokens, [150_000], 20)
-    rows.targets[0, ~learned[150_001:150_021]] = IGNORE
+    rows.targets[0, ~learned[150_001:150_021]] = IGNORE_INDEX
     found = places(rows, stream_of(tokens, learned), {99})
     assert found.offsets.tolist() == [150_000] and found.count[0] > 10_000
 

@@ -17,7 +17,7 @@ from transformer.data.tokenize import tokenize
 from transformer.legacy import preset_config
 from transformer.preflight import Report, preflight
 from transformer.preflight.subject import Alone
-from transformer.training.run_components import Parts
+from transformer.training.run_components import RunComponents
 from transformer.training.train_config import TrainConfig
 from transformer.training.trainer import LanguageModelLoss, Stepper, make_optimizers
 
@@ -105,4 +105,4 @@ def fine_tuning(
         for parameter in model.parameters():
             parameter.mul_(scale)
     beginning = EpochBatches(training, 8, 0)  # another run's: not where the first one's source stands
-    return preflight(Parts(tokenizer, model, beginning, training, validation), config, Alone(device))
+    return preflight(RunComponents(tokenizer, model, beginning, training, validation), config, Alone(device))

@@ -21,7 +21,7 @@ from experiments.story.layouts import (
 from experiments.story.runs import Run, Settings, Text, end_probability, score
 from experiments.story.tables import fill_in, table, verdict
 from experiments.story.variants import TURNS, VARIANTS
-from transformer.data.batches import IGNORE, EpochBatches, Windows
+from transformer.data.batches import IGNORE_INDEX, EpochBatches, Windows
 from transformer.data.tokenize import TokenStream
 
 PAD, SEP = 0, 9
@@ -32,14 +32,18 @@ STORY = Path(command.__file__).parent
 def test_a_line_is_padded_on_the_left_and_its_padding_neither_seen_nor_counted() -> None:
     examples = line_examples(LINES, 4, PAD)
     assert examples.inputs.tolist() == [[0, 0, 11, 12], [0, 21, 22, 23], [0, 0, 0, 25]]
-    assert examples.targets.tolist() == [[IGNORE, 11, 12, 13], [21, 22, 23, 24], [IGNORE, IGNORE, 25, 26]]
+    assert examples.targets.tolist() == [
+        [IGNORE_INDEX, 11, 12, 13],
+        [21, 22, 23, 24],
+        [IGNORE_INDEX, IGNORE_INDEX, 25, 26],
+    ]
 
 
 def test_planted_padding_is_counted_and_a_planted_marker_ends_every_line() -> None:
     counted = line_examples(LINES, 4, PAD, count_padding=True)
     assert counted.targets.tolist() == [[0, 11, 12, 13], [21, 22, 23, 24], [0, 0, 25, 26]]
     marked = line_examples(LINES, 4, PAD, marker=SEP)
-    assert marked.targets.tolist() == [[11, 12, 13, 9], [21, 22, 23, 24], [IGNORE, 25, 26, 9]]
+    assert marked.targets.tolist() == [[11, 12, 13, 9], [21, 22, 23, 24], [IGNORE_INDEX, 25, 26, 9]]
 
 
 def test_the_last_target_is_overwritten_and_nothing_else() -> None:
@@ -69,7 +73,7 @@ def test_examples_come_once_in_an_epoch_and_from_any_position_again() -> None:
 def test_every_run_is_measured_on_the_same_tokens_after_the_same_tokens(left: bool) -> None:
     examples = held_out_lines(LINES, 4, PAD, left)
     for line, inputs, targets in zip(LINES, examples.inputs.tolist(), examples.targets.tolist(), strict=True):
-        scored = [i for i, target in enumerate(targets) if target != IGNORE]
+        scored = [i for i, target in enumerate(targets) if target != IGNORE_INDEX]
         assert [targets[i] for i in scored] == line[1:4]
         assert [inputs[i] for i in scored] == line[: len(scored)]
         assert inputs[scored[0] - 1] == PAD and scored == list(range(scored[0], scored[0] + len(scored)))

@@ -13,7 +13,7 @@ from models import SENTENCES, new_model, tiny_model_directory
 from torch import Tensor, nn
 
 import train as entry
-from transformer.data.batches import IGNORE, Windows
+from transformer.data.batches import IGNORE_INDEX, Windows
 from transformer.data.document import Document
 from transformer.data.tokenize import tokenize
 from transformer.data.tokenizer import Tokenizer
@@ -140,11 +140,11 @@ def test_padding_and_prompts_change_no_gradient(tmp_path: Path) -> None:
 
     other = batch.inputs.clone()
     padding = len(stream.tokens) - 1
-    assert (batch.targets[0, padding:] == IGNORE).all() and padding < 32
+    assert (batch.targets[0, padding:] == IGNORE_INDEX).all() and padding < 32
     other[0, padding:] = 7
     torch.testing.assert_close(gradient(batch.inputs), gradient(other))
     logits = model(batch.inputs)[0].log_softmax(dim=-1)
-    learned = batch.targets[0] != IGNORE
+    learned = batch.targets[0] != IGNORE_INDEX
     by_hand = -logits[learned, batch.targets[0][learned]].sum()
     torch.testing.assert_close(loss(batch.inputs, batch.targets), by_hand)
 

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from transformer.data.batches import IGNORE, Batch, BatchSource, epoch_order, listed
+from transformer.data.batches import IGNORE_INDEX, Batch, BatchSource, epoch_order, listed
 
 
 @dataclass(frozen=True)
 class Examples:
-    """inputs, targets: (N, T) token ids; targets IGNORE where nothing is learned."""
+    """inputs, targets: (N, T) token ids; targets IGNORE_INDEX where nothing is learned."""
 
     inputs: np.ndarray
     targets: np.ndarray
@@ -49,7 +49,7 @@ def line_examples(
         row[length + 1 - len(block) :] = block
     inputs, targets = rows[:, :-1], rows[:, 1:].copy()
     if not count_padding:
-        targets[targets == pad] = IGNORE
+        targets[targets == pad] = IGNORE_INDEX
     return Examples(inputs, targets)
 
 
@@ -61,7 +61,7 @@ def held_out_lines(lines: Sequence[Sequence[int]], length: int, begin: int, left
         left: the line stands at the end of the row, as those read it that learned so; otherwise at its beginning.
     """
     inputs = np.full((len(lines), length), begin, np.int32)
-    targets = np.full((len(lines), length), IGNORE, np.int32)
+    targets = np.full((len(lines), length), IGNORE_INDEX, np.int32)
     for row, line in enumerate(lines):
         tokens = line[:length]
         first = length - len(tokens) if left else 0

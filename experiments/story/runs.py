@@ -27,7 +27,7 @@ from experiments.story.layouts import (
     overwrite_last_target,
 )
 from experiments.story.variants import PRETRAINED, Variant
-from transformer.data.batches import IGNORE, Batch, BatchSource, EpochBatches, Windows
+from transformer.data.batches import IGNORE_INDEX, Batch, BatchSource, EpochBatches, Windows
 from transformer.data.corpus import documents
 from transformer.data.document import Document
 from transformer.data.tokenize import TokenStream, tokenize
@@ -38,7 +38,7 @@ from transformer.legacy import model_class, saved_config
 from transformer.model import Transformer
 from transformer.preflight import Report, preflight
 from transformer.training.distributed import Engine
-from transformer.training.run_components import Parts
+from transformer.training.run_components import RunComponents
 from transformer.training.train_config import TrainConfig
 from transformer.training.trainer import Trainer
 
@@ -174,7 +174,7 @@ class Run:
 
     def preflight(self) -> Report:
         """What preflight says of it."""
-        parts = Parts(self.tokenizer, self.model, self.source, self.training, self.validation)
+        parts = RunComponents(self.tokenizer, self.model, self.source, self.training, self.validation)
         return preflight(parts, self.config, Engine(self.config.device))
 
     def train(self, text: Text) -> dict[str, Any]:
@@ -210,7 +210,7 @@ def score(model: Transformer, examples: Examples, end: int = -1, marker: int = -
     losses, kinds = [], []
     model.eval()
     for batch in _batches(examples):
-        counted = batch.targets != IGNORE
+        counted = batch.targets != IGNORE_INDEX
         logits = model(batch.inputs)[counted].float()
         targets = batch.targets[counted]
         losses.append(F.cross_entropy(logits, targets, reduction="none"))

@@ -17,12 +17,15 @@ from transformer.data.tokenize import TokenStream
 from transformer.errors import ConfigError, CorpusError
 
 _WINDOWS_AT_ONCE = 4096  # looked at for targets
-IGNORE = -100  # the target that no loss counts: PyTorch's own default
+IGNORE_INDEX = -100  # the target that no loss counts: PyTorch's own default
 
 
 @dataclass(frozen=True)
 class Batch:
-    """inputs, targets: (B, T) token ids, targets IGNORE where nothing is learned. document: (B, T), its number."""
+    """inputs, targets: (B, T) token ids, targets IGNORE_INDEX where nothing is learned.
+
+    document: (B, T), its number.
+    """
 
     inputs: Tensor
     targets: Tensor
@@ -85,11 +88,11 @@ class Windows:
         stop = min(start + self.length, self.stop - 1)
         n = stop - start
         inputs = np.full(self.length, self.pad_id, np.int64)
-        targets = np.full(self.length, IGNORE, np.int64)
+        targets = np.full(self.length, IGNORE_INDEX, np.int64)
         inputs[:n] = self.stream.tokens[start:stop]
         targets[:n] = self.stream.tokens[start + 1 : stop + 1]
         if self.stream.learned is not None:
-            targets[:n][~self.stream.learned[start + 1 : stop + 1]] = IGNORE
+            targets[:n][~self.stream.learned[start + 1 : stop + 1]] = IGNORE_INDEX
         if self.prompt_share and np.random.default_rng([self.seed, index]).random() < self.prompt_share:
             inputs[0] = self.stream.tokens[0]  # a stream begins with the end-of-text token
         document = np.searchsorted(self.stream.starts, np.arange(start, start + self.length), side="right") - 1
@@ -122,12 +125,13 @@ class BatchSource(Protocol):
 class EpochBatches:
     """All windows once in each epoch, in a new order each time; the last batch of an epoch may be smaller.
 
-    A batch is the same with any number of processes: each takes every `world`-th row of it, from `rank` on. A process
-    for which there is no row gets one without targets.
+    A batch is the same with any number of processes: each takes every `world_size`-th row of it, from `rank` on. A
+    process for which there is no row gets one without targets.
     """
 
-    def __init__(self, windows: Windows, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
-        self.windows, self.batch_size, self.seed, self.rank, self.world = windows, batch_size, seed, rank, world
+    def __init__(self, windows: Windows, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        self.windows, self.batch_size, self.seed = windows, batch_size, seed
+        self.rank, self.world_size = rank, world_size
         self._taken = 0  # batches, in all epochs
         self._ordered = -1  # the epoch whose order is kept
         self._order = np.array([], np.int64)
@@ -139,7 +143,7 @@ class EpochBatches:
     def next(self) -> Batch:
         indices = self._indices(self._taken)
         self._taken += 1
-        return rows_of_rank(self.windows, indices, self.rank, self.world)
+        return rows_of_rank(self.windows, indices, self.rank, self.world_size)
 
     def set_progress(self, progress: float) -> None:
         """The order does not depend on it."""
@@ -154,7 +158,7 @@ class EpochBatches:
         if not self._taken:
             return "no batch yet"
         epoch, number = divmod(self._taken - 1, self.steps_in_epoch)
-        rows = self._indices(self._taken - 1)[self.rank :: self.world]
+        rows = self._indices(self._taken - 1)[self.rank :: self.world_size]
         return f"epoch {epoch + 1}, batch {number + 1} of {self.steps_in_epoch}, windows {listed(rows)}"
 
     def _indices(self, taken: int) -> np.ndarray:
@@ -204,7 +208,7 @@ def epoch_order(n_windows: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(n_windows)
 
 
-def validation_batches(windows: Windows, count: int, rows: int, rank: int = 0, world: int = 1) -> list[Batch]:
+def validation_batches(windows: Windows, count: int, rows: int, rank: int = 0, world_size: int = 1) -> list[Batch]:
     """`count` of the windows that have targets, or all if there are less, evenly spread over the text; the same ones
     every time. If no window has any, they are taken from all.
 
@@ -215,7 +219,7 @@ def validation_batches(windows: Windows, count: int, rows: int, rank: int = 0, w
         usable = np.arange(len(windows))
     count = min(count, len(usable))
     picked = usable[np.linspace(0, len(usable) - 1, count).round().astype(np.int64)]
-    return [rows_of_rank(windows, picked[start : start + rows], rank, world) for start in range(0, count, rows)]
+    return [rows_of_rank(windows, picked[start : start + rows], rank, world_size) for start in range(0, count, rows)]
 
 
 def with_targets(windows: Windows) -> np.ndarray:
@@ -233,12 +237,12 @@ def with_targets(windows: Windows) -> np.ndarray:
     return np.concatenate(found)
 
 
-def rows_of_rank(windows: Windows, indices: np.ndarray, rank: int, world: int) -> Batch:
+def rows_of_rank(windows: Windows, indices: np.ndarray, rank: int, world_size: int) -> Batch:
     """A process's rows of the batch of these windows; if there is none, one row without targets."""
     if rank < len(indices):
-        return windows.batch(indices[rank::world])
+        return windows.batch(indices[rank::world_size])
     batch = windows.batch(indices[:1])
-    return Batch(batch.inputs, torch.full_like(batch.targets, IGNORE), batch.document)
+    return Batch(batch.inputs, torch.full_like(batch.targets, IGNORE_INDEX), batch.document)
 
 
 def listed(numbers: np.ndarray) -> str:

@@ -35,13 +35,13 @@ class StreamBatches:
         batch_size: int,
         seed: int,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
         block_windows: int = 2048,
         text_column: str | None = None,
     ) -> None:
         self._where = (source, config, split, text_column)
         self._tokenizer, self._length, self._batch_size, self._seed = tokenizer, length, batch_size, seed
-        self._rank, self._world = rank, world
+        self._rank, self._world_size = rank, world_size
         self._characters = max(block_windows, batch_size) * length * _CHARACTERS_IN_TOKEN
         self._pad_id = tokenizer.pad_id if tokenizer.pad_id is not None else tokenizer.end_of_text_id
         self._corpus = Corpus(*self._where)
@@ -58,7 +58,7 @@ class StreamBatches:
             self._taken = 0
             self._load_block()
         self._taken += 1
-        return rows_of_rank(self._windows, self._batches[self._taken - 1], self._rank, self._world)
+        return rows_of_rank(self._windows, self._batches[self._taken - 1], self._rank, self._world_size)
 
     def set_progress(self, progress: float) -> None:
         """The order does not depend on it."""
@@ -75,7 +75,7 @@ class StreamBatches:
     def describe_last(self) -> str:
         if not self._taken:
             return "no batch yet"
-        rows = self._batches[self._taken - 1][self._rank :: self._world]
+        rows = self._batches[self._taken - 1][self._rank :: self._world_size]
         return (
             f"epoch {self._epoch + 1}, block {self._block + 1}, batch {self._taken} of {len(self._batches)} in it, "
             f"windows {listed(rows)}"

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from transformer.data.batches import IGNORE
+from transformer.data.batches import IGNORE_INDEX
 from transformer.data.document import Document
 from transformer.data.tokenizer import Tokenizer
 from transformer.errors import CheckpointError, ConfigError, CorpusError
@@ -144,13 +144,13 @@ def evaluate(
 
 
 def windows(ids: Tensor, context: int, stride: int) -> Iterator[Window]:
-    """The windows over a document of token ids (N,), its first token given; targets scored before are IGNORE."""
+    """The windows over a document of token ids (N,), its first token given; targets scored before are IGNORE_INDEX."""
     scored = 1
     while scored < len(ids):
         stop = min(context + 1 if scored == 1 else scored + stride, len(ids))  # one past the last target
         start = max(0, stop - 1 - context)  # the last window reaches back too, so that it is full
         inputs, targets = ids[start : stop - 1], ids[start + 1 : stop].clone()
-        targets[: scored - start - 1] = IGNORE
+        targets[: scored - start - 1] = IGNORE_INDEX
         yield inputs, targets
         scored = stop
 
@@ -172,9 +172,11 @@ def _score(model: Scores, batch: list[Window]) -> float:
     """Summed nats of the targets of these windows; shorter ones are filled up on the right, where no one looks."""
     device = model.device
     inputs_BT = pad_sequence([inputs for inputs, _ in batch], batch_first=True).to(device)
-    targets_BT = pad_sequence([targets for _, targets in batch], batch_first=True, padding_value=IGNORE).to(device)
+    targets_BT = pad_sequence([targets for _, targets in batch], batch_first=True, padding_value=IGNORE_INDEX).to(
+        device
+    )
     logits = model(inputs_BT).float().flatten(0, 1)
-    nats = float(F.cross_entropy(logits, targets_BT.flatten(), ignore_index=IGNORE, reduction="sum"))
+    nats = float(F.cross_entropy(logits, targets_BT.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"))
     if not math.isfinite(nats):
         raise CheckpointError("the model's scores are not finite numbers: its weights are damaged or too large.")
     return nats

@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from transformer.data.batches import IGNORE
+from transformer.data.batches import IGNORE_INDEX
 from transformer.errors import ConfigError
 from transformer.preflight import (
     alignment,
@@ -28,7 +28,7 @@ from transformer.preflight import (
 from transformer.preflight.check import Check, Report, ShownRow, Verdict
 from transformer.preflight.subject import Subject, undisturbed
 from transformer.training.distributed import Engine
-from transformer.training.run_components import Parts
+from transformer.training.run_components import RunComponents
 from transformer.training.train_config import TrainConfig
 
 __all__ = ["Check", "Report", "ShownRow", "preflight"]
@@ -66,7 +66,7 @@ _WEIGHTS: tuple[_Checking, ...] = (magnitudes.initial_loss, magnitudes.positions
 _LEARNING: tuple[_Checking, ...] = (learning.one_batch, learning.rate)
 
 
-def preflight(parts: Parts, config: TrainConfig, engine: Engine) -> Report:
+def preflight(parts: RunComponents, config: TrainConfig, engine: Engine) -> Report:
     """Check a run before its first step, and leave it as it is: weights, position in the text, random states.
 
     A check of the model that cannot be made has failed: whatever raised the error would stop the run too. One of the
@@ -156,7 +156,7 @@ def model_checks(subject: Subject) -> Iterator[Check]:
 
 
 def _has_targets(subject: Subject) -> bool:
-    return bool((subject.fullest.targets != IGNORE).any())
+    return bool((subject.fullest.targets != IGNORE_INDEX).any())
 
 
 def _forward(subject: Subject) -> Iterator[Check]:

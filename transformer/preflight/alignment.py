@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from transformer.data.batches import IGNORE, Windows
+from transformer.data.batches import IGNORE_INDEX, Windows
 from transformer.data.tokenize import TokenStream
 from transformer.data.tokenizer import Tokenizer
 from transformer.preflight import reference
@@ -45,7 +45,7 @@ def ids(subject: Subject) -> Check:
         if batch.inputs.shape != batch.targets.shape or batch.inputs.dim() != 2:
             shapes = f"inputs {tuple(batch.inputs.shape)}, targets {tuple(batch.targets.shape)}"
             return Check("token ids", shapes, "two of one shape (rows, places)", "fail", "Mend the collator's shapes.")
-        for tensor in (batch.inputs, batch.targets[batch.targets != IGNORE]):
+        for tensor in (batch.inputs, batch.targets[batch.targets != IGNORE_INDEX]):
             if tensor.dtype != torch.int64 or (
                 len(tensor) and (int(tensor.min()) < 0 or int(tensor.max()) >= vocab_size)
             ):
@@ -75,7 +75,7 @@ def validation_placed(subject: Subject) -> Places:
 def to_learn(subject: Subject) -> Check:
     """Windows have targets, in training and in validation. (Prompts that fill a window leave none.)"""
     name, expected = "something to learn", f"targets in {1 - _EMPTY:.0%} of the windows"
-    missing = sum(not bool((batch.targets != IGNORE).any()) for batch in subject.batches)
+    missing = sum(not bool((batch.targets != IGNORE_INDEX).any()) for batch in subject.batches)
     share = 1 - float(subject.rows.learned.any(axis=1).mean())
     of_all = "the rows that were looked at"
     if subject.training is not None:
@@ -111,7 +111,7 @@ def to_learn(subject: Subject) -> Check:
 
 def with_targets(subject: Subject) -> Subject | None:
     """The subject with a batch first that has targets, by which a model can be checked; None if there is none."""
-    counts = [int((batch.targets != IGNORE).sum()) for batch in subject.batches]
+    counts = [int((batch.targets != IGNORE_INDEX).sum()) for batch in subject.batches]
     if 2 * counts[0] >= max(counts) > 0:
         return subject
     order = sorted(range(len(counts)), key=lambda number: -counts[number])
@@ -236,7 +236,7 @@ def _shown(tokenizer: Tokenizer, where: str, rows: Rows, row: int) -> ShownRow:
         if place == tail and tail > _SHOWN_HEAD:
             pairs.append(None)
         target = int(rows.targets[row, place])
-        pairs.append((text(int(rows.inputs[row, place])), None if target == IGNORE else text(target)))
+        pairs.append((text(int(rows.inputs[row, place])), None if target == IGNORE_INDEX else text(target)))
     return ShownRow(where, tuple(pairs))
 
 
@@ -326,7 +326,7 @@ def _in_text(name: str, subject: Subject, rows: Rows, stream: TokenStream, found
         (other_inputs, "inputs", ""),
         (other_targets, "targets", ""),
         (left_out, "targets left out", "are not learned although the text is to be: the collator ignores too much."),
-        (prompt_learned, "prompts learned", "are of a prompt, which is only to be read: mask them with IGNORE."),
+        (prompt_learned, "prompts learned", "are of a prompt, which is only to be read: mask them with IGNORE_INDEX."),
         (
             _other_documents(subject, rows, stream, offsets, real & known[:, None]),
             "document numbers",

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from transformer.data.batches import IGNORE, Batch
+from transformer.data.batches import IGNORE_INDEX, Batch
 from transformer.preflight.check import Check
 from transformer.preflight.subject import Alone, Subject, other_tokens
 from transformer.training import trainer
@@ -65,7 +65,7 @@ def _before_and_after(subject: Subject, batch: Batch) -> tuple[Batch, Batch]:
     places = np.linspace(1, length - 1, rows).astype(int) if rows > 1 else [max(1, length // 2)]
     targets, inputs = batch.inputs.roll(-1, dims=1), batch.inputs.clone()
     for row, place in enumerate(places):
-        targets[row, place:] = IGNORE
+        targets[row, place:] = IGNORE_INDEX
         targets[row, place - 1] = 0  # not the next token, which is another in the second batch
         inputs[row : row + 1] = other_tokens(batch.inputs[row : row + 1], int(place), length, subject)
     return Batch(batch.inputs, targets, batch.document), Batch(inputs, targets, batch.document)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from transformer.data.batches import IGNORE
+from transformer.data.batches import IGNORE_INDEX
 from transformer.preflight.check import Check
 from transformer.preflight.subject import Subject, cut
 from transformer.training.memory_limits import free_bytes
@@ -93,7 +93,7 @@ def needed_bytes(subject: Subject) -> dict[str, float]:
     rows, length = subject.batches[0].inputs.shape
     activations = rows * _kept_by_autograd(subject)
     logits = 4.0 * rows * length * model.config.vocab_size  # and their gradient, in their place or half as precise
-    shards = subject.engine.world if subject.engine.sharded else 1
+    shards = subject.engine.world_size if subject.engine.sharded else 1
     return {
         "weights": weights / shards,
         "gradients": 4.0 * n_trained / shards,
@@ -111,8 +111,8 @@ def planned_steps(subject: Subject, step_seconds: float | None) -> tuple[int | N
     """
     config, in_epoch = subject.config, subject.source.steps_in_epoch
     budget = config.budget(None if in_epoch is None else in_epoch / config.gradient_accumulation_steps)
-    tokens = sum(int((batch.targets != IGNORE).sum()) for batch in subject.batches) / len(subject.batches)
-    tokens *= config.gradient_accumulation_steps * subject.engine.world
+    tokens = sum(int((batch.targets != IGNORE_INDEX).sum()) for batch in subject.batches) / len(subject.batches)
+    tokens *= config.gradient_accumulation_steps * subject.engine.world_size
     steps = [budget.steps] if budget.steps else []
     steps += [math.ceil(budget.tokens / max(1.0, tokens))] if budget.tokens else []
     if budget.seconds and step_seconds:

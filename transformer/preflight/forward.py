@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from transformer.data.batches import IGNORE, Batch
+from transformer.data.batches import IGNORE_INDEX, Batch
 from transformer.model import Transformer
 from transformer.model.layers import DecoderLayer
 from transformer.model.positions import apply_rope
@@ -37,7 +37,7 @@ _PARTS = {
     "attention": "softmax(Q K^T / sqrt(d_k)) V of each head",
     "feed-forward": "two matrices and the configured activation",
     "residuals and norms": "each sub-layer is normalised and added to its input",
-    "what the loss counts": "-log p of each target, summed, IGNORE left out",
+    "what the loss counts": "-log p of each target, summed, IGNORE_INDEX left out",
 }
 
 
@@ -131,7 +131,7 @@ def _batch(subject: Subject, model: Transformer) -> Batch:
     length = config.context_length
     document = (torch.arange(length) >= length // 3).long().expand(2, -1).contiguous()
     batch = probe.batch_of(config, 2, length, document=document)
-    batch.targets[:, ::3] = IGNORE
+    batch.targets[:, ::3] = IGNORE_INDEX
     return batch
 
 
@@ -337,24 +337,24 @@ class _Comparing:
         hidden = self.values.of("final_norm")[1]
         logits = formulas.linear(hidden, self.model.head).flatten(0, 1)
         targets = self.batch.targets.flatten()
-        expected = float(F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum"))
+        expected = float(F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum"))
         distance = abs(self.nats - expected) / expected
         if distance <= self.close_loss:
             return distance
-        n_targets = int((targets != IGNORE).sum())
+        n_targets = int((targets != IGNORE_INDEX).sum())
         mistakes = (
             (expected / n_targets, "the mean over the targets, not their sum, so every batch weighs the same"),
             (expected / len(targets), "divided by all places, those without a target included"),
             (
                 float(F.cross_entropy(logits, targets.clamp(min=0), reduction="sum")),
-                "counted at places without a target too: IGNORE is taken for a token",
+                "counted at places without a target too: IGNORE_INDEX is taken for a token",
             ),
             (
-                float(F.cross_entropy(logits[:-1], targets[1:], ignore_index=IGNORE, reduction="sum")),
+                float(F.cross_entropy(logits[:-1], targets[1:], ignore_index=IGNORE_INDEX, reduction="sum")),
                 "that of the token after the target: targets are shifted twice",
             ),
             (
-                float(F.cross_entropy(logits[1:], targets[:-1], ignore_index=IGNORE, reduction="sum")),
+                float(F.cross_entropy(logits[1:], targets[:-1], ignore_index=IGNORE_INDEX, reduction="sum")),
                 "that of the token before the target",
             ),
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from transformer.data.batches import IGNORE
+from transformer.data.batches import IGNORE_INDEX
 from transformer.preflight.alignment import as_in_text, placed, validation_placed
 from transformer.preflight.check import Check
 from transformer.preflight.places import Places
@@ -37,7 +37,7 @@ def real_perplexity(reported: float, free: float) -> float:
 
 def padding_counted(subject: Subject) -> Check:
     """No target is padding, in training batches and validation batches."""
-    name, expected = "padding in the targets", "none: IGNORE wherever a row is filled up"
+    name, expected = "padding in the targets", "none: IGNORE_INDEX wherever a row is filled up"
     shares = {}
     for what, rows, found in (
         ("training", subject.rows, placed(subject)),
@@ -54,7 +54,7 @@ def padding_counted(subject: Subject) -> Check:
                 "fail",
                 f"{shares[what]:.1%} of the targets are padding ({text!r}), which is learned at once: a perplexity of "
                 f"{_REPORTED:.0f} reported is {real_perplexity(_REPORTED, shares[what]):.3g} per real token; "
-                f"give padding the target {IGNORE}.",
+                f"give padding the target {IGNORE_INDEX}.",
             )
     filled = float(placed(subject).padding.mean())
     return Check(name, f"none ({filled:.1%} of the inputs are padding)", expected)
@@ -90,7 +90,7 @@ def special(subject: Subject) -> Check:
             share = count / len(targets)
             cause = (
                 f"The special token {token.content!r} is {share:.1%} of the targets, free points that the model learns "
-                "to say: leave it out of the text (add_special_tokens=False), or give it the target IGNORE."
+                "to say: leave it out of the text (add_special_tokens=False), or give it the target IGNORE_INDEX."
             )
             return Check(name, f"{token.content} in {count:,} of {len(targets):,} targets", expected, "fail", cause)
     share = float((targets == tokenizer.end_of_text_id).mean()) if len(targets) else 0.0
@@ -176,6 +176,6 @@ def _always(subject: Subject, name: str, expected: str, what: str, token: int | 
     text = subject.tokenizer.decode([token or 0], skip_special=False)
     cause = (
         f"In nearly every row {what} is {text!r} (id {token}), which a model learns at once and then says: "
-        "take it out of the examples, or give it the target IGNORE."
+        "take it out of the examples, or give it the target IGNORE_INDEX."
     )
     return Check(name, f"{text!r}: {what}", expected, "fail", cause)

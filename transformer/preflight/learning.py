@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from transformer.data.batches import IGNORE, Batch
+from transformer.data.batches import IGNORE_INDEX, Batch
 from transformer.preflight.check import Check, Verdict
 from transformer.preflight.subject import Subject, cut
 from transformer.training.optimizers import set_learning_rate
@@ -153,7 +153,7 @@ def one_batch(subject: Subject) -> Check:
 def _entropies(batch: Batch) -> tuple[float, float]:
     """Nats per target: of the targets by their counts, and by their counts among those with the same tokens before."""
     inputs, targets = batch.inputs.numpy(), batch.targets.numpy()
-    learned = np.argwhere(targets != IGNORE)
+    learned = np.argwhere(targets != IGNORE_INDEX)
     if not len(learned):
         return 0.0, 0.0
     every = Counter(int(targets[row, place]) for row, place in learned)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from transformer.data.batches import IGNORE, Batch
+from transformer.data.batches import IGNORE_INDEX, Batch
 from transformer.model import Transformer
 from transformer.model.attention import MultiHeadAttention
 from transformer.model.layers import DecoderLayer
@@ -40,7 +40,7 @@ def initial_loss(subject: Subject) -> Check:
     batch = cut(subject.fullest, _LOSS_ROWS, _LOSS_LENGTH)
     model = subject.fresh(dropout=False)
     stepper = subject.stepper(model, batch)
-    n_targets = int((batch.targets != IGNORE).sum())
+    n_targets = int((batch.targets != IGNORE_INDEX).sum())
     with torch.no_grad():
         loss = float(stepper.nats(batch, stepper.module)) / max(1, n_targets)
     measured = f"{loss:.2f} nats per token"
@@ -77,10 +77,10 @@ def _loss_without_own_token(model: Transformer, batch: Batch) -> float:
     with torch.no_grad():
         logits = model(inputs).float()
     logits.scatter_(2, inputs[..., None], -math.inf)
-    targets = targets.where(targets != inputs, IGNORE)
-    if not bool((targets != IGNORE).any()):
+    targets = targets.where(targets != inputs, IGNORE_INDEX)
+    if not bool((targets != IGNORE_INDEX).any()):
         return 0.0
-    return float(F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE))
+    return float(F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX))
 
 
 def positions(subject: Subject) -> Check:

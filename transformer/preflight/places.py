@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from transformer.data.batches import IGNORE
+from transformer.data.batches import IGNORE_INDEX
 from transformer.data.tokenize import TokenStream
 from transformer.preflight import reference
 from transformer.preflight.reference import NOWHERE
@@ -186,14 +186,16 @@ def _best(stream: TokenStream, offsets: np.ndarray, rows: Rows, row: int, begin:
     for some in (offsets[:_COMPARED], offsets):
         best = _nearest(stream, some, targets, begin)
         learned = np.arange(best + begin + 1, best + end + 1)
-        same = targets[-1] == IGNORE or _following(stream.tokens, learned[-1:])[0] == targets[-1]
-        if same and (stream.learned is None or (_following(stream.learned, learned) == (targets != IGNORE)).all()):
+        same = targets[-1] == IGNORE_INDEX or _following(stream.tokens, learned[-1:])[0] == targets[-1]
+        if same and (
+            stream.learned is None or (_following(stream.learned, learned) == (targets != IGNORE_INDEX)).all()
+        ):
             break
     return best
 
 
 def _nearest(stream: TokenStream, offsets: np.ndarray, targets: np.ndarray, begin: int) -> int:
-    follows, last = targets != IGNORE, len(targets) - 1
+    follows, last = targets != IGNORE_INDEX, len(targets) - 1
     if follows[last]:  # the others are inputs too, and so the same everywhere
         offsets = _preferred(offsets, _following(stream.tokens, offsets + begin + last + 1) == targets[last])
     if stream.learned is None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transformer.data.batches import IGNORE, Batch
+from transformer.data.batches import IGNORE_INDEX, Batch
 from transformer.model import ModelConfig, Transformer
 
 WINDOW = 300  # long enough for an attention kernel that works in blocks of 128 or 256
@@ -70,5 +70,5 @@ def batch_of(config: ModelConfig, rows: int, length: int, seed: int = 0, every: 
     chance = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, config.vocab_size, (rows, length + 1), generator=chance)
     targets = tokens[:, 1:].clone()
-    targets[:, torch.arange(length) % every != 0] = IGNORE
+    targets[:, torch.arange(length) % every != 0] = IGNORE_INDEX
     return Batch(tokens[:, :-1].contiguous(), targets, document.get("document", torch.zeros(rows, length).long()))

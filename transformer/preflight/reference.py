@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from transformer.data.batches import IGNORE
+from transformer.data.batches import IGNORE_INDEX
 
 _CHUNK = 2**22  # tokens looked at at once
 _MOST = 2**29  # tokens looked at, of a text that is larger
@@ -110,7 +110,7 @@ def _best(
     learned: np.ndarray | None,
 ) -> int:
     text, there = expected(tokens, offsets, len(inputs))
-    follow = targets != IGNORE
+    follow = targets != IGNORE_INDEX
     same_inputs = ((text[:, :-1] == inputs) & there[:, :-1] & real).sum(axis=1)
     score = same_inputs + ((text[:, 1:] == targets) & there[:, 1:] & follow).sum(axis=1)
     if learned is not None:

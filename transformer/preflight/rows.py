@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from transformer.data.batches import IGNORE, Batch
+from transformer.data.batches import IGNORE_INDEX, Batch
 
 ABSENT = -1  # where a row of a shorter batch has ended
 _RUN_OF_PADDING = 3  # the least run of a token of padding; two may be a prompt's beginning before a document
@@ -19,7 +19,7 @@ _RUN_OF_PADDING = 3  # the least run of a token of padding; two may be a prompt'
 
 @dataclass(frozen=True)
 class Rows:
-    """inputs, targets, document: (R, T), as in `Batch`; ABSENT, IGNORE and ABSENT where a row has ended.
+    """inputs, targets, document: (R, T), as in `Batch`; ABSENT, IGNORE_INDEX and ABSENT where a row has ended.
 
     batch, place: (R,) the batch each row is of, and its place in it. padding: (R, T) bool, runs of a token of padding
     at a row's beginning or end that fill it up. (Runs of any other token may be text: `places` compares with the text.)
@@ -49,7 +49,7 @@ class Rows:
             ).astype(np.int64)
 
         inputs = stacked([batch.inputs.cpu().numpy() for batch in batches], ABSENT)
-        targets = stacked([batch.targets.cpu().numpy() for batch in batches], IGNORE)
+        targets = stacked([batch.targets.cpu().numpy() for batch in batches], IGNORE_INDEX)
         return cls(
             inputs,
             targets,
@@ -67,7 +67,7 @@ class Rows:
     @property
     def learned(self) -> np.ndarray:
         """(R, T) bool: where there is a target."""
-        return self.targets != IGNORE
+        return self.targets != IGNORE_INDEX
 
     @property
     def left_padding(self) -> np.ndarray:
@@ -98,7 +98,7 @@ def _padding(inputs: np.ndarray, targets: np.ndarray, padding_ids: Collection[in
     absent = inputs == ABSENT
     filled = np.where(absent, np.take_along_axis(inputs, _last_present(absent)[:, None], axis=1), inputs)
     right = _run_at_the_left(filled[:, ::-1], ids)[:, ::-1]
-    unlearned = np.logical_and.accumulate((targets == IGNORE)[:, ::-1], axis=1)[:, ::-1]
+    unlearned = np.logical_and.accumulate((targets == IGNORE_INDEX)[:, ::-1], axis=1)[:, ::-1]
     right |= unlearned & (filled == filled[:, -1:]) & np.isin(filled, ids)
     right &= np.logical_and.accumulate(right[:, ::-1], axis=1)[:, ::-1]
     return (left | right) & ~absent

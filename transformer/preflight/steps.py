@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transformer.data.batches import IGNORE, Batch
+from transformer.data.batches import IGNORE_INDEX, Batch
 from transformer.hub import checkpoint
 from transformer.model import Transformer
 from transformer.preflight import probe
@@ -171,7 +171,7 @@ def accumulation(steps: Steps) -> Check:
     if distance <= steps.close:
         return Check(name, f"{distance:.1e} apart, for {_ACCUMULATED} batches", expected)
     ratio = float(found @ wanted / (wanted @ wanted))
-    n_targets = [int((batch.targets != IGNORE).sum()) for batch in steps.batches[:_ACCUMULATED]]
+    n_targets = [int((batch.targets != IGNORE_INDEX).sum()) for batch in steps.batches[:_ACCUMULATED]]
     total = sum(n_targets)
     if _distance(found, ratio * wanted) <= steps.close:
         cause = (
@@ -290,7 +290,7 @@ def evaluation(subject: Subject) -> Check:
     was_training = model.training
     stepper = _stepper(subject, model.eval(), batches)
     with torch.no_grad():
-        counts = [int((batch.targets != IGNORE).sum()) for batch in batches]
+        counts = [int((batch.targets != IGNORE_INDEX).sum()) for batch in batches]
         nats = [float(stepper.nats(batch, stepper.module)) for batch in batches]
     wanted = sum(nats) / sum(counts)
     if any(modes):
@@ -440,7 +440,7 @@ def _stepper(subject: Subject, model: Transformer, batches: Sequence[Batch], **o
 
 def _by_hand(stepper: Stepper, model: Transformer, batches: list[Batch], of_step: list[Batch]) -> dict[str, Tensor]:
     """The gradient of the nats of these batches by the number of targets of the step, without touching `grad`."""
-    n_targets = sum(int((batch.targets != IGNORE).sum()) for batch in of_step)
+    n_targets = sum(int((batch.targets != IGNORE_INDEX).sum()) for batch in of_step)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     nats = torch.stack([stepper.nats(batch, stepper.module) for batch in batches]).sum() / n_targets
     gradients = torch.autograd.grad(nats, [p for _, p in named], allow_unused=True)

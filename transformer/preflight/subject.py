@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from transformer.data.batches import IGNORE, Batch, BatchSource, Windows, validation_batches
+from transformer.data.batches import IGNORE_INDEX, Batch, BatchSource, Windows, validation_batches
 from transformer.data.corpus import pieces
 from transformer.data.document import Document, join_pieces
 from transformer.data.tokenize import TokenStream, tokenize
@@ -25,7 +25,7 @@ from transformer.preflight.rows import Rows
 from transformer.training import trainer
 from transformer.training.distributed import Engine
 from transformer.training.loss import LanguageModelLoss
-from transformer.training.run_components import Parts
+from transformer.training.run_components import RunComponents
 from transformer.training.step import Stepper
 from transformer.training.train_config import TrainConfig
 
@@ -40,7 +40,7 @@ class Alone(Engine):
     """The engine of the one process that checks, while the others wait."""
 
     def __init__(self, device: torch.device) -> None:
-        self.rank, self.world, self.main, self.device, self.sharded = 0, 1, True, device, False
+        self.rank, self.world_size, self.main, self.device, self.sharded = 0, 1, True, device, False
 
     def prepare(self, module: LanguageModelLoss) -> nn.Module:
         return module.to(self.device)
@@ -96,7 +96,7 @@ class Subject:
     places: list[str]
 
     @classmethod
-    def of(cls, parts: Parts, config: TrainConfig, engine: Engine) -> Subject:
+    def of(cls, parts: RunComponents, config: TrainConfig, engine: Engine) -> Subject:
         """Draw the batches that are looked at."""
         batches: list[Batch] = []
         places: list[str] = []
@@ -180,7 +180,7 @@ class Subject:
     @cached_property
     def fullest(self) -> Batch:
         """Of `batches` the one with the most targets."""
-        return max(self.batches, key=lambda batch: int((batch.targets != IGNORE).sum()))
+        return max(self.batches, key=lambda batch: int((batch.targets != IGNORE_INDEX).sum()))
 
     def fresh(self, dropout: bool = True) -> Transformer:
         """A copy of the model on the device of the run, in training mode, that may be changed."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from transformer.data.batches import IGNORE
+from transformer.data.batches import IGNORE_INDEX
 from transformer.errors import CheckpointError
 from transformer.evaluation.perplexity import windows
 from transformer.model import Transformer
@@ -44,7 +44,7 @@ def surprisal_of(model: Transformer, tokens_N: Tensor, alternatives: int = 5) ->
     model.eval()
     try:
         for inputs_T, targets_T in windows(tokens_N, context, max(1, context // 2)):
-            scored = targets_T != IGNORE
+            scored = targets_T != IGNORE_INDEX
             hidden = model.hidden_states(inputs_T[None].to(device))[0, scored.to(device)]
             logits = model.head(hidden).float().cpu()  # (n, V)
             if not logits.isfinite().all():

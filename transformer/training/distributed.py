@@ -56,22 +56,22 @@ class Engine:
         except ValueError as error:
             raise ConfigError(f"the trackers {', '.join(trackers)} cannot be used: {error}") from error
         self.rank: int = self.accelerator.process_index
-        self.world: int = self.accelerator.num_processes
+        self.world_size: int = self.accelerator.num_processes
         self.main: bool = self.accelerator.is_main_process
         # With one process the device is the one that was asked for; with several each has its own.
-        self.device: torch.device = self.accelerator.device if self.world > 1 else picked
-        self.sharded = parallel == "fsdp" and self.world > 1
+        self.device: torch.device = self.accelerator.device if self.world_size > 1 else picked
+        self.sharded = parallel == "fsdp" and self.world_size > 1
 
     def prepare(self, module: LanguageModelLoss) -> nn.Module:
         """The module as this run calls it: on its device, and tied to its copies in the other processes."""
         module.to(self.device)
         if self.sharded:
-            mesh = torch.distributed.init_device_mesh(self.device.type, (self.world,))
+            mesh = torch.distributed.init_device_mesh(self.device.type, (self.world_size,))
             for layer in module.model.layers:
                 fully_shard(layer, mesh=mesh)
             fully_shard(module, mesh=mesh)  # changes the module itself
             return module
-        return self.accelerator.prepare_model(module) if self.world > 1 else module
+        return self.accelerator.prepare_model(module) if self.world_size > 1 else module
 
     @contextmanager
     def gradients(self, module: nn.Module, last: bool) -> Iterator[None]:
@@ -87,7 +87,7 @@ class Engine:
 
     def sum(self, *numbers: float) -> list[float]:
         """Each number summed over the processes."""
-        if self.world == 1:
+        if self.world_size == 1:
             return list(numbers)
         # MPS has no fp64; it also has no second process.
         return self.accelerator.reduce(torch.tensor(numbers, dtype=torch.float64, device=self.device), "sum").tolist()

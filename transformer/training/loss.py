@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from transformer.data.batches import IGNORE
+from transformer.data.batches import IGNORE_INDEX
 from transformer.model import Transformer
 
 
@@ -26,7 +26,7 @@ class LanguageModelLoss(nn.Module):
         self.model, self.bf16 = model, bf16
 
     def forward(self, inputs: Tensor, targets: Tensor, document: Tensor | None = None) -> Tensor:
-        """Summed negative log-likelihood of the targets, in nats; IGNORE is not counted.
+        """Summed negative log-likelihood of the targets, in nats; IGNORE_INDEX is not counted.
 
         Args:
             inputs, targets: (B, T) token ids. document: (B, T), each token's document, which attention stays within;
@@ -36,5 +36,10 @@ class LanguageModelLoss(nn.Module):
             hidden, head = self.model.hidden_states(inputs, segment_ids_BT=document).flatten(0, 1), self.model.head
             # The same as head and cross_entropy, in one operation that PyTorch can fuse.
             return F.linear_cross_entropy(
-                hidden, head.weight, targets.flatten(), linear_bias=head.bias, ignore_index=IGNORE, reduction="sum"
+                hidden,
+                head.weight,
+                targets.flatten(),
+                linear_bias=head.bias,
+                ignore_index=IGNORE_INDEX,
+                reduction="sum",
             )

@@ -19,7 +19,7 @@ from transformer.training.train_config import TrainConfig
 _SHOWN_STEPS = 20  # the loss and speed on display are means over so many
 
 
-class Watch:
+class MetricsLogger:
     """Watches a run for a person; with several processes only the first one does.
 
     Args:
@@ -33,13 +33,13 @@ class Watch:
             self._output = Path(config.output)
             self._display = Display()
             self._metrics = Metrics(self._output, progress.step)
-            peak = engine.world * measured_peak(engine.device, config.precision)
+            peak = engine.world_size * measured_peak(engine.device, config.precision)
             # Of one token in one second, in windows of the full length and in short ones.
             self._utilisation, self._utilisation_of_short = (
                 flops_per_token(model, length) / peak for length in (config.context_length, config.short_window_length)
             )
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> MetricsLogger:
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -18,7 +18,7 @@ def make_optimizers(model: Transformer, config: TrainConfig) -> list[torch.optim
     muon: Muon (Jordan et al., 2024) for the matrices of the layers, AdamW for the rest. Its updates are scaled to the
     size of AdamW's (Liu et al., 2025), so that one learning rate serves both.
 
-    Each group keeps its highest rate as "highest"; `set_learning_rate` makes the present one of it.
+    Each group keeps its highest rate as "initial_lr"; `set_learning_rate` makes the present one of it.
 
     Raises:
         ConfigError: if there is no optimizer of that name.
@@ -33,7 +33,7 @@ def make_optimizers(model: Transformer, config: TrainConfig) -> list[torch.optim
     matrices = [p for p in trained if p.dim() == 2]
 
     def group(parameters: list[torch.nn.Parameter], rate: float, decay: float) -> dict[str, object]:
-        return {"params": parameters, "lr": rate, "highest": rate, "weight_decay": decay}
+        return {"params": parameters, "lr": rate, "initial_lr": rate, "weight_decay": decay}
 
     groups = [
         # What decays in a step is rate times decay: embeddings are not to decay faster because they learn faster.
@@ -53,4 +53,4 @@ def make_optimizers(model: Transformer, config: TrainConfig) -> list[torch.optim
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], part: float) -> None:
     """Give every group this part of its highest learning rate."""
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-        group["lr"] = part * group["highest"]
+        group["lr"] = part * group["initial_lr"]

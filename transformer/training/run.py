@@ -24,7 +24,7 @@ from transformer.training.distributed import Engine
 from transformer.training.lock import only_run_in
 from transformer.training.memory_limits import keep_freed_memory
 from transformer.training.option_effects import refuse_without_effect
-from transformer.training.run_components import Parts, build
+from transformer.training.run_components import RunComponents, build
 from transformer.training.schedule import Progress
 from transformer.training.targets import coverage
 from transformer.training.train_config import TrainConfig
@@ -74,13 +74,15 @@ def _train(config: TrainConfig, hub_token: str | None, stop: threading.Event | N
             f"{len(parts.training):,} windows of {parts.training.length} tokens to train on"
             if parts.training
             else "a stream of text",
-            f"{engine.world} × {engine.device.type}",
+            f"{engine.world_size} × {engine.device.type}",
         )
         if parts.training:
             _say_what_is_learned(parts.training)
         if config.preflight != "off" and not run_state.exists(config.checkpoints):  # or it has begun already
             _preflight(parts, config, engine)
-        rows = validation_batches(validation, config.validation_windows, _VALIDATION_ROWS, engine.rank, engine.world)
+        rows = validation_batches(
+            validation, config.validation_windows, _VALIDATION_ROWS, engine.rank, engine.world_size
+        )
         if engine.device.type == "cpu":
             keep_freed_memory()  # not before: what tokenising freed is not needed again
         trainer = Trainer(model.train(), tokenizer, parts.source, rows, config, engine, stop, parts.model_type)
@@ -88,7 +90,9 @@ def _train(config: TrainConfig, hub_token: str | None, stop: threading.Event | N
         if engine.main:
             # How a run is taken up belongs to no run.
             command = command_line({name: v for name, v in config.changed().items() if name not in _NOT_OF_THE_RUN})
-            processor = f"{engine.world} × {describe(engine.device)}" if engine.world > 1 else describe(engine.device)
+            processor = (
+                f"{engine.world_size} × {describe(engine.device)}" if engine.world_size > 1 else describe(engine.device)
+            )
             facts = TrainingFacts(command, progress.step, progress.tokens, progress.seconds, processor)
             facts.write(config.output)
             draw_curve(Path(config.output))
@@ -117,7 +121,7 @@ def _say_what_is_learned(training: Windows) -> None:
         logger.warning("%s", sentence)
 
 
-def _preflight(parts: Parts, config: TrainConfig, engine: Engine) -> None:
+def _preflight(parts: RunComponents, config: TrainConfig, engine: Engine) -> None:
     """Check the run in its first process, while the others wait; all of them stop if it fails, unless it is to warn.
 
     Raises:

@@ -38,7 +38,7 @@ _STREAMED_VALIDATION = 200  # documents of a validation split that is not kept o
 
 
 @dataclass(frozen=True)
-class Parts:
+class RunComponents:
     """What a run is made of.
 
     training: the windows behind `source`; None: there are none, as of a stream.
@@ -53,7 +53,7 @@ class Parts:
     model_type: str | None = None
 
 
-def build(config: TrainConfig, engine: Engine) -> Parts:
+def build(config: TrainConfig, engine: Engine) -> RunComponents:
     """Everything that a run needs before its first step, the same in every process.
 
     Raises:
@@ -72,7 +72,7 @@ def build(config: TrainConfig, engine: Engine) -> Parts:
         source, training, validation = _text(config, tokenizer, context, engine)
         if config.start_from_bigrams and training:
             start_from_bigrams(model, training.stream.tokens[training.first : training.stop])
-    return Parts(tokenizer, model, source, training, validation, model_type)
+    return RunComponents(tokenizer, model, source, training, validation, model_type)
 
 
 def _tokenizer(config: TrainConfig, engine: Engine, start: Path | None) -> Tokenizer:
@@ -174,7 +174,7 @@ def _text(
             config.batch_size,
             config.seed,
             engine.rank,
-            engine.world,
+            engine.world_size,
             text_column=config.text_column,
         )
         return source, None, validation
@@ -197,13 +197,13 @@ def _text(
         cut = _held_out_from(stream)
         span, validation = (0, cut), Windows(stream, context, pad, (cut - 1, size))
     training = Windows(stream, context, pad, span, config.window_stride, config.prompt_share, config.seed)
-    source = EpochBatches(training, config.batch_size, config.seed, engine.rank, engine.world)
+    source = EpochBatches(training, config.batch_size, config.seed, engine.rank, engine.world_size)
     if config.short_window_share:
         length = config.short_window_length
         short = Windows(stream, length, pad, span, None, config.prompt_share, config.seed)
         rows = max(1, round(config.batch_size * context / length))
         source = ShortWindowsFirst(
-            EpochBatches(short, rows, config.seed, engine.rank, engine.world), source, config.short_window_share
+            EpochBatches(short, rows, config.seed, engine.rank, engine.world_size), source, config.short_window_share
         )
     return source, training, validation
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from transformer.data.batches import IGNORE, Batch, BatchSource
+from transformer.data.batches import IGNORE_INDEX, Batch, BatchSource
 from transformer.data.tokenizer import Tokenizer
 from transformer.errors import TransformerError
 from transformer.training.distributed import Engine, whole
@@ -69,7 +69,7 @@ class Stepper:
         for _ in range(self.config.gradient_accumulation_steps):
             parts.append(self.source.next())
             places.append(self.source.describe_last())
-        local = [int((part.targets != IGNORE).sum()) for part in parts]
+        local = [int((part.targets != IGNORE_INDEX).sum()) for part in parts]
         tokens = int(self.engine.sum(sum(local))[0])
         if not tokens:  # known in every process: no weight decays and no momentum moves for nothing
             return Step(math.nan, math.nan, 0, self._rate())
@@ -78,7 +78,7 @@ class Stepper:
             with self.engine.gradients(self.module, last=index == len(parts) - 1):
                 summed = self.nats(part, self.module)
                 # Each target weighs the same, whichever batch or process it is in: processes average their gradients.
-                (summed * (self.engine.world / tokens)).backward()
+                (summed * (self.engine.world_size / tokens)).backward()
             nats += float(summed.detach())
         loss = self.engine.sum(nats)[0] / tokens
         norm = float(whole(nn.utils.clip_grad_norm_(self.module.parameters(), self.config.max_grad_norm)))

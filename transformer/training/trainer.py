@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from transformer.data.batches import IGNORE, Batch, BatchSource
+from transformer.data.batches import IGNORE_INDEX, Batch, BatchSource
 from transformer.data.tokenizer import Tokenizer
 from transformer.device import computes_in_bf16
 from transformer.errors import CheckpointError, ConfigError
@@ -30,7 +30,7 @@ from transformer.training.averaging import WeightAverage, without_average
 from transformer.training.distributed import Engine
 from transformer.training.interrupt import Interrupt, Interrupted
 from transformer.training.loss import LanguageModelLoss
-from transformer.training.metrics_logger import Watch
+from transformer.training.metrics_logger import MetricsLogger
 from transformer.training.optimizers import make_optimizers, set_learning_rate
 from transformer.training.schedule import Progress, learning_rate
 from transformer.training.step import Stepper
@@ -99,7 +99,7 @@ class Trainer:
             )
         empty = 0  # steps without a target
         earlier, saved, begin = progress.seconds, progress.seconds, time.perf_counter()
-        with Interrupt(self._stop) as interrupt, Watch(progress, config, self.engine, self.model) as watch:
+        with Interrupt(self._stop) as interrupt, MetricsLogger(progress, config, self.engine, self.model) as watch:
             while not self._is_over():
                 done = self.budget.spent(progress)
                 part = learning_rate(
@@ -141,19 +141,19 @@ class Trainer:
         self.model.eval()
         nats = counted = 0.0
         for batch in self.validation:
-            counted += int((batch.targets != IGNORE).sum())
+            counted += int((batch.targets != IGNORE_INDEX).sum())
             nats += float(self.stepper.nats(batch, self._score))
         self.model.train()
         self.engine.reshard(self.stepper.module)
         nats, counted = self.engine.sum(nats, counted)
         return nats / counted
 
-    def _validate(self, watch: Watch) -> None:
+    def _validate(self, watch: MetricsLogger) -> None:
         """Measure, show, and keep the model, or the average of its weights, if it is the best so far."""
         with self.average.applied() if self.average else nullcontext():
             self._validate_weights(watch)
 
-    def _validate_weights(self, watch: Watch) -> None:
+    def _validate_weights(self, watch: MetricsLogger) -> None:
         progress, loss = self.progress, self.validation_loss()
         whole = run_state.whole_model(self.model) if self.engine.sharded else self.model
         if math.isfinite(loss) and loss < progress.best_loss:
@@ -174,7 +174,7 @@ class Trainer:
 
     def _measure_bytes(self) -> float:
         """UTF-8 bytes of the validation text per target; end-of-text tokens are targets without bytes."""
-        targets = [row[row != IGNORE].tolist() for batch in self.validation for row in batch.targets]
+        targets = [row[row != IGNORE_INDEX].tolist() for batch in self.validation for row in batch.targets]
         local_bytes = sum(len(self.tokenizer.decode(row).encode()) for row in targets)
         n_bytes, n_targets = self.engine.sum(local_bytes, sum(map(len, targets)))
         if not n_targets:
