@@ -6,8 +6,6 @@ import os
 import random
 import resource
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import start_training
 from models import SENTENCES
 
 from transformer.errors import CheckpointError, ConfigError, TransformerError
@@ -25,7 +24,6 @@ from transformer.training.run import train
 from transformer.training.step import Step, Stepper
 from transformer.training.train_config import TrainConfig
 
-ROOT = Path(__file__).parents[1]
 SMALL = dict(
     vocab_size=300,
     context_length=16,
@@ -154,38 +152,39 @@ def test_a_run_goes_on_with_another_folder_of_tokens(corpus: str, tmp_path: Path
 
 
 def test_killed_at_any_moment_it_ends_the_same(corpus: str, whole: Path, tmp_path: Path) -> None:
-    """The real command, killed with SIGKILL again and again while it trains and saves."""
+    """The real command line, killed with SIGKILL again and again while it trains and saves."""
     values = {name: value for name, value in SMALL.items() if name != "preflight"}
     options = ["--preflight", "off", *(f"--{name.replace('_', '-')}={value}" for name, value in values.items())]
-    command = [sys.executable, "train.py", "--data", corpus, "--output", str(tmp_path), *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    arguments = ["--data", corpus, "--output", str(tmp_path), *options]
     metrics, chance = tmp_path / "metrics.jsonl", random.Random(0)
     for _ in range(4):
-        run = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+        run = start_training(arguments)
         size, patience = metrics.stat().st_size if metrics.exists() else 0, time.monotonic() + 60
-        while run.poll() is None and time.monotonic() < patience:  # until it trains, and then a little
+        while run.is_alive() and time.monotonic() < patience:  # until it trains, and then a little
             if metrics.exists() and metrics.stat().st_size != size:
                 break
             time.sleep(0.005)
         time.sleep(chance.uniform(0, 0.15))
         run.kill()
-        run.wait()
-    subprocess.run(command, cwd=ROOT, env=environment, check=True, stderr=subprocess.DEVNULL)
+        run.join()
+    last = start_training(arguments)
+    last.join()
+    assert last.exitcode == 0
     assert_same(tmp_path, whole)
     assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(corpus: str, tmp_path: Path) -> None:
     options = ["--vocab-size=300", "--context-length=16", "--d-model=32", "--n-layers=1", "--max-epochs=10000"]
-    command = [sys.executable, "train.py", "--data", corpus, "--output", str(tmp_path), *options]
-    run = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    run = start_training(["--data", corpus, "--output", str(tmp_path), *options], errors=tmp_path / "errors")
     deadline = time.monotonic() + 60
     while not (tmp_path / "metrics.jsonl").exists() or not (tmp_path / "metrics.jsonl").stat().st_size:
-        assert time.monotonic() < deadline and run.poll() is None
+        assert time.monotonic() < deadline and run.is_alive()
         time.sleep(0.05)
-    run.send_signal(signal.SIGINT)
-    error = run.communicate(timeout=60)[1]
-    assert run.returncode == 130
+    os.kill(run.pid, signal.SIGINT)
+    run.join(60)
+    error = (tmp_path / "errors").read_text()
+    assert run.exitcode == 130
     assert "stopped after step" in error and "Traceback" not in error
     assert run_state.load(tmp_path / "checkpoints").facts["progress"]["step"] > 0
 
