@@ -1,14 +1,20 @@
 """What all tests share."""
 
 import os
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 
+from transformer.reporting import model_card
+from transformer.training import flops
+
 # Tests run beside each other and are small: threads would only wait for one another.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # The same examples every time, and no verdict about time: a test that fails must fail again.
 settings.register_profile("deterministic", derandomize=True, deadline=None)
@@ -19,6 +25,15 @@ settings.load_profile("deterministic")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Nothing that a test fetches or tokenises stays in the user's cache."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_trainings() -> Iterator[None]:
+    """Short samples on model cards and small timed matrices: both take longer than the steps of a tiny training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_card, "_SAMPLING", replace(model_card._SAMPLING, max_tokens=8))
+        patch.setattr(flops, "_SIZE", 256)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,9 @@ import transformers
 from hub_server import Account, Hub
 from models import SENTENCES, tiny_model_directory
 
+import train as entry
 import transformer.hub.client
+from transformer import cli
 from transformer.errors import CheckpointError, PublishError
 from transformer.hub.checkpoint import load
 from transformer.hub.publish import prepare, push
@@ -254,10 +256,11 @@ def in_a_shell(hub: Hub, home: Path, *command: str, token: str | bool = True) ->
     )
 
 
-def test_the_pushed_repository_opens_in_transformers(hub: Hub, model: Path, tmp_path: Path) -> None:
-    done = in_a_shell(hub, tmp_path / "home", "-m", "transformer", "push", str(model), "user/lm")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().endswith(hub.repos["user/lm"].at().sha)
+def test_the_pushed_repository_opens_in_transformers(
+    hub: Hub, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["push", str(model), "user/lm"]) == 0
+    assert capsys.readouterr().out.strip().endswith(hub.repos["user/lm"].at().sha)
     code = """
 from transformers import AutoModelForCausalLM, AutoTokenizer
 model, tokenizer = AutoModelForCausalLM.from_pretrained("user/lm"), AutoTokenizer.from_pretrained("user/lm")
@@ -307,27 +310,26 @@ def test_a_training_reads_a_data_set_of_the_hub(hub: Hub, tmp_path: Path) -> Non
     hub.add("datasets", "Salesforce/wikitext", files)
     sizes = "--vocab-size 300 --context-length 16 --d-model 16 --n-layers 1 --n-heads 2 --batch-size 2 --max-steps 2"
     data = f"--dataset Salesforce/wikitext --dataset-config {name}"
-    command = f"{ROOT / 'train.py'} {data} --output {tmp_path / 'run'} {sizes}".split()
-    done = in_a_shell(hub, tmp_path / "home", *command)
+    training = f"{data} --output {tmp_path / 'run'} {sizes}".split()
+    scoring = f"evaluate --model {tmp_path / 'run'} {data} --json".split()
+    code = f"import sys, train, transformer.cli; sys.exit(train.main({training}) or transformer.cli.main({scoring}))"
+    done = in_a_shell(hub, tmp_path / "home", "-c", code)  # both in one process: the libraries are imported once
     assert done.returncode == 0, done.stderr
     assert f"--data Salesforce/wikitext --data-config {name}" in (tmp_path / "run" / "README.md").read_text()
-    scored = f"-m transformer evaluate --model {tmp_path / 'run'} {data} --json".split()
-    evaluated = in_a_shell(hub, tmp_path / "home", *scored)
-    assert evaluated.returncode == 0, evaluated.stderr
-    assert json.loads(evaluated.stdout)["documents"] == 1
+    assert json.loads(done.stdout)["documents"] == 1
 
 
-def test_a_training_publishes_its_model_and_writes_the_token_nowhere(hub: Hub, tmp_path: Path) -> None:
+def test_a_training_publishes_its_model_and_writes_the_token_nowhere(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = tmp_path / "text.txt"
     text.write_text("\n".join(SENTENCES * 40))
     sizes = "--vocab-size 300 --context-length 16 --d-model 16 --n-layers 1 --n-heads 2 --batch-size 2 --max-steps 2"
-    command = f"train.py --data {text} --output {tmp_path / 'run'} {sizes} --push-to user/lm".split()
-    command[0] = str(ROOT / command[0])
-    home = tmp_path / "home"
-    refused = in_a_shell(hub, home, *command, token="hf_wrong")
-    assert refused.returncode == 1 and "user/lm cannot be written to" in refused.stderr
+    arguments = f"--data {text} --output {tmp_path / 'run'} {sizes} --push-to user/lm".split()
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    assert entry.main(arguments) == 1 and "user/lm cannot be written to" in capsys.readouterr().err
     assert not list((tmp_path / "run").glob("*.safetensors")), "it was trained before it was known to be in vain"
-    done = in_a_shell(hub, home, *command)
+    done = in_a_shell(hub, tmp_path / "home", str(ROOT / "train.py"), *arguments)
     assert done.returncode == 0, done.stderr
     published = hub.repos["user/lm"].files()
     assert published.keys() - {".gitattributes"} == PUBLISHED | {"loss.svg"}
