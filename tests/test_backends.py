@@ -13,7 +13,6 @@ from transformer.device import serving_precision
 from transformer.errors import ConfigError
 from transformer.hub import checkpoint
 from transformer.inference import (
-    CompiledBackend,
     Generator,
     InferenceBackend,
     NativeBackend,
@@ -132,25 +131,6 @@ def test_the_same_seed_gives_the_same_text_in_every_precision(precision: str) ->
     options = SamplingOptions(max_tokens=50, seed=3, repetition_penalty=1.1)
     texts = {"".join(Generator(model, tokenizer, precision).generate("The", options)) for _ in range(2)}
     assert len(texts) == 1
-
-
-def test_a_compiled_step_is_the_same_step() -> None:
-    """On the CPU; past the context; and the cache of one text serves the next, without compiling again."""
-    tokenizer = tiny_tokenizer()
-    model = tiny_model(vocab_size=tokenizer.vocab_size, n_layers=1)
-    compiled = CompiledBackend(model, "fp32")
-    options = SamplingOptions(max_tokens=50, min_tokens=50, temperature=0)
-    alone = "".join(Generator(model, tokenizer, "fp32").generate("The river", options))
-    torch._dynamo.utils.counters.clear()
-    for _ in range(2):
-        assert "".join(Generator(compiled, tokenizer).generate("The river", options)) == alone
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-    assert len(compiled._free) == 1
-    first, second = (Generator(compiled, tokenizer).generate("The river", options) for _ in range(2))
-    pairs = list(zip(first, second, strict=True))  # two texts at a time do not share a cache
-    assert all(one == other for one, other in pairs)
-    batch = Generator(compiled, tokenizer).generate_batch(["The river"] * 2, options)
-    assert [completion.text for completion in batch] == [alone, alone]
 
 
 def test_a_cpu_serves_without_compiling() -> None:

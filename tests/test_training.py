@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from models import SENTENCES, new_model, tiny_model_directory
-from torch import Tensor, nn
 
 import train as entry
 from transformer.data.batches import IGNORE_INDEX, Windows
@@ -159,24 +157,6 @@ def test_the_step_compiles_as_one_graph(bf16: bool, documents: bool, tmp_path: P
     tokens = torch.arange(32).reshape(2, 16)
     document = torch.arange(2)[:, None].expand(2, 16) if documents else None
     torch.testing.assert_close(compiled(tokens, tokens, document), loss(tokens, tokens, document))
-
-
-@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
-def test_the_compiled_step_has_the_gradients_of_the_plain_one(tmp_path: Path) -> None:
-    # A compiler can give the right loss and wrong gradients (experiments/LOG.md), which no first loss shows.
-    model, _ = checkpoint.load(tiny_model_directory(tmp_path / "m"))
-    tokens = torch.randint(5, 100, (2, 17), generator=torch.Generator().manual_seed(0))
-    loss = LanguageModelLoss(model)
-
-    def gradients(function: nn.Module) -> list[Tensor]:
-        function(tokens[:, :-1], tokens[:, 1:]).backward()
-        found = [parameter.grad for parameter in model.parameters()]
-        model.zero_grad()
-        return found
-
-    expected = gradients(loss)
-    for ours, theirs in zip(gradients(torch.compile(loss, dynamic=False)), expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
 def test_tiny_texts_train_or_say_that_they_are_too_small(tmp_path: Path) -> None:
