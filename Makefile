@@ -36,13 +36,15 @@ speedrun sprint: $(VENV)/dev.stamp
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
-# The edit loop: tests without servers, trainings and processes of their own.
-FAST := $(addprefix tests/test_,model.py structure.py stream_decoder.py stop_sequences.py docs.py walkthrough.py)
+# The edit loop: tests without servers, trainings and compilers.
+FAST := $(addprefix tests/test_,model.py structure.py stream_decoder.py stop_sequences.py docs.py walkthrough.py \
+	inference.py batches.py text.py chat.py evaluation.py options.py source.py questions.py tokenizer_files.py \
+	formats.py backends.py)
 test-fast: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n auto --dist loadfile $(FAST)
 
 coverage: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest --cov=transformer --cov-report=term $(FAST)
+	$(BIN)/python -m pytest -n auto --dist loadfile --cov=transformer --cov-report=term $(FAST)
 
 # A static site in site/.
 docs: $(VENV)/dev.stamp
