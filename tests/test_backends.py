@@ -24,7 +24,7 @@ from transformer.inference import (
 from transformer.inference.native import kernel
 from transformer.inference.quantized_linear import PlainLinear, quantize_linear
 from transformer.legacy import preset_config
-from transformer.model import Transformer
+from transformer.model import RopeScaling, Transformer
 
 ARCHITECTURES = [
     ("paper", {}),
@@ -32,6 +32,11 @@ ARCHITECTURES = [
     ("gpt2", {}),
     ("modern", {}),
     ("modern", {"qk_norm": False, "n_kv_heads": 1, "head_dim": 10}),
+    ("modern", {"bias": True, "attention_output_bias": False, "feed_forward_bias": False}),
+    ("modern", {"rope_scaling": RopeScaling("linear", 3.0)}),
+    ("modern", {"rope_scaling": RopeScaling("llama3", 8.0, 10)}),
+    ("modern", {"rope_scaling": RopeScaling("yarn", 4.0, 10)}),
+    ("modern", {"rope_scaling": RopeScaling("dynamic", 4.0, 32)}),
     ("blog", {"positions": "rotary", "norm": "rms", "norm_placement": "pre", "activation": "swiglu", "qk_norm": True}),
     ("blog", {}),
     ("blog", {"heads": "sum", "pad_token_id": 3}),

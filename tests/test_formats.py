@@ -15,8 +15,9 @@ from transformer.errors import CheckpointError, WriteError
 from transformer.hub import checkpoint
 from transformer.hub.architectures import default_adapter
 from transformer.hub.resolve import fetch, pack
-from transformer.inference import Generator, SamplingOptions
-from transformer.model import ModelConfig, Transformer
+from transformer.inference import Generator, SamplingOptions, TorchBackend, select_backend
+from transformer.inference.decoder import Decoder
+from transformer.model import ModelConfig, RopeScaling, Transformer
 
 WITH_A_HUB_FORMAT = {
     "paper": ("paper", {}, "OPTForCausalLM"),
@@ -108,9 +109,25 @@ def test_blog_keeps_its_own_format(heads: str, tmp_path: Path) -> None:
     assert torch.equal(again(ids), model(ids))
 
 
+# Scaled rotary positions, whose original context is a few tokens, so that the texts of the tests go beyond it.
+ROPES = {
+    "linear": dict(factor=4.0),
+    "dynamic": dict(factor=6.0),
+    "llama3": dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=12),
+    "yarn": dict(factor=6.0, original_max_position_embeddings=16),
+    "yarn, every number": dict(
+        **dict(factor=5.0, original_max_position_embeddings=16, beta_fast=8.0, beta_slow=2.0, truncate=False),
+        **dict(mscale=0.8, mscale_all_dim=0.5),
+    ),
+    "yarn, an attention factor": dict(factor=4.0, original_max_position_embeddings=24, attention_factor=1.3),
+}
+OPENED = ["gpt2", "llama", "qwen3", "opt", *(f"llama, {rope}" for rope in ROPES)]
+
+
 def their_config(name: str, seed: int) -> transformers.PreTrainedConfig:
-    """A configuration of `transformers` with sizes and choices drawn at random."""
+    """A configuration of `transformers` with sizes and choices drawn at random. name: and after a comma what of it."""
     random = Random(seed)
+    name, _, rope = name.partition(", ")
     heads, width = random.choice([2, 4, 6]), random.choice([8, 16])
     common = {"vocab_size": random.randint(90, 400), "tie_word_embeddings": random.random() < 0.5}
     layers, hidden = random.randint(1, 3), random.choice([40, 96])
@@ -130,6 +147,10 @@ def their_config(name: str, seed: int) -> transformers.PreTrainedConfig:
         "rms_norm_eps": random.choice([1e-5, 1e-6]),
         "rope_parameters": {"rope_type": "default", "rope_theta": random.choice([1e4, 5e5])},
     }
+    if rope:
+        common["rope_parameters"] |= {"rope_type": rope.split(",")[0], **ROPES[rope]}
+    if rope == "dynamic":
+        common["max_position_embeddings"] = 16  # the original context
     if name == "llama":
         return transformers.LlamaConfig(**common, mlp_bias=random.random() < 0.5)
     return transformers.Qwen3Config(**common)
@@ -147,7 +168,7 @@ def save_theirs(path: Path, name: str, seed: int, **how: object) -> transformers
     return transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3", "opt"])
+@pytest.mark.parametrize("name", OPENED)
 @pytest.mark.parametrize("seed", range(4))
 def test_we_open_what_transformers_saved_with_the_same_logits_and_text(name: str, seed: int, tmp_path: Path) -> None:
     dtype = [torch.float32, torch.bfloat16, torch.float16][seed % 3]
@@ -157,11 +178,46 @@ def test_we_open_what_transformers_saved_with_the_same_logits_and_text(name: str
     with torch.no_grad():
         torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-4, rtol=0)
         text = ids[:1, :8]
-        options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "use_cache": False}
         expected = theirs.generate(text, max_new_tokens=64, **options)
         for _ in range(64):
             text = torch.cat([text, ours(text)[:, -1:].argmax(-1)], dim=1)
     assert torch.equal(text, expected)
+
+
+@pytest.mark.parametrize("name", OPENED)
+def test_what_is_opened_is_written_as_what_it_was(name: str, tmp_path: Path) -> None:
+    """Under its model type: transformers and we open it with the same logits, to the last digit."""
+    theirs = save_theirs(tmp_path / "theirs", name, 2)
+    ours = checkpoint.load_model(tmp_path / "theirs")
+    checkpoint.save(ours, None, tmp_path / "ours", checkpoint.read_model_type(tmp_path / "theirs"))
+    again = checkpoint.load_model(tmp_path / "ours")
+    opened, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert again.config == ours.config and opened.config.model_type == theirs.config.model_type
+    assert not any(report.values()), report
+    ids = IDS % theirs.config.vocab_size
+    with torch.no_grad():
+        assert torch.equal(again(ids), ours(ids))
+        torch.testing.assert_close(opened.eval()(ids).logits, theirs(ids).logits, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["torch", "fastest"])
+@pytest.mark.parametrize("name", OPENED)
+def test_texts_written_together_are_those_of_transformers(name: str, kind: str, tmp_path: Path) -> None:
+    """With the cache, greedily, texts of different lengths side by side."""
+    theirs = save_theirs(tmp_path, name, 5)
+    ours = checkpoint.load_model(tmp_path)
+    backend = TorchBackend(ours, "fp32") if kind == "torch" else select_backend(ours, "fp32")
+    prompts = [
+        (row % ours.config.vocab_size)[:length] for row, length in zip(IDS.repeat(2, 1), (9, 3, 14), strict=False)
+    ]
+    options = SamplingOptions(max_tokens=60, temperature=0)
+    decoder = Decoder(backend, [prompt.tolist() for prompt in prompts], options, [])
+    for _ in range(60):
+        decoder.next()
+    greedy = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "max_new_tokens": 60}
+    for prompt, tokens in zip(prompts, decoder.tokens, strict=True):
+        assert tokens == theirs.generate(prompt[None], **greedy)[0].tolist()
 
 
 @pytest.mark.parametrize("theta", [1e4, 1e6])
@@ -190,10 +246,55 @@ def test_a_config_of_transformers_4_means_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["rope_scaling", "rope_parameters"])
 @pytest.mark.parametrize("key", ["type", "rope_type"])
-def test_every_scaling_of_rotary_positions_is_refused_by_name(place: str, key: str) -> None:
-    for kind in ("linear", "dynamic", "yarn", "longrope", "su", "llama3", "mrope"):
-        with pytest.raises(CheckpointError, match=kind):
+def test_scaled_rotary_positions_are_read_or_refused_by_name(place: str, key: str) -> None:
+    for kind in ("longrope", "su", "mrope", "proportional", ["linear"]):
+        with pytest.raises(CheckpointError, match=r"rope_type.*this program computes default, linear"):
             model_config(LLAMA | {place: {key: kind, "factor": 2.0}})
+    for kind in ("linear", "dynamic", "llama3"):
+        with pytest.raises(CheckpointError, match=r"has no .*factor"):
+            model_config(LLAMA | {place: {key: kind}})
+    assert model_config(LLAMA | {place: {key: "linear", "factor": 2.0}}).rope_scaling == RopeScaling("linear", 2.0)
+    dynamic = model_config(LLAMA | {place: {key: "dynamic", "factor": 2.5}})
+    assert dynamic.rope_scaling == RopeScaling("dynamic", 2.5, 2048) and dynamic.context_length == 5120
+    yarn = {key: "yarn", "original_max_position_embeddings": 512}  # the factor is what the context says
+    assert model_config(LLAMA | {place: yarn}).rope_scaling == RopeScaling("yarn", 4.0, 512)
+    assert model_config(LLAMA | {place: yarn, "original_max_position_embeddings": 1024}).rope_scaling == RopeScaling(
+        "yarn", 2.0, 1024
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "theta"),
+    [
+        ({"rope_theta": 5e5}, 5e5),
+        ({"rope_theta": None}, 1e4),
+        ({"rope_theta": None, "rope_parameters": {"rope_type": "default", "rope_theta": 7e4}}, 7e4),
+        ({"rope_theta": 5e5, "rope_parameters": {"rope_theta": 7e4}}, 7e4),
+        ({"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2}}, 5e5),
+        ({"rope_scaling": {"type": "linear", "factor": 2}, "rope_parameters": {"rope_theta": 7e4}}, 1e4),
+    ],
+)
+def test_the_base_of_rotary_positions_stands_where_transformers_looks_for_it(fields: dict, theta: float) -> None:
+    config = {name: value for name, value in (LLAMA | fields).items() if value is not None}
+    theirs = transformers.LlamaConfig(**config)
+    assert model_config(config).rope_theta == theirs.rope_parameters["rope_theta"] == theta
+
+
+@pytest.mark.parametrize(
+    ("rope", "word"),
+    [
+        ({"rope_type": "linear", "factor": 0}, "factor must be a number above 0, not 0"),
+        ({"rope_type": "linear", "factor": "2"}, "factor must be a number above 0, not '2'"),
+        ({"rope_type": "linear", "factor": 2, "attention_scale": 2}, "attention_scale"),
+        ({"rope_type": "linear", "factor": 2, "partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"rope_type": "llama3", "factor": 2, "low_freq_factor": 4, "high_freq_factor": 4}, "less than"),
+        ({"rope_type": "yarn", "factor": 2, "original_max_position_embeddings": 1.5}, "original_context"),
+        ({"rope_type": "yarn", "factor": 2, "truncate": "no"}, "truncate"),
+    ],
+)
+def test_scaling_that_does_not_fit_is_refused_by_name(rope: dict, word: str) -> None:
+    with pytest.raises(CheckpointError, match=word):
+        model_config(LLAMA | {"rope_parameters": rope})
 
 
 # What known models say of themselves, with the fields that make each of them different.
@@ -225,6 +326,15 @@ QWEN3 = {
     **dict(rope_theta=1000000, sliding_window=None, tie_word_embeddings=True, torch_dtype="bfloat16", use_cache=True),
     **dict(transformers_version="4.51.0", use_sliding_window=False, vocab_size=151936),
 }
+LLAMA32 = LLAMA | {  # the one of a billion
+    **dict(bos_token_id=128000, eos_token_id=[128001, 128008, 128009], head_dim=64, intermediate_size=8192),
+    **dict(max_position_embeddings=131072, mlp_bias=False, num_hidden_layers=16, num_key_value_heads=8),
+    **dict(rope_theta=500000.0, tie_word_embeddings=True, vocab_size=128256),
+    "rope_scaling": {
+        **dict(factor=32.0, high_freq_factor=4.0, low_freq_factor=1.0, rope_type="llama3"),
+        "original_max_position_embeddings": 8192,
+    },
+}
 OPT = {  # the one of 125 million
     **dict(_name_or_path="facebook/opt-125m", activation_dropout=0.0, activation_function="relu", bos_token_id=2),
     **dict(architectures=["OPTForCausalLM"], attention_dropout=0.0, do_layer_norm_before=True, dropout=0.1),
@@ -238,6 +348,7 @@ KNOWN = {  # and how many parameters each has
     "distilgpt2": (GPT2 | {"_num_labels": 1, "n_layer": 6, "id2label": {"0": "LABEL_0"}}, 81_912_576),
     "tinyllama": (LLAMA, 1_100_048_384),
     "smollm2": (SMOLLM2, 134_515_008),
+    "llama 3.2": (LLAMA32, 1_235_814_400),
     "qwen3": (QWEN3, 596_049_920),
     "opt": (OPT, 125_239_296 - 2 * 768),  # without its two rows of positions that are never used
 }
@@ -303,8 +414,8 @@ def test_a_file_without_the_names_of_the_head_is_opened(name: str, tmp_path: Pat
     [
         ({"model_type": "mamba"}, "mamba"),
         ({"hidden_act": "gelu"}, "hidden_act"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}}, "yarn"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": None}, "linear"),
+        ({"rope_parameters": {"rope_type": "longrope", "factor": 4.0, "rope_theta": 1e4}}, "longrope"),
+        ({"rope_scaling": {"type": "su", "factor": 2.0}, "rope_parameters": None}, "su"),
         ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "full_attention"),
         ({"rope_parameters": "default"}, "not understood"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),

@@ -96,7 +96,7 @@ class MultiHeadAttention(nn.Module):
         self.query = Linear(config.d_model, config.n_heads * config.key_dim, bias=config.bias)
         self.key = Linear(config.d_model, config.kv_heads * config.key_dim, bias=config.bias)
         self.value = Linear(config.d_model, config.kv_heads * config.key_dim, bias=config.bias)
-        self.output = Linear(config.n_heads * config.key_dim, config.d_model, bias=config.bias)
+        self.output = Linear(config.n_heads * config.key_dim, config.d_model, bias=bool(config.attention_output_bias))
         self.fused: nn.Module | None = None  # replaces `project`, in a model that is quantized for inference
         self.qk_norm = config.qk_norm
         if config.qk_norm:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +13,42 @@ Positions = Literal["sinusoidal", "learned", "rotary"]
 Norm = Literal["layer", "rms"]
 NormPlacement = Literal["pre", "post"]
 Activation = Literal["relu", "gelu", "swiglu"]
+RopeScalingKind = Literal["linear", "dynamic", "llama3", "yarn"]
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are changed for a context longer than that of the pretraining; see `positions.py`.
+
+    Raises:
+        ConfigError: if the numbers do not fit together.
+    """
+
+    kind: RopeScalingKind
+    factor: float  # how many times longer the context is
+    original_context: int | None = None  # tokens; every kind but linear needs it
+    low_freq_factor: float = 1.0  # llama3: wavelengths above original_context / this are scaled
+    high_freq_factor: float = 4.0  # llama3: wavelengths below original_context / this are kept
+    beta_fast: float = 32.0  # yarn: pairs that turn more often than this within original_context are kept
+    beta_slow: float = 1.0  # yarn: pairs that turn less often are scaled
+    attention_factor: float | None = None  # yarn: of cosine and sine; None: 0.1 ln(factor) + 1
+    truncate: bool = True  # yarn: round the bounds between kept and scaled pairs to whole pairs
+
+    def __post_init__(self) -> None:
+        kinds = ("linear", "dynamic", "llama3", "yarn")
+        if self.kind not in kinds:
+            raise ConfigError(f"rope_scaling must be one of {', '.join(kinds)}, not {self.kind!r}.")
+        for name in ("factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor"):
+            value = getattr(self, name)
+            if not (name == "attention_factor" and value is None) and not _is_positive(value):
+                raise ConfigError(f"rope_scaling: {name} must be a number above 0, not {value!r}.")
+        original = self.original_context
+        if self.kind != "linear" and (type(original) is not int or original < 1):
+            raise ConfigError(f"rope_scaling: original_context must be a positive whole number, not {original!r}.")
+        if not self.low_freq_factor < self.high_freq_factor:
+            raise ConfigError("rope_scaling: low_freq_factor must be less than high_freq_factor.")
+        if not isinstance(self.truncate, bool):
+            raise ConfigError(f"rope_scaling: truncate must be true or false, not {self.truncate!r}.")
 
 
 @dataclass(frozen=True)
@@ -35,12 +72,14 @@ class ModelConfig:
 
     positions: Positions = "sinusoidal"  # 3.5
     rope_theta: float = 10_000.0  # base of the rotary frequencies
+    rope_scaling: RopeScaling | None = None  # for a context longer than that of the pretraining
     norm: Norm = "layer"
     norm_placement: NormPlacement = "post"  # 5.4 normalises after the residual sum; "pre" came later
     norm_eps: float = 1e-5
     activation: Activation = "relu"  # 3.3
     qk_norm: bool = False  # RMSNorm on queries and keys (Henry et al., 2020)
     bias: bool = True  # biases in attention and feed-forward
+    attention_output_bias: bool | None = None  # of the projection of the joined heads; None: as bias
     feed_forward_bias: bool | None = None  # None: as bias
     head_bias: bool = False  # bias of the vocabulary projection
     scale_embeddings: bool = False  # embeddings times sqrt(d_model) (3.4)
@@ -58,8 +97,11 @@ class ModelConfig:
             # SwiGLU has three matrices instead of two: 8/3 keeps the parameter count, rounded for fast kernels.
             width = -(-8 * self.d_model // 3 // 64) * 64 if self.activation == "swiglu" else 4 * self.d_model
             object.__setattr__(self, "d_feed_forward", width)
-        if self.feed_forward_bias is None:
-            object.__setattr__(self, "feed_forward_bias", self.bias)
+        for name in ("attention_output_bias", "feed_forward_bias"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, self.bias)
+        if isinstance(self.rope_scaling, Mapping):  # as it is saved
+            object.__setattr__(self, "rope_scaling", RopeScaling(**self.rope_scaling))
         self._check()
 
     def _check(self) -> None:
@@ -78,14 +120,26 @@ class ModelConfig:
         if self.positions == "sinusoidal" and self.d_model % 2:
             raise ConfigError(f"sinusoidal positions need an even d_model, not {self.d_model}.")
         for name in ("norm_eps", "rope_theta"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise ConfigError(f"{name} must be a number above 0, not {value!r}.")
-        for name in ("qk_norm", "bias", "feed_forward_bias", "head_bias", "scale_embeddings", "tie_embeddings"):
+            if not _is_positive(getattr(self, name)):
+                raise ConfigError(f"{name} must be a number above 0, not {getattr(self, name)!r}.")
+        if self.rope_scaling is not None:
+            self._check_rope_scaling(self.rope_scaling)
+        biases = ("bias", "attention_output_bias", "feed_forward_bias", "head_bias")
+        for name in ("qk_norm", *biases, "scale_embeddings", "tie_embeddings"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be true or false, not {getattr(self, name)!r}.")
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"dropout must be in [0, 1), not {self.dropout}.")
+
+    def _check_rope_scaling(self, scaling: RopeScaling) -> None:
+        if not isinstance(scaling, RopeScaling):
+            raise ConfigError(f"rope_scaling must be a RopeScaling, not {scaling!r}.")
+        if self.positions != "rotary":
+            raise ConfigError(f"rope_scaling needs rotary positions; these are {self.positions}.")
+        if scaling.kind == "dynamic" and self.key_dim < 4:
+            raise ConfigError(f"rope_scaling of the kind dynamic needs a head_dim above 2, not {self.head_dim}.")
+        if scaling.kind == "yarn" and not self.rope_theta > 1:
+            raise ConfigError(f"rope_scaling of the kind yarn needs a rope_theta above 1, not {self.rope_theta}.")
 
     # The derived sizes, typed as the integers they are after __post_init__.
     @property
@@ -111,6 +165,11 @@ class ModelConfig:
         if name not in PRESETS:
             raise ConfigError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}.")
         return cls(**{**PRESETS[name], **overrides})
+
+
+def _is_positive(value: Any) -> bool:
+    """Whether it is a finite number above 0; a bool is none."""
+    return not isinstance(value, bool) and isinstance(value, int | float) and 0 < value < math.inf
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {

@@ -6,10 +6,12 @@ position once per pass, by which `apply_rope` rotates queries and keys inside at
 Dimensions: B batch · T tokens · D d_model · H heads · E head_dim · C context_length
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
-from transformer.model.config import ModelConfig
+from transformer.model.config import ModelConfig, RopeScaling
 
 Rotation = tuple[Tensor, Tensor]  # cosine and sine, each (T, E) or (B, 1, T, E)
 
@@ -47,7 +49,8 @@ class Rotary(nn.Module):
     """Rotary position embedding (RoFormer, Su et al., 2021, 3.4.2).
 
     The pair (x_i, x_{i + E/2}) is rotated by the angle pos · theta^(-2i/E), so that the product of a query and a key
-    depends on the distance between them only. Pairs are halves apart, as in Llama and Qwen, not neighbours.
+    depends on the distance between them only. Pairs are halves apart, as in Llama and Qwen, not neighbours. For a
+    context longer than that of the pretraining, `scaled_frequencies` turns them more slowly.
     """
 
     cosine_CE: Tensor
@@ -55,11 +58,16 @@ class Rotary(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        half = torch.arange(0, config.key_dim, 2, dtype=torch.float32) / config.key_dim
-        frequencies = 1.0 / config.rope_theta**half  # (E/2); rounded as where the weights of others were trained
+        # Rounded as where the weights of others were trained.
+        frequencies, factor = 1.0 / config.rope_theta ** _exponents(config), 1.0
+        if config.rope_scaling is not None:
+            frequencies, factor = scaled_frequencies(frequencies, config)
         angles = torch.outer(torch.arange(config.context_length, dtype=torch.float32), frequencies)  # (C, E/2)
-        self.register_buffer("cosine_CE", torch.cat([angles.cos(), angles.cos()], dim=-1), persistent=False)
-        self.register_buffer("sine_CE", torch.cat([-angles.sin(), angles.sin()], dim=-1), persistent=False)
+        cosine, sine = _of_pairs(angles)
+        if factor != 1.0:
+            cosine, sine = cosine * factor, sine * factor
+        self.register_buffer("cosine_CE", cosine, persistent=False)
+        self.register_buffer("sine_CE", sine, persistent=False)
 
     def forward(self, positions: Tensor | slice) -> Rotation:
         """The cosine and sine for `positions`, (T,) or (B, T), that `apply_rope` takes."""
@@ -67,6 +75,96 @@ class Rotary(nn.Module):
         if cosine.dim() == 3:
             cosine, sine = cosine.unsqueeze(1), sine.unsqueeze(1)  # (B, 1, T, E): the same for every head
         return cosine, sine
+
+
+class DynamicRotary(nn.Module):
+    """Rotary positions whose base grows with the text, once that is beyond the original context (dynamic NTK scaling).
+
+    theta becomes theta · (factor · length / original - (factor - 1))^(E / (E - 2)), where length counts the tokens up
+    to the last one that is read. Keys in a cache keep the frequencies that they were read with, as in transformers.
+    Each sequence of a batch has those of its own length.
+    """
+
+    exponents: Tensor
+
+    def __init__(self, config: ModelConfig, scaling: RopeScaling) -> None:
+        super().__init__()
+        assert scaling.original_context is not None
+        self.theta, self.factor, self.original = config.rope_theta, scaling.factor, scaling.original_context
+        self.power = config.key_dim / (config.key_dim - 2)
+        self.register_buffer("exponents", _exponents(config), persistent=False)
+
+    def forward(self, positions: Tensor | slice) -> Rotation:
+        """As `Rotary`."""
+        if isinstance(positions, slice):
+            positions = torch.arange(positions.start or 0, positions.stop, device=self.exponents.device)
+        length = (positions.amax(dim=-1, keepdim=True) + 1).clamp(min=self.original)  # (1,) or (B, 1)
+        theta = self.theta * (self.factor * length / self.original - (self.factor - 1)) ** self.power
+        frequencies = 1.0 / theta[..., None] ** self.exponents  # (1, E/2) or (B, 1, E/2)
+        cosine, sine = _of_pairs(positions[..., None].float() * frequencies)  # (T, E) or (B, T, E)
+        if cosine.dim() == 3:
+            cosine, sine = cosine.unsqueeze(1), sine.unsqueeze(1)  # (B, 1, T, E)
+        return cosine, sine
+
+
+def make_rotary(config: ModelConfig) -> Rotary | DynamicRotary:
+    """The rotary positions of this config: read from a table, unless they depend on the length of the text."""
+    if config.rope_scaling is not None and config.rope_scaling.kind == "dynamic":
+        return DynamicRotary(config, config.rope_scaling)
+    return Rotary(config)
+
+
+def scaled_frequencies(frequencies: Tensor, config: ModelConfig) -> tuple[Tensor, float]:
+    """Frequencies (E/2) for a longer context, and what cosine and sine are multiplied by.
+
+    linear: all divided by the factor, which is position interpolation (Chen et al., 2023). llama3: the slow ones are
+    divided, the fast ones kept, with a smooth passage between (Llama 3.1). yarn: the same with a linear passage over
+    the pairs, and larger scores (Peng et al., 2023, 3.2 and 3.4).
+    """
+    scaling = config.rope_scaling
+    assert scaling is not None
+    slowed = frequencies / scaling.factor
+    if scaling.kind == "linear":
+        return slowed, 1.0
+    original = scaling.original_context
+    assert original is not None
+    if scaling.kind == "llama3":
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        turns = original * frequencies / (2 * math.pi)  # of each pair within the original context
+        kept = ((turns - low) / (high - low)).clamp(0.0, 1.0)
+        return (1 - kept) * slowed + kept * frequencies, 1.0
+
+    def pair(turns: float) -> float:
+        """Which pair turns so many times within the original context; between two of them, a fraction."""
+        wavelength = original / (2 * math.pi * turns)
+        return config.key_dim * math.log(wavelength) / (2 * math.log(config.rope_theta))
+
+    first, last = pair(scaling.beta_fast), pair(scaling.beta_slow)
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, config.key_dim - 1)
+    width = last - first if last != first else 0.001
+    slow = ((torch.arange(len(frequencies), dtype=torch.float32) - first) / width).clamp(0.0, 1.0)
+    factor = scaling.attention_factor
+    if factor is None:
+        factor = yarn_attention_factor(scaling.factor)
+    return slow * slowed + (1 - slow) * frequencies, factor
+
+
+def yarn_attention_factor(factor: float, mscale: float = 1.0) -> float:
+    """0.1 mscale ln(factor) + 1: larger scores for a longer context (YaRN, Peng et al., 2023, 3.4)."""
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _exponents(config: ModelConfig) -> Tensor:
+    """(E/2) 2i / E of each pair i, of which theta is the base."""
+    return torch.arange(0, config.key_dim, 2, dtype=torch.float32) / config.key_dim
+
+
+def _of_pairs(angles: Tensor) -> Rotation:
+    """Cosine and sine (..., E) from the angles of the pairs (..., E/2), as `apply_rope` takes them."""
+    cosine, sine = angles.cos(), angles.sin()
+    return torch.cat([cosine, cosine], dim=-1), torch.cat([-sine, sine], dim=-1)
 
 
 def apply_rope(x_BHTE: Tensor, rotation: Rotation) -> Tensor:

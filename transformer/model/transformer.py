@@ -20,7 +20,7 @@ from transformer.model.config import ModelConfig
 from transformer.model.kv_cache import KVCache
 from transformer.model.layers import DecoderLayer, Dropout, make_norm
 from transformer.model.linear import Linear
-from transformer.model.positions import Learned, Rotary, Sinusoidal
+from transformer.model.positions import Learned, Sinusoidal, make_rotary
 
 
 class Transformer(nn.Module):
@@ -44,7 +44,7 @@ class Transformer(nn.Module):
         self.config = config
         self.token_embedding = Embedding(config.vocab_size, config.d_model)
         self.position_embedding = _added_positions(config)
-        self.rotary = Rotary(config) if config.positions == "rotary" else None  # one table for all layers
+        self.rotary = make_rotary(config) if config.positions == "rotary" else None  # one table for all layers
         self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.n_layers))
         # After post-norm layers the stream is normalised already.

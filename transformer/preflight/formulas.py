@@ -20,8 +20,8 @@ from transformer.model import ModelConfig
 # The choices that these formulas know. A model with any other is not compared.
 _SIZES = "vocab_size context_length d_model n_layers n_heads n_kv_heads head_dim d_feed_forward"
 _CHOICES = (
-    "positions rope_theta norm norm_placement norm_eps activation qk_norm bias feed_forward_bias head_bias "
-    "scale_embeddings tie_embeddings dropout"
+    "positions rope_theta norm norm_placement norm_eps activation qk_norm bias attention_output_bias feed_forward_bias "
+    "head_bias scale_embeddings tie_embeddings dropout"
 )
 _KNOWN = {*_SIZES.split(), *_CHOICES.split()}
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from transformer.errors import CheckpointError
 from transformer.hub.architectures.adapter import Adapter
 from transformer.hub.architectures.config_fields import ConfigFields
 from transformer.hub.architectures.tensor_rules import TensorRule, linear
-from transformer.model.config import ModelConfig
+from transformer.model.config import ModelConfig, RopeScaling
+from transformer.model.positions import yarn_attention_factor
 
 _TENSORS: dict[str, TensorRule] = {
     "model.embed_tokens.weight": TensorRule("token_embedding.weight"),
@@ -27,6 +29,18 @@ _TENSORS: dict[str, TensorRule] = {
 }
 
 
+_ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
+_ROPE_NUMBERS_OF = {
+    "llama3": ("low_freq_factor", "high_freq_factor"),
+    "yarn": ("beta_fast", "beta_slow", "attention_factor", "truncate"),
+}
+# What a rope_scaling may hold. A kind reads its own, and the others mean nothing to it.
+_ROPE_NUMBERS = (
+    *("factor", "original_max_position_embeddings", "mscale", "mscale_all_dim", "finetuned"),
+    *(name for names in _ROPE_NUMBERS_OF.values() for name in names),
+)
+
+
 class LlamaLike(Adapter):
     """The fields and tensors that Llama's descendants have under the same names; each adds its own.
 
@@ -42,9 +56,13 @@ class LlamaLike(Adapter):
     def read_fields(self, fields: ConfigFields) -> dict[str, Any]:
         fields.expect_full_attention()
         fields.expect("hidden_act", "silu")
+        theta, scaling = _read_rope(fields)
+        context = fields["max_position_embeddings"]
+        if scaling is not None and scaling.kind == "dynamic":
+            context = max(context, int(context * scaling.factor))  # the field is the original context
         return {
             "vocab_size": fields["vocab_size"],
-            "context_length": fields["max_position_embeddings"],
+            "context_length": context,
             "d_model": fields["hidden_size"],
             "n_layers": fields["num_hidden_layers"],
             "n_heads": fields["num_attention_heads"],
@@ -52,7 +70,8 @@ class LlamaLike(Adapter):
             "head_dim": fields.get("head_dim", self.default_head_dim),
             "d_feed_forward": fields["intermediate_size"],
             "positions": "rotary",
-            "rope_theta": _read_rope(fields),
+            "rope_theta": theta,
+            "rope_scaling": scaling,
             "norm": "rms",
             "norm_placement": "pre",
             "norm_eps": fields["rms_norm_eps"],
@@ -65,7 +84,7 @@ class LlamaLike(Adapter):
     def write_fields(self, config: ModelConfig) -> dict[str, Any]:
         return {
             "vocab_size": config.vocab_size,
-            "max_position_embeddings": config.context_length,
+            "max_position_embeddings": _original_context(config),
             "hidden_size": config.d_model,
             "num_hidden_layers": config.n_layers,
             "num_attention_heads": config.n_heads,
@@ -74,8 +93,7 @@ class LlamaLike(Adapter):
             "intermediate_size": config.feed_forward_dim,
             "hidden_act": "silu",
             "rms_norm_eps": config.norm_eps,
-            "rope_theta": config.rope_theta,  # transformers 4 reads this, transformers 5 the next
-            "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+            **_write_rope(config),
             "attention_bias": config.bias,
         }
 
@@ -86,17 +104,76 @@ class LlamaLike(Adapter):
         return _TENSORS
 
 
-def _read_rope(fields: ConfigFields) -> float:
-    """The base of the rotary frequencies, from one of the places where versions of transformers write it.
+def _read_rope(fields: ConfigFields) -> tuple[float, RopeScaling | None]:
+    """The base of the rotary frequencies and their scaling, from the places where versions of transformers write them.
 
     Raises:
-        CheckpointError: if the positions are scaled.
+        CheckpointError: if the scaling is of a kind that this program does not compute, or lacks a number.
     """
-    rope = ConfigFields(fields.get("rope_parameters") or fields.get("rope_scaling") or {})
-    rope.expect("rope_type", "default")
-    rope.expect("type", "default")
+    rope = ConfigFields(fields.get("rope_scaling") or fields.get("rope_parameters") or {})
+    fields.get("rope_parameters")  # of both, the first counts
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    rope.get("type")
+    if kind not in _ROPE_KINDS:
+        raise CheckpointError(f"config.json says rope_type {kind!r}; this program computes {', '.join(_ROPE_KINDS)}.")
     rope.expect("partial_rotary_factor", 1.0)
     fields.expect("partial_rotary_factor", 1.0)
     theta = float(rope.get("rope_theta", fields.get("rope_theta", 10_000.0)))
+    scaling = None if kind == "default" else _read_scaling(kind, rope, fields)
+    rope.ignore(*_ROPE_NUMBERS)  # of other kinds
     rope.expect_no_more()
-    return theta
+    return theta, scaling
+
+
+def _read_scaling(kind: Any, rope: ConfigFields, fields: ConfigFields) -> RopeScaling:
+    context = fields["max_position_embeddings"]
+    original = fields.get("original_max_position_embeddings", rope.get("original_max_position_embeddings", context))
+    match kind:
+        case "linear":
+            return RopeScaling(kind, rope["factor"])
+        case "dynamic":
+            return RopeScaling(kind, rope["factor"], context)
+        case "llama3":
+            low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+            return RopeScaling(kind, rope["factor"], original, low_freq_factor=low, high_freq_factor=high)
+    factor, attention_factor = rope.get("factor", context / original), rope.get("attention_factor")
+    scale, scale_all = rope.get("mscale"), rope.get("mscale_all_dim")
+    if attention_factor is None and scale and scale_all:
+        attention_factor = yarn_attention_factor(factor, scale) / yarn_attention_factor(factor, scale_all)
+    return RopeScaling(
+        kind,
+        factor,
+        original,
+        beta_fast=rope.get("beta_fast") or 32.0,
+        beta_slow=rope.get("beta_slow") or 1.0,
+        attention_factor=attention_factor,
+        truncate=rope.get("truncate", True),
+    )
+
+
+def _write_rope(config: ModelConfig) -> dict[str, Any]:
+    """The fields that `_read_rope` reads, where transformers 4 looks for them and where transformers 5 does."""
+    scaling = config.rope_scaling
+    if scaling is None:
+        rope: dict[str, Any] = {"rope_type": "default"}
+    else:
+        rope = {"rope_type": scaling.kind, "factor": scaling.factor}
+        if scaling.kind in ("llama3", "yarn"):
+            rope["original_max_position_embeddings"] = scaling.original_context
+        rope |= {name: getattr(scaling, name) for name in _ROPE_NUMBERS_OF.get(scaling.kind, ())}
+        if scaling.attention_factor is None:
+            rope.pop("attention_factor", None)
+    return {
+        "rope_theta": config.rope_theta,
+        **({"rope_scaling": rope} if scaling else {}),
+        "rope_parameters": {**rope, "rope_theta": config.rope_theta},
+    }
+
+
+def _original_context(config: ModelConfig) -> int:
+    """`max_position_embeddings`: the context, but with dynamic scaling the one at which it begins."""
+    scaling = config.rope_scaling
+    if scaling is not None and scaling.kind == "dynamic":
+        assert scaling.original_context is not None
+        return scaling.original_context
+    return config.context_length

@@ -22,6 +22,7 @@ from transformer.inference.quantized_linear import Precision
 from transformer.model import KVCache, ModelConfig, Transformer
 from transformer.model.attention import MultiHeadAttention
 from transformer.model.layers import DecoderLayer, FeedForward
+from transformer.model.positions import Rotary
 
 _LANES = 16  # columns of a block
 _PIECE = 256  # tokens that are read at a time: what they need to be worked on stays in the cache
@@ -36,8 +37,8 @@ _SUPPORTED: dict[str, set] = {
 }
 _COMPUTED = {
     *("vocab_size", "context_length", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_feed_forward"),
-    *("rope_theta", "norm_eps", "qk_norm", "bias", "feed_forward_bias", "head_bias"),
-    *("scale_embeddings", "tie_embeddings", "dropout"),
+    *("rope_theta", "norm_eps", "qk_norm", "bias", "attention_output_bias", "feed_forward_bias", "head_bias"),
+    *("scale_embeddings", "tie_embeddings", "dropout", "rope_scaling"),
 }
 _KINDS = {torch.float32: "fp32", torch.float16: "fp16", torch.int8: "int8"}
 
@@ -75,6 +76,8 @@ class NativeBackend(InferenceBackend):
         for name, choices in _SUPPORTED.items():
             if getattr(config, name) not in choices:
                 return f"{name} {getattr(config, name)!r}"
+        if config.rope_scaling is not None and config.rope_scaling.kind == "dynamic":
+            return "rotary positions that depend on the length of the text (dynamic scaling)"
         for field in dataclasses.fields(config):
             if field.name not in _COMPUTED | _SUPPORTED.keys() and getattr(config, field.name) != field.default:
                 return f"{field.name} {getattr(config, field.name)!r}"
@@ -170,7 +173,7 @@ class NativeBackend(InferenceBackend):
         )
         if config.positions == "rotary":
             rotary = model.rotary
-            assert rotary is not None
+            assert isinstance(rotary, Rotary)
             arranged.cosine, arranged.sine = self._keep(rotary.cosine_CE), self._keep(rotary.sine_CE)
         else:
             table = positions.table_CD if config.positions == "sinusoidal" else positions.weight  # type: ignore[attr-defined]
