@@ -121,7 +121,7 @@ ROPES = {
     ),
     "yarn, an attention factor": dict(factor=4.0, original_max_position_embeddings=24, attention_factor=1.3),
 }
-OPENED = ["gpt2", "llama", "qwen3", "opt", *(f"llama, {rope}" for rope in ROPES)]
+OPENED = ["gpt2", "llama", "qwen2", "qwen3", "opt", *(f"llama, {rope}" for rope in ROPES)]
 
 
 def their_config(name: str, seed: int) -> transformers.PreTrainedConfig:
@@ -153,6 +153,8 @@ def their_config(name: str, seed: int) -> transformers.PreTrainedConfig:
         common["max_position_embeddings"] = 16  # the original context
     if name == "llama":
         return transformers.LlamaConfig(**common, mlp_bias=random.random() < 0.5)
+    if name == "qwen2":
+        return transformers.Qwen2Config(**common)
     return transformers.Qwen3Config(**common)
 
 
@@ -335,6 +337,14 @@ LLAMA32 = LLAMA | {  # the one of a billion
         "original_max_position_embeddings": 8192,
     },
 }
+QWEN2 = {  # Qwen2.5, the one of half a billion
+    **dict(architectures=["Qwen2ForCausalLM"], attention_dropout=0.0, bos_token_id=151643, eos_token_id=151643),
+    **dict(hidden_act="silu", hidden_size=896, initializer_range=0.02, intermediate_size=4864, model_type="qwen2"),
+    **dict(max_position_embeddings=32768, max_window_layers=24, num_attention_heads=14, num_hidden_layers=24),
+    **dict(num_key_value_heads=2, rms_norm_eps=1e-06, rope_theta=1000000.0, sliding_window=32768),
+    **dict(tie_word_embeddings=True, torch_dtype="bfloat16", transformers_version="4.40.1", use_cache=True),
+    **dict(use_mrope=False, use_sliding_window=False, vocab_size=151936),
+}
 OPT = {  # the one of 125 million
     **dict(_name_or_path="facebook/opt-125m", activation_dropout=0.0, activation_function="relu", bos_token_id=2),
     **dict(architectures=["OPTForCausalLM"], attention_dropout=0.0, do_layer_norm_before=True, dropout=0.1),
@@ -349,6 +359,7 @@ KNOWN = {  # and how many parameters each has
     "tinyllama": (LLAMA, 1_100_048_384),
     "smollm2": (SMOLLM2, 134_515_008),
     "llama 3.2": (LLAMA32, 1_235_814_400),
+    "qwen2.5": (QWEN2, 494_032_768),
     "qwen3": (QWEN3, 596_049_920),
     "opt": (OPT, 125_239_296 - 2 * 768),  # without its two rows of positions that are never used
 }
@@ -372,6 +383,7 @@ def test_known_models_are_understood(name: str) -> None:
         (OPT | {"enable_bias": False}, "enable_bias"),
         (OPT | {"activation_function": "gelu"}, "activation_function"),
         (SMOLLM2 | {"rope_interleaved": True}, "rope_interleaved"),
+        (QWEN2 | {"use_sliding_window": True}, "use_sliding_window"),
         (QWEN3 | {"use_sliding_window": True}, "use_sliding_window"),
     ],
 )

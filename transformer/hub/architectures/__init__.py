@@ -4,6 +4,7 @@
 |---|---|
 | rotary, RMSNorm before, SwiGLU, QK-norm | qwen3 |
 | the same without QK-norm | llama |
+| that with biases on queries, keys and values alone | qwen2 |
 | learned positions, LayerNorm before, GELU | gpt2 |
 | LayerNorm, ReLU, sinusoidal or learned positions | opt |
 | all else, such as heads averaged or summed | our own format |
@@ -20,6 +21,7 @@ from transformer.hub.architectures.gpt2 import GPT2
 from transformer.hub.architectures.llama import Llama
 from transformer.hub.architectures.opt import OPT
 from transformer.hub.architectures.own_format import OwnFormat
+from transformer.hub.architectures.qwen2 import Qwen2
 from transformer.hub.architectures.qwen3 import Qwen3
 from transformer.model.config import ModelConfig
 
@@ -31,6 +33,7 @@ ADAPTERS: dict[str, Adapter] = {
         Llama(),
         GPT2(),
         OPT(),
+        Qwen2(),
         OwnFormat(),
     )
 }

@@ -1,0 +1,27 @@
+"""Qwen2 and Qwen2.5 (Yang et al., 2024): Llama with biases on queries, keys and values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformer.hub.architectures.config_fields import ConfigFields
+from transformer.hub.architectures.llama_like import LlamaLike
+from transformer.model.config import ModelConfig
+
+
+class Qwen2(LlamaLike):
+    """`Qwen2ForCausalLM`. Its biases are no choice: neither the output projection nor the feed-forward has one."""
+
+    model_type = "qwen2"
+    class_name = "Qwen2ForCausalLM"
+    default_kv_heads = 32
+
+    def read_fields(self, fields: ConfigFields) -> dict[str, Any]:
+        fields.ignore("sliding_window")  # it counts only with use_sliding_window, which is refused
+        fields.ignore("attention_bias")  # transformers does not read it
+        return {**super().read_fields(fields), "bias": True, "attention_output_bias": False}
+
+    def write_fields(self, config: ModelConfig) -> dict[str, Any]:
+        fields = super().write_fields(config)
+        del fields["attention_bias"]
+        return {**fields, "use_sliding_window": False}
