@@ -11,6 +11,8 @@ import pytest
 import yaml
 from readme_commands import ROOT
 
+from transformer.hub.architectures import ADAPTERS
+
 DOCUMENTS = sorted(
     path
     for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / ".github").rglob("*.md")]
@@ -92,3 +94,16 @@ def test_the_commands_that_ci_runs_exist() -> None:
     assert fast is not None
     for name in fast[2].split():
         assert (ROOT / f"{fast[1]}{name}").exists(), f"FAST in the Makefile names {name}, which does not exist"
+
+
+ADDING = (ROOT / "docs/adding-an-architecture.md").read_text("utf-8")
+
+
+def test_the_adapter_that_is_explained_is_the_one_that_runs() -> None:
+    (block,) = [code for language, code in FENCE.findall(ADDING) if language == "python"]
+    assert (ROOT / "transformer/hub/architectures/qwen2.py").read_text("utf-8").endswith(block)
+
+
+def test_every_architecture_that_opens_is_listed() -> None:
+    listed = re.findall(r"^\| `(\w+)` \|", ADDING, re.MULTILINE)
+    assert {*listed} - {"model_type"} == {*ADAPTERS} - {"decoder_only_transformer"}

@@ -11,7 +11,7 @@ from models import model_config, tiny_config, tiny_model, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 
 from transformer.data.tokenizer import Tokenizer
-from transformer.errors import CheckpointError, WriteError
+from transformer.errors import CheckpointError, ContextLengthError, WriteError
 from transformer.hub import checkpoint
 from transformer.hub.architectures import default_adapter
 from transformer.hub.resolve import fetch, pack
@@ -121,7 +121,7 @@ ROPES = {
     ),
     "yarn, an attention factor": dict(factor=4.0, original_max_position_embeddings=24, attention_factor=1.3),
 }
-OPENED = ["gpt2", "llama", "qwen2", "qwen3", "opt", *(f"llama, {rope}" for rope in ROPES)]
+OPENED = ["gpt2", "llama", "mistral", "qwen2", "qwen3", "opt", *(f"llama, {rope}" for rope in ROPES)]
 
 
 def their_config(name: str, seed: int) -> transformers.PreTrainedConfig:
@@ -155,6 +155,8 @@ def their_config(name: str, seed: int) -> transformers.PreTrainedConfig:
         return transformers.LlamaConfig(**common, mlp_bias=random.random() < 0.5)
     if name == "qwen2":
         return transformers.Qwen2Config(**common)
+    if name == "mistral":
+        return transformers.MistralConfig(**common, sliding_window=random.choice([None, 96]))
     return transformers.Qwen3Config(**common)
 
 
@@ -220,6 +222,27 @@ def test_texts_written_together_are_those_of_transformers(name: str, kind: str, 
     greedy = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "max_new_tokens": 60}
     for prompt, tokens in zip(prompts, decoder.tokens, strict=True):
         assert tokens == theirs.generate(prompt[None], **greedy)[0].tolist()
+
+
+@pytest.mark.parametrize("fields", [{}, {"sliding_window": 4096}])
+def test_the_context_of_a_model_with_an_attention_window_is_its_window(fields: dict, caplog) -> None:
+    with_window = {name: value for name, value in MISTRAL.items() if name != "sliding_window"} | fields
+    assert model_config(with_window).context_length == 4096
+    assert "its window of 4,096 tokens, instead of 32,768" in caplog.text
+
+
+def test_up_to_its_window_a_model_has_the_logits_of_transformers(tmp_path: Path) -> None:
+    config = their_config("mistral", 0)
+    config.sliding_window = 32
+    torch.manual_seed(0)
+    theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
+    theirs.save_pretrained(tmp_path)
+    ours = checkpoint.load_model(tmp_path)
+    ids = torch.randint(0, config.vocab_size, (2, 32), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-4, rtol=0)
+    with pytest.raises(ContextLengthError, match="33 tokens do not fit in a context of 32"):
+        ours(torch.zeros(1, 33, dtype=torch.long))
 
 
 @pytest.mark.parametrize("theta", [1e4, 1e6])
@@ -345,6 +368,13 @@ QWEN2 = {  # Qwen2.5, the one of half a billion
     **dict(tie_word_embeddings=True, torch_dtype="bfloat16", transformers_version="4.40.1", use_cache=True),
     **dict(use_mrope=False, use_sliding_window=False, vocab_size=151936),
 }
+MISTRAL = {  # 7B v0.3
+    **dict(architectures=["MistralForCausalLM"], attention_dropout=0.0, bos_token_id=1, eos_token_id=2),
+    **dict(hidden_act="silu", hidden_size=4096, initializer_range=0.02, intermediate_size=14336, model_type="mistral"),
+    **dict(max_position_embeddings=32768, num_attention_heads=32, num_hidden_layers=32, num_key_value_heads=8),
+    **dict(rms_norm_eps=1e-05, rope_theta=1000000.0, sliding_window=None, tie_word_embeddings=False),
+    **dict(torch_dtype="bfloat16", transformers_version="4.42.0.dev0", use_cache=True, vocab_size=32768),
+}
 OPT = {  # the one of 125 million
     **dict(_name_or_path="facebook/opt-125m", activation_dropout=0.0, activation_function="relu", bos_token_id=2),
     **dict(architectures=["OPTForCausalLM"], attention_dropout=0.0, do_layer_norm_before=True, dropout=0.1),
@@ -360,6 +390,7 @@ KNOWN = {  # and how many parameters each has
     "smollm2": (SMOLLM2, 134_515_008),
     "llama 3.2": (LLAMA32, 1_235_814_400),
     "qwen2.5": (QWEN2, 494_032_768),
+    "mistral": (MISTRAL, 7_248_023_552),
     "qwen3": (QWEN3, 596_049_920),
     "opt": (OPT, 125_239_296 - 2 * 768),  # without its two rows of positions that are never used
 }

@@ -19,6 +19,7 @@ from transformer.errors import CheckpointError
 from transformer.hub.architectures.adapter import Adapter
 from transformer.hub.architectures.gpt2 import GPT2
 from transformer.hub.architectures.llama import Llama
+from transformer.hub.architectures.mistral import Mistral
 from transformer.hub.architectures.opt import OPT
 from transformer.hub.architectures.own_format import OwnFormat
 from transformer.hub.architectures.qwen2 import Qwen2
@@ -34,6 +35,7 @@ ADAPTERS: dict[str, Adapter] = {
         GPT2(),
         OPT(),
         Qwen2(),
+        Mistral(),
         OwnFormat(),
     )
 }
