@@ -30,6 +30,7 @@ _SPECIAL = (
 # Those that belong to no text, and to no layout of conversations: a tokenizer or a collator puts them in.
 _NEVER_TEXT = re.compile(r"\[(?:SEP|CLS|PAD|MASK)\]|<\|?(?:sep|cls|pad|mask)\|?>", re.IGNORECASE)
 _RULE = r"([#*_~|@%&+<>-])\1{2,}"  # ###, ---, and the like
+_CODE = re.compile(r"[`~{}()\[\];,]+")  # a line that belongs to code or Markdown: a fence, a closing bracket
 _WORDS_BETWEEN = 300  # on average, or less, from one written special token to the next
 _SAME_LINE = 0.2  # of the lines are one
 _PLAIN_END = " \t\n\r.,;:!?…\"'’”»)]}>=|*_-"  # what lines of an ordinary text may end with, all of them
@@ -208,7 +209,8 @@ def _again_and_again(texts: Sequence[str]) -> tuple[str, str]:
     if found and (most := found.most_common(1)[0])[1] >= _LEAST_LINES and most[1] * _WORDS_BETWEEN >= words:
         return most[0], f"once in {words // most[1]} words"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    line, count = Counter(lines).most_common(1)[0] if lines else ("", 0)
+    repeated = Counter(line for line in lines if not _CODE.fullmatch(line))
+    line, count = repeated.most_common(1)[0] if repeated else ("", 0)
     if count >= max(_LEAST_LINES, _SAME_LINE * len(lines)) and len(set(lines)) >= _LEAST_LINES:
         return line[:_SHOWN], f"{count / len(lines):.0%} of the lines"
     return "", ""
