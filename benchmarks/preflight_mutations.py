@@ -147,15 +147,15 @@ MUTATIONS: tuple[Mutation, ...] = (
     _model(
         "rotary: a sign",
         "positions",
-        "torch.cat([-angles.sin(), angles.sin()]",
-        "torch.cat([angles.sin(), -angles.sin()]",
+        "torch.cat([-sine, sine]",
+        "torch.cat([sine, -sine]",
         "positions",
     ),
     _model(
         "rotary: both signs the same",
         "positions",
-        "torch.cat([-angles.sin(), angles.sin()]",
-        "torch.cat([angles.sin(), angles.sin()]",
+        "torch.cat([-sine, sine]",
+        "torch.cat([sine, sine]",
         "positions",
     ),
     _model(
