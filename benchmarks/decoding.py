@@ -17,6 +17,7 @@ so much that tokens/s is taken from whole ones: all new tokens over all time, th
 """
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -41,12 +42,16 @@ from transformer.model import ModelConfig, Transformer
 CONTEXT = 1024
 SIZES = {"d_model": 512, "n_layers": 6, "n_heads": 8, "d_feed_forward": 2048, "vocab_size": 50257}
 COMPUTING = """
-import os
-parent = os.getppid()
-while os.getppid() == parent:  # a benchmark that was killed leaves none behind
+import os, sys
+while os.getppid() == int(sys.argv[1]):  # a benchmark that was killed leaves none behind
     sum(range(10**5))
 """
 BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
+
+
+def busy_process() -> subprocess.Popen:
+    """A process that computes until it is stopped or this one has ended, however early that is."""
+    return subprocess.Popen([sys.executable, "-I", "-S", "-c", COMPUTING, str(os.getpid())])
 
 
 def read_options(arguments: list[str] | None = None) -> Namespace:
@@ -138,7 +143,7 @@ def in_a_process(
 @contextmanager
 def computing(count: int) -> Iterator[None]:
     """So many processes that only compute."""
-    processes = [subprocess.Popen([sys.executable, "-I", "-S", "-c", COMPUTING]) for _ in range(count)]
+    processes = [busy_process() for _ in range(count)]
     try:
         yield
     finally:

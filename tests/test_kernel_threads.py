@@ -157,8 +157,8 @@ def test_busy_processes_compute_and_are_stopped() -> None:
 
 
 def test_a_killed_benchmark_leaves_no_busy_process() -> None:
-    code = "from benchmarks.decoding import COMPUTING as code; import subprocess, sys, os\n"
-    code += "print(subprocess.Popen([sys.executable, '-c', code]).pid, flush=True); os.kill(os.getpid(), 9)"
+    code = "from benchmarks.decoding import busy_process; import os\n"
+    code += "print(busy_process().pid, flush=True); os.kill(os.getpid(), 9)"
     output = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True).stdout
     end = time.monotonic() + 30
     while Path(f"/proc/{output.strip()}").exists():
