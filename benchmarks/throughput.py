@@ -54,7 +54,7 @@ def read_options() -> Namespace:
     parser.add_argument("--peers-fused", action="store_true", help="the fused AdamW, which ours has, for the peers too")
     malloc = (
         "who keeps freed memory, by settings of glibc's malloc, instead of giving it back: the logits of a batch are "
-        "400 MB, and taken anew they cost a page fault for every 4 KiB. 'ours' is what train.py does by itself "
+        "400 MB, and taken again they cost a page fault for every 4 KiB. 'ours' is what train.py does by itself "
         "(%(default)s)"
     )
     parser.add_argument("--malloc", choices=("none", "ours", "all"), default="ours", help=malloc)

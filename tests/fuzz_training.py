@@ -370,7 +370,7 @@ def draw_each(n: int) -> Run:
 
 @contextlib.contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """Raises `Hang` in the block after so many seconds; if nobody notices, the process ends."""
+    """Raises `Hang` in the block after this many seconds; if nobody notices, the process ends."""
 
     def ring(*_: object) -> None:
         raise Hang

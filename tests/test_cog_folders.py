@@ -8,7 +8,7 @@ from transformer.cog_folders import remove_empty
 
 
 def prediction(folder: Path, name: str, seconds: float, file: str | None = None) -> Path:
-    """A folder as the server makes it, last changed so many seconds ago."""
+    """A folder as the server makes it, last changed this many seconds ago."""
     made = folder / name
     for part in ("inputs", "outputs"):
         (made / part).mkdir(parents=True)

@@ -168,7 +168,7 @@ def save_theirs(path: Path, name: str, seed: int, **how: object) -> transformers
         for parameter in theirs.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     theirs.to(how.pop("dtype", torch.float32)).save_pretrained(path, **how)
-    # Opened anew: a cast of the model itself would round its rotary frequencies too.
+    # Opened again: a cast of the model itself would round its rotary frequencies too.
     return transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
 
 

@@ -23,7 +23,7 @@ SMALL = dict(vocab_size=300, context_length=16, d_model=16, n_layers=1, batch_si
 
 
 def stream(*documents: tuple[int, int]) -> TokenStream:
-    """Documents of so many tokens of a prompt and of a completion, each after an end-of-text token."""
+    """Documents of this many tokens of a prompt and of a completion, each after an end-of-text token."""
     learned, starts = [], []
     for prompt, completion in documents:
         starts.append(len(learned))

@@ -689,7 +689,7 @@ def test_an_optimizer_that_does_not_move_the_weights_is_named(data: str, tokeniz
         "make_optimizers",
         lambda model, config: [torch.optim.SGD([dict(params=list(model.parameters()), lr=0.0, initial_lr=0.0)])],
     )
-    assert_named(check(data, tokenizer), "one batch by heart", "optimizer")
+    assert_named(check(data, tokenizer), "overfit one batch", "optimizer")
 
 
 @pytest.mark.parametrize(

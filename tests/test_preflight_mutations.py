@@ -82,7 +82,7 @@ def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
 def fine_tuning(
     folder: Path, steps: int, preset: str, scale: float = 1.0, precision: str = "fp32", **choices: object
 ) -> Report:
-    """The preflight of a run that begins with a model after so many steps, or with weights of another size."""
+    """The preflight of a run that begins with a model after this many steps, or with weights of another size."""
     torch.manual_seed(0)
     tokenizer, device = tiny_tokenizer(), torch.device("cpu")
     sizes = dict(context_length=32, d_model=32, n_layers=2, n_heads=4, dropout=0.0)

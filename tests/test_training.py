@@ -150,7 +150,7 @@ def test_padding_and_prompts_change_no_gradient(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("documents", [False, True])
 def test_the_step_compiles_as_one_graph(bf16: bool, documents: bool, tmp_path: Path) -> None:
-    # Where it breaks in two, torch.compile starts anew at every step until it gives up: minutes lost, in silence.
+    # Where it breaks in two, torch.compile starts again at every step until it gives up: minutes lost, in silence.
     model, _ = checkpoint.load(tiny_model_directory(tmp_path / "m"))
     loss = LanguageModelLoss(model, bf16)
     compiled = torch.compile(loss, backend="eager", fullgraph=True, dynamic=False)

@@ -19,7 +19,7 @@ from ordinary_texts import ORDINARY_TEXTS  # noqa: E402
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--max-steps", type=int, help="end each training after so many steps; default: three epochs")
+    parser.add_argument("--max-steps", type=int, help="end each training after this many steps; default: three epochs")
     parser.add_argument("--from-scratch", action="store_true")
     options = parser.parse_args()
     inputs = {"max_steps": options.max_steps} if options.max_steps else {}

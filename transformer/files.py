@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and small ones of strangers read with care."""
+"""Files written whole or not at all, and small untrusted ones read with care."""
 
 import json
 import os

@@ -299,7 +299,9 @@ def _parser() -> argparse.ArgumentParser:
     predicting = command("predict", predict, "continue a prompt")
     predicting.add_argument("prompt", nargs="?", type=typed, default=DEFAULT_PROMPT, help="the beginning of a text")
     predicting.add_argument("--chat", action="store_true", help="answer the prompt by the model's chat template")
-    predicting.add_argument("--num-outputs", type=_how_many, default=1, help="so many texts, read and written together")
+    predicting.add_argument(
+        "--num-outputs", type=_how_many, default=1, help="number of samples, generated in one batch"
+    )
     chatting = command("chat", chat, "answer what you type, or continue it line by line")
     for sub in (predicting, chatting):
         sub.add_argument(

@@ -116,7 +116,7 @@ class BatchSource(Protocol):
 
     @property
     def steps_in_epoch(self) -> int | None:
-        """Batches in an epoch; None where nobody knows."""
+        """Batches in an epoch; None where unknown."""
 
     def describe_last(self) -> str:
         """Where this process's rows of the last batch stand, for reports of errors."""

@@ -1,6 +1,6 @@
 """Conversations as the text that a model's own chat template makes of them.
 
-A template is a small program of a stranger. It runs in Jinja's sandbox, in a process of its own whose time, memory and
+A template is a small untrusted program. It runs in Jinja's sandbox, in a process of its own whose time, memory and
 output are bounded, because the sandbox bounds none of them.
 """
 

@@ -70,7 +70,7 @@ def pieces(
     """As `documents`, but one that is longer than memory may hold comes in pieces that say they continue it.
 
     Args:
-        max_documents: only so many, the first ones; no more is downloaded of a data set on the Hub.
+        max_documents: only this many, the first ones; no more is downloaded of a data set on the Hub.
         clean: "wikipedia": articles are cleaned, and poor ones left out, by `transformer.data.wikipedia`.
     """
     found = Corpus(source, config, split, text_column).read()
@@ -151,11 +151,11 @@ class Corpus:
         except (KeyError, TypeError) as error:
             raise CorpusError(
                 f"the position in {self.source} is not one that can be returned to: was it kept by another version? "
-                "Begin anew (--restart)."
+                "Begin again (--restart)."
             ) from error
 
     def read(self, characters: int | None = None) -> Iterator[Document]:
-        """Documents, long ones in pieces, of the next rows, to the end or until so many characters are read.
+        """Documents, long ones in pieces, of the next rows, to the end or until this many characters are read.
 
         Articles of single lines are cut where it stops. Nothing is left when it yields nothing.
         """
@@ -220,7 +220,7 @@ class _FileRows:
     def go_to(self, position: Position) -> None:
         number = position["file"]
         if not 0 <= number < len(self._paths) or Path(self._paths[number]).name != position["name"]:
-            raise CorpusError(f"{position['name']}, which the run had reached, is not there: begin anew (--restart).")
+            raise CorpusError(f"{position['name']}, which the run had reached, is not there: begin again (--restart).")
         self._open(number, position["reader"])
 
     def _open(self, number: int, position: Position | None = None) -> None:

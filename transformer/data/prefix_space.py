@@ -1,6 +1,6 @@
 """`add_prefix_space` of a `tokenizer_config.json`, as `AutoTokenizer` of transformers 5 takes it.
 
-A class of its own there, such as GPT2Tokenizer, builds its rules anew and has the setting override what
+A class of its own there, such as GPT2Tokenizer, builds its rules again and has the setting override what
 `tokenizer.json` says. The general class (PreTrainedTokenizerFast, TokenizersBackend) does not look at it.
 """
 

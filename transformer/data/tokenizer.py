@@ -387,7 +387,7 @@ def _templates(said: Any) -> dict[str, Any]:
 
 
 def _evenly(lines: Iterable[str], characters: int) -> list[str]:
-    """Every line, or every 2nd, 4th, 8th … so that they have at most so many characters together."""
+    """Every line, or every 2nd, 4th, 8th … so that they have at most this many characters together."""
     kept: list[str] = []
     length, step = 0, 1
     for number, line in enumerate(lines):

@@ -1,4 +1,4 @@
-"""What is refused of a stranger's tokenizer before it sees a text: rules that take endless time or memory."""
+"""What is refused of an untrusted tokenizer before it sees a text: rules that take endless time or memory."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 WikiText (Merity et al., 2016, arXiv 1609.07843) was tokenised for models of words: spaces stand around every mark, a
 hyphen is " @-@ ", a heading "= = History = =". A model of plain text is fairly scored on the text before that. What
-the task `wikitext` of EleutherAI's lm-evaluation-harness scores is written here anew, character for character
+the task `wikitext` of EleutherAI's lm-evaluation-harness scores is written here again, character for character
 (github.com/EleutherAI/lm-evaluation-harness, lm_eval/tasks/wikitext/preprocess_wikitext.py, as of August 2026), so
 that results compare. Its oddities are part of that: " N " is a number in Penn Treebank, not in WikiText.
 """

@@ -1,4 +1,4 @@
-"""A model directory in a tar, packed and unpacked. A tar may come from a stranger."""
+"""A model directory in a tar, packed and unpacked. A tar may be untrusted."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def _cause(error: Exception) -> str:
         why = "the Hub cannot be reached." if unreachable else _cause(error.__cause__)
         return f"{error}, and cannot be fetched again: {why}"
     if isinstance(error, LocalTokenNotFoundError):
-        return "nobody is logged in; set HF_TOKEN or run `hf auth login`."
+        return "you are not logged in; set HF_TOKEN or run `hf auth login`."
     if isinstance(error, LocalEntryNotFoundError):
         if isinstance(error.__cause__, HfHubHTTPError):  # the Hub was there, and said no
             return _cause(error.__cause__)

@@ -27,7 +27,7 @@ from transformer.errors import CheckpointError
 from transformer.files import settle
 
 logger = logging.getLogger("transformer")
-WAITS = [1.0, 3.0, 10.0, 30.0]  # seconds before another attempt; progress begins them anew
+WAITS = [1.0, 3.0, 10.0, 30.0]  # seconds before another attempt; progress begins them again
 _LONGEST_WAIT = 60.0  # that a server may ask for
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
 _TIMEOUT = 60  # seconds without a byte

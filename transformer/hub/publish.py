@@ -25,7 +25,7 @@ def prepare(repository: str, public: bool = False, token: str | None = None) -> 
         token: None: the client's own, from HF_TOKEN or `hf auth login`.
 
     Raises:
-        PublishError: if nobody is logged in, the token cannot be one, or the Hub says no or does not answer.
+        PublishError: if no account is logged in, the token cannot be one, or the Hub says no or does not answer.
     """
     token = _checked(token, repository)
     ask(

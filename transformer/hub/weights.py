@@ -1,4 +1,4 @@
-"""The tensors of a model directory: one safetensors file, or several with an index. They may come from a stranger."""
+"""The tensors of a model directory: one safetensors file, or several with an index. They may be untrusted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INDEX = "model.safetensors.index.json"
 _MAX_TABLE = 2**25  # numbers in a table of positions, which no file bounds: 262,144 tokens with heads of 128
 _MAX_HEADER = 2**24  # bytes; a tensor takes about a hundred
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_SLACK = 4  # a config that asks for so many times what the files hold is not theirs
+_SLACK = 4  # a config that asks for this many times what the files hold is not theirs
 
 
 def open_weights(directory: Path, config: ModelConfig, device: torch.device | str) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ def window_start(length: int, context_length: int) -> int:
     """Where the window begins through which the model sees a text of `length` tokens.
 
     Within the context it sees all. Past it the window jumps ahead by half a context whenever it is full: the tokens
-    that stay are read anew, at positions from 0, once for every half context of new tokens, so that a token costs
+    that stay are read again, at positions from 0, once for every half context of new tokens, so that a token costs
     the same on average however long the text is. The model sees between a half and a whole context.
     """
     if length <= context_length:
@@ -93,7 +93,7 @@ class Decoder:
         self._last = None
 
     def _read(self, text: int) -> None:
-        """Read the window of a text anew, all but its last token, which the next step reads."""
+        """Read the window of a text again, all but its last token, which the next step reads."""
         tokens = self.tokens[text]
         start = self._starts[text] = window_start(len(tokens), self._context)
         window = tokens[start:-1]

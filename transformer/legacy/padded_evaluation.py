@@ -70,7 +70,7 @@ def padded_lines(texts: Iterable[str], tokenizer: Tokenizer, block: int = BLOCK)
 
 
 def padding_shares(lengths: np.ndarray, block: int = BLOCK) -> np.ndarray:
-    """The part of its targets that is padding, for lines of so many tokens, their ends included.
+    """The part of its targets that is padding, for lines of this many tokens, their ends included.
 
     Window k of m has the targets k + 1 to k + block, of which those before `block` are padding: block - 1 - k, or none.
     """

@@ -135,7 +135,7 @@ def scaled_frequencies(frequencies: Tensor, config: ModelConfig) -> tuple[Tensor
         return (1 - kept) * slowed + kept * frequencies, 1.0
 
     def pair(turns: float) -> float:
-        """Which pair turns so many times within the original context; between two of them, a fraction."""
+        """Which pair turns this many times within the original context; between two of them, a fraction."""
         wavelength = original / (2 * math.pi * turns)
         return config.key_dim * math.log(wavelength) / (2 * math.log(config.rope_theta))
 

@@ -74,7 +74,7 @@ class Transformer(nn.Module):
 
         Args:
             segment_ids_BT: numbers that tell apart the documents packed into a row: attention stays within a document,
-                and positions begin anew with each; None: a row is one text. Without `attention_mask_BT`.
+                and positions begin again with each; None: a row is one text. Without `attention_mask_BT`.
         """
         length = tokens_BT.shape[1]
         if length > self.config.context_length:

@@ -254,7 +254,7 @@ def _shifted(name: str, rows: Rows, found: Places) -> Check:
 
 
 def _by_shift(rows: Rows, found: Places) -> dict[int, float]:
-    """How many targets are the input so many places on, for shifts that they should not have."""
+    """How many targets are the input this many places on, for shifts that they should not have."""
     length, shares = rows.inputs.shape[1], {}
     for shift in _SHIFTS:
         first, last = max(0, -shift), length - max(0, shift)

@@ -66,7 +66,7 @@ def memory(subject: Subject) -> Check:
     parts = ", ".join(f"{what} {_size(amount)}" for what, amount in needed.items())
     measured = f"about {_size(total)} ({parts})"
     if free is None:
-        return Check(name, measured, "nobody knows what is free here")
+        return Check(name, measured, "the free memory is not known here")
     expected = f"less than {_SPARE:.0%} of the {_size(free)} that are free"
     if total <= _SPARE * free:
         return Check(name, measured, expected)
@@ -104,7 +104,7 @@ def needed_bytes(subject: Subject) -> dict[str, float]:
 
 
 def planned_steps(subject: Subject, step_seconds: float | None) -> tuple[int | None, float]:
-    """Steps of the run, None if nobody knows, and targets in one of them.
+    """Steps of the run, None if unknown, and targets in one of them.
 
     Args:
         step_seconds: seconds of a batch.
@@ -121,7 +121,7 @@ def planned_steps(subject: Subject, step_seconds: float | None) -> tuple[int | N
 
 
 def passes(subject: Subject, step_seconds: float | None) -> Check:
-    """The run does not go over a text so often that it learns it by heart."""
+    """The run does not go over a text so often that it memorizes it."""
     name, expected = "passes over the text", f"at most {_PASSES}"
     steps, _ = planned_steps(subject, step_seconds)
     in_epoch = subject.source.steps_in_epoch
@@ -131,7 +131,7 @@ def passes(subject: Subject, step_seconds: float | None) -> Check:
     if number <= _PASSES:
         return Check(name, f"{number:.3g}", expected)
     cause = (
-        f"The run goes over the text {number:,.0f} times: a model learns it by heart, and its validation loss rises "
+        f"The run goes over the text {number:,.0f} times: a model memorizes it, and its validation loss rises "
         "long before the end (the best model is kept); lower --max-epochs or --max-steps, add --patience or text."
     )
     return Check(name, f"{number:,.3g}", expected, "warn", cause)
@@ -157,7 +157,7 @@ def forecast(subject: Subject, step_seconds: float | None) -> Check:
 
 
 def expected_loss(subject: Subject, tokens: float) -> str:
-    """The validation loss that a run like this one had after so many tokens, in words; honest where none is known."""
+    """The validation loss that a run like this one had after this many tokens, in words; honest where none is known."""
     config = subject.config
     own = str(config.data).lower().rstrip("/").rsplit("/", 1)[-1] + f" {config.data_config or ''}"
     for reference in REFERENCES:
@@ -174,7 +174,7 @@ def expected_loss(subject: Subject, tokens: float) -> str:
 
 
 def loss_at(reference: Reference, tokens: float) -> float:
-    """The loss of a reference after so many tokens, between two measurements in proportion to the logarithm."""
+    """The loss of a reference after this many tokens, between two measurements in proportion to the logarithm."""
     before = [point for point in reference.curve if point[0] <= tokens] or [reference.curve[0]]
     after = [point for point in reference.curve if point[0] >= tokens] or [reference.curve[-1]]
     (x0, y0), (x1, y1) = before[-1], after[0]

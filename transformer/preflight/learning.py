@@ -1,4 +1,4 @@
-"""Does it learn? A real step, one batch learned by heart, and the learning rate between too low and too high.
+"""Does it learn? A real step, one batch memorized, and the learning rate between too low and too high.
 
 All of it by the run's own `Stepper` and optimizers, on copies of the model.
 """
@@ -21,13 +21,13 @@ from transformer.training.optimizers import set_learning_rate
 from transformer.training.step import Diverged, Stepper
 
 _BEYOND = 2**40  # numbers of steps that no run reaches, so that nobody takes these for the run's own
-_ROWS, _LENGTH = 4, 32  # of the batch that is learned by heart
+_ROWS, _LENGTH = 4, 32  # of the batch that is memorized
 _MOST_STEPS = 80
 _LEAST_STEPS = 20  # after which it can be said that nothing is learned
 _PART = 0.6  # of the entropy of its tokens: a loss below that took more than to count them
 _SMALL = 0.5  # nats per token: nothing is left to learn
-_RATES = {"pre": 3e-3, "post": 1e-3}  # of AdamW, at which a batch is learned by heart; post-norm takes less
-_SECONDS = 20.0  # of processor time that learning by heart, or the range test, may take at most
+_RATES = {"pre": 3e-3, "post": 1e-3}  # of AdamW, at which a batch is memorized; post-norm takes less
+_SECONDS = 20.0  # of processor time that memorizing, or the range test, may take at most
 _LOWEST, _HIGHEST, _PER_DECADE = 1e-5, 10.0, 5  # learning rates of the range test
 _MOVED = 0.02  # of the loss at the beginning: it falls
 _DIVERGED = 0.25  # of it above the best so far: it rises
@@ -115,11 +115,11 @@ def gradients(subject: Subject, step: RealStep) -> Check:
 
 
 def one_batch(subject: Subject) -> Check:
-    """A few rows can be learned by heart: the loss falls far below the entropy of their tokens.
+    """A few rows can be memorized: the loss falls far below the entropy of their tokens.
 
     Rows that begin alike and go on differently cannot be told apart: what is left of the entropy then is not learned.
     """
-    name = "one batch by heart"
+    name = "overfit one batch"
     batch = cut(subject.fullest, _ROWS, _LENGTH)
     entropy, least = _entropies(batch)
     goal = max(least + _PART * (entropy - least), _SMALL)
@@ -144,7 +144,7 @@ def one_batch(subject: Subject) -> Check:
         cause = "The loss of a few rows does not move at all: the optimizer does not reach the weights."
         return Check(name, measured, expected, "warn" if subject.trained else "fail", cause)
     cause = (
-        "The model does not learn even a few rows by heart: targets that do not follow from the inputs, a branch that "
+        "The model does not memorize even a few rows: targets that do not follow from the inputs, a branch that "
         "is cut off, or a model that is very small."
     )
     return Check(name, measured, expected, "warn", cause)

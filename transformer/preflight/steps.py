@@ -311,7 +311,7 @@ def evaluation(subject: Subject) -> Check:
 
 
 def dropout(subject: Subject) -> Check:
-    """Dropout is drawn anew in each step, the same again for the same step, and absent in evaluation mode."""
+    """Dropout is drawn again in each step, the same again for the same step, and absent in evaluation mode."""
     name, p = "dropout", subject.model.config.dropout
     expected = "another in each step, the same for the same step, none in evaluation mode"
     if not p:

@@ -29,7 +29,7 @@ from transformer.training.run_components import RunComponents
 from transformer.training.step import Stepper
 from transformer.training.train_config import TrainConfig
 
-_BATCHES = 16  # of the training text are looked at, or less, to have no more than so many tokens:
+_BATCHES = 16  # of the training text are looked at, or less, to have no more than this many tokens:
 _TOKENS = 2**17
 _CHARACTERS = 2**20  # of the corpus are compared with its tokens
 _STREAMED_CHARACTERS = 2**23  # of a corpus without windows are tokenised, to look rows up
@@ -145,7 +145,7 @@ class Subject:
 
     @cached_property
     def documents(self) -> list[tuple[str, bool]]:
-        """The first documents of the corpus, read anew, each with whether this is all of it."""
+        """The first documents of the corpus, read again, each with whether this is all of it."""
         return [(document.text, whole) for document, whole in self._documents]
 
     @cached_property
@@ -243,7 +243,7 @@ def _read(config: TrainConfig, characters: int) -> Iterator[Document]:
 
 
 def cut(batch: Batch, rows: int, length: int) -> Batch:
-    """The first rows of a batch that learn something, and of those the first so many places from there on."""
+    """The first rows of a batch that learn something, and of those the first this many places from there on."""
     learned = (batch.targets >= 0).any(dim=1)
     order = torch.argsort(~learned, stable=True)[:rows]
     begin = 0

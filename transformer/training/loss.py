@@ -18,7 +18,7 @@ class LanguageModelLoss(nn.Module):
 
     Args:
         bf16: multiply in bf16, under autocast. Settled before the first step: what asks the hardware inside `forward`
-            cannot be compiled, and the compiler would start anew at every step.
+            cannot be compiled, and the compiler would start again at every step.
     """
 
     def __init__(self, model: Transformer, bf16: bool = False) -> None:

@@ -21,7 +21,7 @@ def keep_freed_memory() -> None:
     """Tell glibc's malloc not to give large blocks back to the system; elsewhere do nothing.
 
     A step allocates the same hundreds of megabytes of logits and activations again and again. Given back each time,
-    every page of them is faulted in and zeroed anew, which takes longer than some of the matrix products.
+    every page of them is faulted in and zeroed again, which takes longer than some of the matrix products.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -60,7 +60,7 @@ def _numbers(config: ModelConfig) -> int:
 
 
 def free_bytes(device: torch.device) -> float | None:
-    """Memory that a step can take, in bytes: of the GPU, or of this machine or container; None: nobody knows."""
+    """Memory that a step can take, in bytes: of the GPU, or of this machine or container; None: unknown."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     if device.type != "cpu":

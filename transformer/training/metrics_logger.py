@@ -47,7 +47,7 @@ class MetricsLogger:
             self._display.close()
 
     def step(self, step: Step, seconds: float, done: float) -> None:
-        """After each step, which took so many seconds. One that had nothing to learn is no point of any curve."""
+        """After each step, which took this many seconds. One that had nothing to learn is no point of any curve."""
         if not self._engine.main or not step.tokens:
             return
         self._recent.append((step, seconds))

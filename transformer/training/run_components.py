@@ -32,7 +32,7 @@ from transformer.training.memory_limits import expect_room
 from transformer.training.train_config import TrainConfig
 
 logger = logging.getLogger("transformer")
-_HELD_OUT = 20  # without a validation split, the last of so many parts of the text is held out
+_HELD_OUT = 20  # without a validation split, the last of this many parts of the text is held out
 _STREAMED_PIECES = 5000  # documents, or pieces of long ones, that the tokenizer of a stream is trained on
 _STREAMED_VALIDATION = 200  # documents of a validation split that is not kept on disk
 

@@ -44,7 +44,7 @@ class TrainConfig:
             that are known.
         clean: wikipedia: take out of articles what an extraction left behind (markup, empty brackets, lists,
             references), and leave out stubs; validation text stays as it is.
-        max_documents: Train on the first so many documents (articles, rows) alone; without it on all of them.
+        max_documents: Train on the first this many documents (articles, rows) alone; without it on all of them.
         validation_data: Text to validate on, as data. Without it: the validation split of data, or else its last part.
         stream: Read the text as it is needed instead of tokenising it once to disk; takes a budget and validation text.
         token_cache: Folder of tokenised texts; without it one in the user's cache.
@@ -88,22 +88,22 @@ class TrainConfig:
             0.999; without it the weights themselves.
         beta2: AdamW's decay of the squared gradients.
         max_grad_norm: Largest norm of the gradient.
-        max_loss: Stop as diverged when the loss is above so many nats per token; without it three times that of
+        max_loss: Stop as diverged when the loss is above this many nats per token; without it three times that of
             guessing.
-        max_epochs: End after so many passes over the data; the default, if no other end is given, is one.
-        max_steps: End after so many steps.
-        max_tokens: End after so many tokens were learned from.
-        max_minutes: End after so many minutes.
+        max_epochs: End after this many passes over the data; the default, if no other end is given, is one.
+        max_steps: End after this many steps.
+        max_tokens: End after this many tokens were learned from.
+        max_minutes: End after this many minutes.
         max_cost: End when the run has cost so much, in the unit of price_per_hour.
         price_per_hour: What the machine costs in an hour.
-        patience: End after so many validations without a better loss.
+        patience: End after this many validations without a better loss.
         validate_every: Steps between validations; without it ten times in the run.
         validation_windows: Windows looked at in each validation, at most.
         sample_prompt: Prompt of the sample that is shown at each validation.
         checkpoint_every: Steps between checkpoints; without it every five minutes. Validations make one too.
         keep_checkpoints: How many of the last checkpoints are kept, besides the best model.
         resume: Insist on going on: an error if output has no checkpoint. A run with the same output goes on anyway.
-        restart: Begin anew, even if output has checkpoints.
+        restart: Begin again, even if output has checkpoints.
         seed: Of the weights, the dropout and the order of the data: a whole number from 0 to 2^63 - 1.
         precision: auto (bf16 where it is faster), bf16 or fp32.
         compile: Compile the training step with torch.compile; it takes a C++ compiler and about a minute.
@@ -253,7 +253,7 @@ class TrainConfig:
         """When the run ends; without any limit, after one epoch.
 
         Args:
-            steps_in_epoch: None: nobody knows, as when text is streamed.
+            steps_in_epoch: None: unknown, as when text is streamed.
 
         Raises:
             ConfigError: if nothing says when a streamed run ends.

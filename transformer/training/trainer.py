@@ -93,7 +93,7 @@ class Trainer:
         if self._is_over() and self.engine.main:
             logger.info(
                 "the run in %s has ended already, after step %s: nothing is trained. A longer budget (such as "
-                "--max-steps) goes on with it, --restart begins anew, and another --output is another run.",
+                "--max-steps) goes on with it, --restart begins again, and another --output is another run.",
                 self.output,
                 f"{progress.step:,}",
             )
@@ -244,7 +244,7 @@ class Trainer:
             if (before := saved.get(name)) != value:
                 raise ConfigError(
                     f"{self.output} holds a run with {name} {before!r}, not {value!r}: "
-                    "go on with its options, choose another output, or begin anew with --restart."
+                    "go on with its options, choose another output, or begin again with --restart."
                 )
         run_state.restore(self.model, self.optimizers, without_average(found.tensors))
         if self.average:

@@ -255,7 +255,7 @@ def _round_up(n: int) -> int:
 
 
 def _joined(parts: Sequence[Tensor], multiple: int) -> Tensor:
-    """One after the other, each but the last with zeros up to a multiple of so many rows."""
+    """One after the other, each but the last with zeros up to a multiple of this many rows."""
     padded = [F.pad(part, (0, 0) * (part.dim() - 1) + (0, -len(part) % multiple)) for part in parts[:-1]]
     return torch.cat([part.detach() for part in (*padded, parts[-1])]) if padded else parts[0].detach()
 
