@@ -141,11 +141,11 @@ def in_a_process(
 
 
 @contextmanager
-def computing(count: int) -> Iterator[None]:
-    """So many processes that only compute."""
+def computing(count: int) -> Iterator[list[subprocess.Popen]]:
+    """``count`` processes that only compute."""
     processes = [busy_process() for _ in range(count)]
     try:
-        yield
+        yield processes
     finally:
         for process in processes:
             process.kill()

@@ -116,7 +116,7 @@ def cog_server(environment: Mapping[str, str], mode: str = "predict") -> Iterato
         finally:
             process.terminate()
             try:
-                process.wait(10)
+                process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

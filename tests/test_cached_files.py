@@ -204,7 +204,7 @@ time.sleep(float(sys.argv[1]))
         command = [sys.executable, "-c", code, str(seconds)]
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
-    living, killed = start(60), start(60)
+    living, killed = start(600), start(600)
     try:
         folders = [Path(process.stdout.readline().strip()) for process in (living, killed)]  # type: ignore[union-attr]
         assert sorted(unpacked(tmp_path / "tmp")) == sorted(folders)

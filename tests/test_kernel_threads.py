@@ -1,7 +1,7 @@
 """How the kernel's threads share its loops: the right results, whichever threads run, and beside other processes."""
 
 import ctypes
-import os
+import signal
 import subprocess
 import sys
 import time
@@ -138,29 +138,24 @@ def test_results_do_not_depend_on_threads_or_load(precision: str, overrides: dic
 
 
 def test_busy_processes_compute_and_are_stopped() -> None:
-    def used(process: int) -> int:
-        return sum(map(int, Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]))
+    def used(process: subprocess.Popen) -> int:
+        return sum(map(int, Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
 
-    def children() -> set[int]:
-        output = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(parent)], stdout=subprocess.PIPE, text=True)
-        return {int(line.split()[0]) for line in output.stdout.splitlines() if "getppid" in line}
-
-    parent = os.getpid()
-    with computing(2):
-        processes = children()
+    with computing(2) as processes:
         assert len(processes) == 2
-        end = time.monotonic() + 30
+        end = time.monotonic() + 120
         while not all(map(used, processes)):
             assert time.monotonic() < end, "they do not compute"
             time.sleep(0.02)
-    assert not children()
+        assert [process.poll() for process in processes] == [None, None]
+    assert [process.returncode for process in processes] == [-signal.SIGKILL] * 2
 
 
 def test_a_killed_benchmark_leaves_no_busy_process() -> None:
     code = "from benchmarks.decoding import busy_process; import os\n"
     code += "print(busy_process().pid, flush=True); os.kill(os.getpid(), 9)"
     output = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True).stdout
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while Path(f"/proc/{output.strip()}").exists():
         assert time.monotonic() < end
         time.sleep(0.02)

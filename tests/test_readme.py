@@ -227,6 +227,23 @@ def test_what_was_published_is_run(command: str, shell: Callable[..., str], hub:
 # ---- serve ----
 
 
+def status_of(url: str) -> str:
+    """The status in the server's health check; "" where nothing listens yet."""
+    try:
+        with urllib.request.urlopen(f"{url}/health-check") as reply:
+            return json.load(reply)["status"]
+    except urllib.error.URLError:
+        return ""
+
+
+def wait_until_ready(url: str) -> None:
+    """Until the slot of a prediction is free, a moment after its answer."""
+    deadline = time.monotonic() + 120
+    while (status := status_of(url)) != "READY":
+        assert time.monotonic() < deadline, f"{url} stays {status}"
+        time.sleep(0.1)
+
+
 @contextmanager
 def serving(command: str, checkout: Path, environment: dict[str, str]) -> Iterator[str]:
     """The server that `make serve` starts, ready for requests; its address."""
@@ -242,20 +259,15 @@ def serving(command: str, checkout: Path, environment: dict[str, str]) -> Iterat
             ["bash", "-c", command], cwd=checkout, env=variables, stdout=log, stderr=log, start_new_session=True
         )
         try:
-            url, deadline, status = f"http://127.0.0.1:{port}", time.monotonic() + 300, ""
-            while status != "READY":
+            url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 300
+            while status_of(url) != "READY":
                 assert server.poll() is None and time.monotonic() < deadline, Path(log.name).read_text()
                 time.sleep(0.1)
-                try:
-                    with urllib.request.urlopen(f"{url}/health-check") as reply:
-                        status = json.load(reply)["status"]
-                except urllib.error.URLError:
-                    continue
             yield url
         finally:
             os.killpg(server.pid, signal.SIGTERM)
             try:
-                server.wait(20)
+                server.wait(60)
             except subprocess.TimeoutExpired:
                 os.killpg(server.pid, signal.SIGKILL)
                 server.wait()
@@ -309,13 +321,13 @@ def test_predictions_over_http(checkout: Path, environment: dict[str, str]) -> N
             else:
                 answer = json.loads(said)
                 assert answer["status"] == "succeeded" and len("".join(answer["output"]).split()) > 5
-            time.sleep(0.2)  # the slot of a prediction is free a moment after its answer
+            wait_until_ready(url)
         for command in (command.text for command in COMMANDS if rule(command) == "client"):
             names: dict[str, Any] = {}
             exec(command, names)
             with names["httpx"].Client(base_url=url) as client:
                 assert names["predict"](client, prompt="The river", max_tokens=8)["status"] == "succeeded"
-            time.sleep(0.2)
+            wait_until_ready(url)
         predict = partial(post, url, "/predictions")
         with replicate_api(lambda inputs: predict(inputs)["output"], "you/your-model") as api:
             account = {**environment, "REPLICATE_BASE_URL": api, "REPLICATE_API_TOKEN": "r8_test"}
