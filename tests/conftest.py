@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from transformer.inference.native.instruction_sets import VARIABLE, InstructionSet, missing, sets_of_machine
 from transformer.reporting import model_card
 from transformer.training import flops
 
@@ -43,3 +44,12 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip("needs the shared data folder beside the checkout")
     return folder
+
+
+@pytest.fixture(params=sets_of_machine(), ids=lambda instructions: instructions.name)
+def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> InstructionSet:
+    """Each set of instructions that the kernel in C is compiled for, in use during a test."""
+    if lacking := missing(request.param):
+        pytest.skip(f"this processor lacks {', '.join(sorted(lacking))}")
+    monkeypatch.setenv(VARIABLE, request.param.name)
+    return request.param

@@ -21,7 +21,7 @@ from transformer.inference import (
     select_backend,
     serve,
 )
-from transformer.inference.native import kernel
+from transformer.inference.native.instruction_sets import VARIABLE, missing, sets_of_machine
 from transformer.inference.quantized_linear import PlainLinear, quantize_linear
 from transformer.legacy import preset_config
 from transformer.model import RopeScaling, Transformer
@@ -41,20 +41,24 @@ ARCHITECTURES = [
     ("blog", {}),
     ("blog", {"heads": "sum", "pad_token_id": 3}),
 ]
-Backend = type[TorchBackend] | type[NativeBackend]
-BACKENDS = [TorchBackend, NativeBackend]
+BACKENDS = ["torch", *(f"native {instructions.name}" for instructions in sets_of_machine())]
 
 
-def backend_of(kind: Backend, model: Transformer, precision: str) -> InferenceBackend:
+def backend_of(name: str, model: Transformer, precision: str) -> InferenceBackend:
     """Skips where this machine or the backend cannot compute the model; with the instructions, the kernel must load."""
-    if kind is NativeBackend:
-        if missing := kernel.missing_instructions():
-            pytest.skip(f"this processor lacks {', '.join(sorted(missing))}")
+    kind, _, chosen = name.partition(" ")
+    if kind == "torch":
+        return TorchBackend(model, precision)
+    (instructions,) = (each for each in sets_of_machine() if each.name == chosen)
+    if lacking := missing(instructions):
+        pytest.skip(f"this processor lacks {', '.join(sorted(lacking))}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, chosen)
         if reason := NativeBackend.unsupported(model.config):
             with pytest.raises(ConfigError, match="does not support"):
                 NativeBackend(model, precision)
             pytest.skip(f"the C backend does not support {reason}, and says so")
-    return kind(model, precision)
+        return NativeBackend(model, precision)
 
 
 # How far the logits may be from those of the readable model, as a part of their size.
@@ -65,7 +69,7 @@ TOLERANCE = {"fp32": 2e-6, "bf16": 0.04, "int8": 0.1}
 @pytest.mark.parametrize("precision", TOLERANCE)
 @pytest.mark.parametrize(("preset", "overrides"), ARCHITECTURES)
 @torch.no_grad()
-def test_a_backend_computes_the_model(preset: str, overrides: dict, precision: str, kind: Backend) -> None:
+def test_a_backend_computes_the_model(preset: str, overrides: dict, precision: str, kind: str) -> None:
     """In one pass, and token by token, with texts of one length and of several."""
     model = tiny_model(preset, **overrides)
     tokens = torch.randint(300, (3, 20), generator=torch.Generator().manual_seed(0))
@@ -148,7 +152,7 @@ def test_a_cpu_serves_without_compiling() -> None:
 
 @pytest.mark.parametrize("kind", BACKENDS)
 @pytest.mark.parametrize("preset", ["gpt2", "modern"])
-def test_greedy_text_in_fp32_is_that_of_transformers(preset: str, kind: Backend, tmp_path: Path) -> None:
+def test_greedy_text_in_fp32_is_that_of_transformers(preset: str, kind: str, tmp_path: Path) -> None:
     """200 tokens after a prompt. Two logits are 1e-4 apart at least, and the two computations 3e-6 at most."""
     sizes = dict(vocab_size=50_257, context_length=256, d_model=128, n_layers=3, n_heads=4, dropout=0.0)
     torch.manual_seed(0)

@@ -14,81 +14,107 @@ from models import tiny_model
 from benchmarks.decoding import computing, prepare, read_options
 from transformer.hub import checkpoint
 from transformer.inference import select_backend
-from transformer.inference.native import kernel
+from transformer.inference.native.compiled_kernel import SOURCE
 
-needs_kernel = pytest.mark.skipif(bool(kernel.missing_instructions()), reason="this processor lacks AVX-512 or VNNI")
+# Where the threads come from and how they sleep: those of OpenMP, which PyTorch has loaded, and as on Linux; threads of
+# the kernel's own; as on systems that are not Linux; and where the system refuses to start any.
+WAYS = {
+    "OpenMP": (),
+    "own threads": ("-DGOMP_parallel=missing_function",),
+    "own threads, not Linux": ("-DGOMP_parallel=missing_function", "-U__linux__"),
+    "no thread": ("-DGOMP_parallel=missing_function", "-DREFUSE"),
+}
 
 HARNESS = r"""
-#include <omp.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
+#ifdef REFUSE
+#define pthread_create(...) 1
+#endif
 #include "threads.h"
+
+int openmp_is_used(void) { return GOMP_parallel && omp_get_thread_num && omp_get_num_threads; }
+
+typedef struct {
+    int loops;
+    const int64_t *sizes;
+    int64_t most;
+    int *counts, delays;
+    _Atomic int64_t finished;
+    _Atomic int wrong;
+} Loops;
+
+static void share_loops(Thread *thread, void *context) {
+    Loops *l = context;
+    int64_t before = 0;
+    unsigned seed = thread->index;
+    for (int loop = 0; loop < l->loops; loop++) {
+        for (int64_t i; (i = claim(thread, l->sizes[loop])) >= 0;) {
+            if (atomic_load(&l->finished) < before) l->wrong++;
+            if (l->delays && rand_r(&seed) % 40 == 0) usleep(rand_r(&seed) % 300); /* some longer than SPIN_NS */
+            __atomic_fetch_add(&l->counts[loop * l->most + i], 1, __ATOMIC_RELAXED);
+            l->finished++;
+        }
+        complete(thread, l->sizes[loop]);
+        before += l->sizes[loop];
+        if (atomic_load(&l->finished) < before) l->wrong++;
+    }
+}
 
 /* Loops of sizes[i] iterations, each of which must see all of the loop before. Counts how often each ran. */
 int share(int threads, int loops, const int64_t *sizes, int64_t most, int *counts, int delays) {
     Share shares[16] = {0};
-    Team team = {.shares = shares};
-    _Atomic int64_t finished = 0;
-    _Atomic int wrong = 0;
-#pragma omp parallel num_threads(threads)
-    {
-        Thread thread = {.team = &team, .index = omp_get_thread_num(), .threads = omp_get_num_threads()};
-        int64_t before = 0;
-        unsigned seed = thread.index;
-        for (int loop = 0; loop < loops; loop++) {
-            for (int64_t i; (i = claim(&thread, sizes[loop])) >= 0;) {
-                if (atomic_load(&finished) < before) wrong++;
-                if (delays && rand_r(&seed) % 40 == 0) usleep(rand_r(&seed) % 300); /* some longer than SPIN_NS */
-                __atomic_fetch_add(&counts[loop * most + i], 1, __ATOMIC_RELAXED);
-                finished++;
-            }
-            complete(&thread, sizes[loop]);
-            before += sizes[loop];
-            if (atomic_load(&finished) < before) wrong++;
-        }
-        finish(&thread);
+    Loops l = {.loops = loops, .sizes = sizes, .most = most, .counts = counts, .delays = delays};
+    run_team(threads, shares, share_loops, &l);
+    return l.wrong;
+}
+
+typedef struct {
+    int loops;
+    int64_t iterations;
+    _Atomic int done;
+    _Atomic int64_t first;
+} Alone;
+
+static void run_alone(Thread *thread, void *context) {
+    Alone *a = context;
+    if (thread->index)
+        while (!a->done) usleep(100);
+    for (int loop = 0; loop < a->loops; loop++) {
+        while (claim(thread, a->iterations) >= 0)
+            if (!thread->index) a->first++;
+        complete(thread, a->iterations);
     }
-    return wrong;
+    if (!thread->index) a->done = 1;
 }
 
 /* The second thread does nothing, or stands at its first iteration, until the first one has got as far as it can. */
 int64_t run_without_the_second(int loops, int64_t iterations) {
     Share shares[2] = {0};
-    Team team = {.shares = shares};
-    _Atomic int done = 0;
-    _Atomic int64_t first = 0;
-#pragma omp parallel num_threads(2)
-    {
-        Thread thread = {.team = &team, .index = omp_get_thread_num(), .threads = 2};
-        if (thread.index)
-            while (!done) usleep(100);
-        for (int loop = 0; loop < loops; loop++) {
-            while (claim(&thread, iterations) >= 0)
-                if (!thread.index) first++;
-            complete(&thread, iterations);
-        }
-        if (!thread.index) done = 1;
-        finish(&thread);
-    }
-    return first;
+    Alone a = {.loops = loops, .iterations = iterations};
+    run_team(2, shares, run_alone, &a);
+    return a.first;
 }
 """
 
 
-@pytest.fixture(scope="module")
-def harness(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+@pytest.fixture(scope="module", params=[*WAYS])
+def harness(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> ctypes.CDLL:
     folder = tmp_path_factory.mktemp("threads")
     (folder / "harness.c").write_text(HARNESS)
-    include = f"-I{kernel.SOURCE.parent}"
-    command = ["gcc", "-O2", "-march=native", "-fopenmp", "-fPIC", "-shared", include, "harness.c", "-o", "harness.so"]
-    subprocess.run(command, cwd=folder, check=True)
+    include = f"-I{SOURCE.parent}"
+    command = ["gcc", "-O2", "-pthread", "-fPIC", "-shared", include, *WAYS[request.param], "harness.c"]
+    subprocess.run([*command, "-o", "harness.so"], cwd=folder, check=True)
     library = ctypes.CDLL(str(folder / "harness.so"))
+    assert library.openmp_is_used() == (request.param == "OpenMP")
+    library.way = request.param
     library.run_without_the_second.restype = ctypes.c_int64
     library.run_without_the_second.argtypes = [ctypes.c_int, ctypes.c_int64]
     return library
 
 
-@needs_kernel
 @pytest.mark.parametrize("delays", [False, True])
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
 def test_every_iteration_runs_once_and_after_the_loop_before(harness: ctypes.CDLL, threads: int, delays: bool) -> None:
@@ -100,13 +126,14 @@ def test_every_iteration_runs_once_and_after_the_loop_before(harness: ctypes.CDL
     assert torch.tensor(counts).view(loops, most).tolist() == expected
 
 
-@needs_kernel
 def test_a_thread_that_does_not_run_stops_no_other(harness: ctypes.CDLL) -> None:
     """With barriers, this would never end."""
+    if harness.way == "no thread":
+        pytest.skip("there is no second thread")
     assert harness.run_without_the_second(500, 37) == 500 * 37
 
 
-@needs_kernel
+@pytest.mark.usefixtures("instructions")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 @pytest.mark.parametrize("overrides", [{}, {"d_feed_forward": 300}], ids=["whole blocks", "part of a block"])
 def test_results_do_not_depend_on_threads_or_load(precision: str, overrides: dict[str, int]) -> None:

@@ -30,7 +30,7 @@ def torch_served(model: Transformer, precision: str) -> TorchBackend:
 
 def served_here(model: Transformer, precision: str):
     if load_kernel() is None:
-        pytest.skip("needs the kernel in C: AVX-512 and a compiler")
+        pytest.skip("needs the kernel in C: AVX2 or NEON, and a compiler")
     return select_backend(model, precision)
 
 

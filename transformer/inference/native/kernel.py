@@ -1,30 +1,20 @@
-"""`kernel.c` as a library: compiled once on each kind of machine, and its structures.
+"""`kernel.c` as a library, and its structures.
 
 Where it cannot be had, for want of the processor's instructions or of a C compiler, nothing is said: PyTorch serves.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-import shutil
-import subprocess
 from ctypes import CDLL, POINTER, Structure, c_char_p, c_double, c_int, c_int64, c_void_p, sizeof
 from functools import cache
-from pathlib import Path
 
-from transformer.errors import WriteError
-from transformer.files import whole_file
+from transformer.errors import ConfigError, WriteError
+from transformer.inference.native.compiled_kernel import compiled_paths
+from transformer.inference.native.instruction_sets import VARIABLE, InstructionSet, chosen_sets
 
 logger = logging.getLogger("transformer")
-
-SOURCE = Path(__file__).with_name("kernel.c")
-_HEADER = SOURCE.with_name("threads.h")
-_FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC"]
-_FLAGS += ["-shared"]
-_NEEDED = {"avx512f", "avx512bw", "avx512_vnni", "f16c"}  # as Linux names them
-_SECONDS = 120  # that a compiler may take; it takes two
 
 KINDS = {"fp32": 0, "bf16": 1, "fp16": 2, "int8": 3}
 LAYER_NORM, RMS_NORM = 1, 2
@@ -96,21 +86,39 @@ def compiled_layout(library: CDLL) -> dict[str, int]:
     return found
 
 
-@cache
 def load_kernel() -> CDLL | None:
-    """The compiled kernel, compiled now if it is not in the cache yet; None where it cannot be had."""
-    if missing_instructions():
-        return None
-    flags = _processor_flags()
-    sources = SOURCE.read_bytes() + _HEADER.read_bytes()
-    key = hashlib.sha256(sources + " ".join(_FLAGS).encode() + flags.encode()).hexdigest()[:16]
+    """The compiled kernel, compiled now if no folder has it yet; None where it cannot be had.
+
+    Raises:
+        ConfigError: if $NATIVE_INSTRUCTIONS names a set of instructions with which it cannot be had.
+    """
+    sets = tuple(chosen_sets())
+    kernel = _first_that_loads(sets)
+    if kernel is None and os.environ.get(VARIABLE):
+        raise ConfigError(
+            f"{VARIABLE} is {sets[0].name!r}, but its kernel was not compiled ahead and cannot be compiled here. "
+            "Install gcc, set CC, or unset the variable."
+        )
+    return kernel
+
+
+@cache
+def _first_that_loads(sets: tuple[InstructionSet, ...]) -> CDLL | None:
+    for instructions in sets:
+        try:
+            for path in compiled_paths(instructions):
+                if (kernel := _load(str(path))) is not None:
+                    return kernel
+        except (OSError, ConfigError, WriteError, RuntimeError) as error:  # RuntimeError: a user without a home
+            logger.debug("No kernel for %s: %s", instructions.name, error)
+    return None
+
+
+def _load(path: str) -> CDLL | None:
+    """None if it is no library of this system, or if its structures are not those of this module."""
     try:
-        path = _cache() / f"kernel-{key}.so"
-        if not path.exists():
-            with whole_file(path) as partial:
-                _compile(partial)
-        loaded = CDLL(str(path))
-    except (OSError, WriteError, subprocess.SubprocessError, RuntimeError):  # RuntimeError: of a user without a home
+        loaded = CDLL(path)
+    except OSError:
         return None
     expected, compiled = expected_layout(), compiled_layout(loaded)
     if different := sorted(name for name, _ in expected.items() ^ compiled.items()):
@@ -124,28 +132,3 @@ def load_kernel() -> CDLL | None:
         return None
     loaded.read_tokens.argtypes = [POINTER(Model), POINTER(Cache), c_int64, *[c_void_p] * 4, c_int]
     return loaded
-
-
-def missing_instructions() -> set[str]:
-    """Instructions that the kernel needs and this processor lacks."""
-    return _NEEDED - set(_processor_flags().split())
-
-
-def _compile(target: Path) -> None:
-    """Raises: OSError or subprocess.SubprocessError if there is no compiler that can."""
-    compiler = os.environ.get("CC") or shutil.which("gcc") or "cc"
-    command = [*compiler.split(), *_FLAGS, "-o", str(target), str(SOURCE), "-lm"]
-    subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS)
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "decoder-only-transformer" / "native"
-
-
-def _processor_flags() -> str:
-    """What Linux says the processor can do; nothing on other systems."""
-    try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
-            return next((line.partition(":")[2] for line in file if line.startswith("flags")), "")
-    except OSError:
-        return ""

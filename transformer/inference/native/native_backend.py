@@ -60,7 +60,9 @@ class NativeBackend(InferenceBackend):
         super().__init__(model, precision)
         kernel = c.load_kernel()
         if kernel is None or self.device.type != "cpu":
-            raise ConfigError("the kernel in C is for a CPU with AVX-512 and VNNI, and needs a C compiler.")
+            raise ConfigError(
+                "the kernel in C is for a CPU with AVX2 or with NEON and dot products, and needs a C compiler."
+            )
         if reason := self.unsupported(model.config):
             raise ConfigError(f"the C backend does not support {reason}; the PyTorch backend does.")
         self._run_tokens = kernel.read_tokens

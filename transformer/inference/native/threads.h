@@ -9,13 +9,15 @@
    the others do. */
 
 #include <errno.h>
-#include <immintrin.h>
-#include <linux/futex.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>
-#include <sys/syscall.h>
 #include <time.h>
+#ifdef __linux__
+#include <linux/futex.h>
+#include <sys/syscall.h>
 #include <unistd.h>
+#endif
 
 #ifndef SPIN_NS
 #define SPIN_NS 50000 /* a loop takes some microseconds */
@@ -45,10 +47,29 @@ typedef struct { /* a thread of a team */
     int64_t claimed; /* iterations of the current loop */
 } Thread;
 
+/* Sleep while the word has this value, or wake all that do. Elsewhere than on Linux they look again and again. */
+#ifdef __linux__
 static void futex(_Atomic uint32_t *word, int operation, uint32_t value) {
     int kept = errno;
     syscall(SYS_futex, word, operation, value, NULL, NULL, 0);
     errno = kept;
+}
+static void sleep_while(_Atomic uint32_t *word, uint32_t value) { futex(word, FUTEX_WAIT_PRIVATE, value); }
+static void wake_sleepers(_Atomic uint32_t *word) { futex(word, FUTEX_WAKE_PRIVATE, INT32_MAX); }
+#else
+static void sleep_while(_Atomic uint32_t *word, uint32_t value) {
+    if (atomic_load(word) == value) nanosleep(&(struct timespec){.tv_nsec = SPIN_NS}, NULL);
+}
+static void wake_sleepers(_Atomic uint32_t *word) { (void)word; }
+#endif
+
+/* Tells the processor that this thread spins. */
+static void pause_spinning(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
 }
 
 static int64_t nanoseconds(void) {
@@ -62,13 +83,13 @@ static void wait_while(Team *team, uint32_t value) {
     for (int64_t end = 0, now = 0; now <= end;) {
         for (int i = 0; i < 32; i++) {
             if (atomic_load_explicit(&team->completed, memory_order_acquire) != value) return;
-            _mm_pause();
+            pause_spinning();
         }
         now = nanoseconds();
         if (!end) end = now + SPIN_NS;
     }
     atomic_fetch_add(&team->sleepers, 1);
-    while (atomic_load(&team->completed) == value) futex(&team->completed, FUTEX_WAIT_PRIVATE, value);
+    while (atomic_load(&team->completed) == value) sleep_while(&team->completed, value);
     atomic_fetch_sub(&team->sleepers, 1);
 }
 
@@ -104,7 +125,7 @@ static int report(Thread *t, int64_t n) {
     if (!claimed || atomic_fetch_add(&team->finished, claimed) + claimed < n) return 0;
     atomic_store_explicit(&team->finished, 0, memory_order_relaxed);
     atomic_store(&team->completed, t->loop);
-    if (atomic_load(&team->sleepers)) futex(&team->completed, FUTEX_WAKE_PRIVATE, INT32_MAX);
+    if (atomic_load(&team->sleepers)) wake_sleepers(&team->completed);
     return 1;
 }
 
@@ -119,4 +140,50 @@ static void finish(Thread *t) {
     if (t->threads == 1) return;
     t->claimed = 1;
     if (!report(t, t->threads) && !t->index) wait_while(t->team, t->loop - 1);
+}
+
+/* ---- where the threads come from ---- */
+
+/* The OpenMP runtime that PyTorch has loaded. Its threads are used, since those of another pool would wait for their
+   processors: OpenMP's spin for a while after each of PyTorch's operations. NULL where nothing has loaded one. */
+void GOMP_parallel(void (*function)(void *), void *context, unsigned threads, unsigned flags) __attribute__((weak));
+int omp_get_thread_num(void) __attribute__((weak));
+int omp_get_num_threads(void) __attribute__((weak));
+
+typedef struct {
+    Thread thread;
+    void (*function)(Thread *, void *);
+    void *context;
+    pthread_t id;
+} Member;
+
+static void *run_member(void *member) {
+    Member *m = member;
+    m->function(&m->thread, m->context);
+    finish(&m->thread);
+    return NULL;
+}
+
+static void run_openmp_member(void *first) {
+    Member member = *(Member *)first;
+    member.thread.index = omp_get_thread_num();
+    member.thread.threads = omp_get_num_threads();
+    run_member(&member);
+}
+
+/* Run a function in some threads, this one among them. shares: one for each thread, zeros. */
+static void run_team(int threads, Share *shares, void (*function)(Thread *, void *), void *context) {
+    Team team = {.shares = shares};
+    Member members[threads];
+    for (int i = 0; i < threads; i++)
+        members[i] = (Member){{&team, i, threads, 0, 0, 0}, function, context, 0};
+    if (threads > 1 && GOMP_parallel && omp_get_thread_num && omp_get_num_threads) {
+        GOMP_parallel(run_openmp_member, members, threads, 0);
+        return;
+    }
+    int started = 1;
+    while (started < threads && !pthread_create(&members[started].id, NULL, run_member, &members[started])) started++;
+    for (int i = started; i < threads; i++) run_member(&members[i]); /* one that the system refuses is run here */
+    run_member(&members[0]);
+    for (int i = 1; i < started; i++) pthread_join(members[i].id, NULL);
 }

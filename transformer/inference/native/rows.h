@@ -1,0 +1,77 @@
+/* What is done to single rows: norms, rounding to 8 bits, activations. */
+
+#include <math.h>
+
+#include "products.h"
+
+/* e^x, to a few units in the last place (the polynomial of Cephes); at most e^-87 for what is less. */
+INLINE float exponential(float x) {
+    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+    float n = rintf(x * 1.44269504f);
+    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    union { int32_t bits; float value; } power = {((int32_t)n + 127) << 23};
+    return p * power.value;
+}
+
+static void normalize(const Norm *norm, const float *x, float *y, int64_t n) {
+    float mean = 0, squares = 0;
+    if (norm->kind == LAYER_NORM) {
+#pragma omp simd reduction(+ : mean)
+        for (int64_t i = 0; i < n; i++) mean += x[i];
+        mean /= n;
+    }
+#pragma omp simd reduction(+ : squares)
+    for (int64_t i = 0; i < n; i++) squares += (x[i] - mean) * (x[i] - mean);
+    float scale = 1.0f / sqrtf(squares / n + (float)norm->eps);
+    if (norm->kind == LAYER_NORM) {
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) y[i] = (x[i] - mean) * scale * norm->weight[i] + norm->bias[i];
+    } else {
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) y[i] = x[i] * scale * norm->weight[i];
+    }
+}
+
+#define UNBIASED (128 - BYTE_BIAS) /* what is subtracted from bytes that begin at 0 */
+
+static void quantize_row(Rows *rows, int64_t row, int64_t n) {
+    const float *x = rows->x + row * rows->stride;
+    uint8_t *bytes = rows->bytes + row * rows->bytes_stride;
+    float low = x[0], high = x[0];
+#pragma omp simd reduction(min : low) reduction(max : high)
+    for (int64_t i = 0; i < n; i++) {
+        low = x[i] < low ? x[i] : low;
+        high = x[i] > high ? x[i] : high;
+    }
+    float step = high > low ? (high - low) / 255.0f : 1.0f, inverse = 1.0f / step;
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) bytes[i] = (uint8_t)((int32_t)((x[i] - low) * inverse + 0.5f) - UNBIASED);
+    for (int64_t i = n; i % 4; i++) bytes[i] = 0; /* their weights are zeros */
+    rows->low[row] = UNBIASED ? low + step * UNBIASED : low;
+    rows->step[row] = step;
+}
+
+INLINE float activated(Activation activation, float x) {
+    if (activation == RELU) return x > 0 ? x : 0;
+    if (activation == SWIGLU) return x / (1.0f + exponential(-x));
+    return x / (1.0f + exponential(-1.5957691216f * (x + 0.044715f * x * x * x))); /* GELU by tanh */
+}
+
+INLINE void activate_as(Activation activation, const float *x, const float *up, float *y, int64_t n) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) y[i] = activated(activation, x[i]) * (activation == SWIGLU ? up[i] : 1.0f);
+}
+
+static void activate(Activation activation, const float *x, const float *up, float *y, int64_t n) {
+    if (activation == RELU) activate_as(RELU, x, up, y, n);
+    else if (activation == GELU) activate_as(GELU, x, up, y, n);
+    else activate_as(SWIGLU, x, up, y, n);
+}
+
