@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 SHARED_DATA ?= ../shared
 DATA ?= $(wildcard $(SHARED_DATA)/data/wikitext-2)
 
-.PHONY: predict chat test test-fast coverage serve train speedrun sprint lint types docs clean
+.PHONY: predict chat kernel test test-fast coverage serve train speedrun sprint lint types docs clean
 
 predict: $(VENV)/run.stamp
 ifeq ($(origin PROMPT),command line)
@@ -20,6 +20,11 @@ endif
 
 chat: $(VENV)/run.stamp
 	@$(BIN)/python -m transformer chat $(ARGS)
+
+# The C backend for every set of instructions of this architecture, in transformer/inference/native/built: what is
+# installed, packed or copied with it there needs no compiler.
+kernel: $(VENV)/run.stamp
+	$(BIN)/python -m transformer.cli.build_kernel
 
 # For example: make train ARGS="--data my.txt --max-minutes 10"
 train: $(VENV)/dev.stamp
@@ -66,7 +71,7 @@ types: $(VENV)/dev.stamp
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) .cog .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf transformer/inference/native/built $(VENV) .cog .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	@echo "Setting up $(VENV) (once; this takes a minute or two) ..."

@@ -1,0 +1,34 @@
+"""`python -m transformer.cli.build_kernel [FOLDER]`: compile the C backend ahead, so that prediction needs no compiler.
+
+Without FOLDER the libraries stand beside the source, where the backend finds them, and a wheel has them. In another
+folder it finds them if the environment variable NATIVE_KERNELS names it.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from pathlib import Path
+
+from transformer.errors import TransformerError
+from transformer.inference.native.compiled_kernel import AHEAD, build_ahead
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit status is 1 after an error, whose one sentence is on standard error."""
+    parser = ArgumentParser(
+        "python -m transformer.cli.build_kernel", description=__doc__, formatter_class=RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, nargs="?", default=AHEAD, help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    try:
+        for path in build_ahead(options.folder):
+            print(path)
+    except TransformerError as error:
+        print(f"build_kernel: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
