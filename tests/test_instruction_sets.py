@@ -1,5 +1,6 @@
 """Which set of instructions the kernel in C uses, and where its compiled libraries come from."""
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -7,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from models import tiny_model
 from readme_commands import ROOT
+from test_backends import TOLERANCE
 
 from transformer.cli import build_kernel
 from transformer.errors import ConfigError
@@ -120,6 +123,53 @@ def test_a_compiler_that_lacks_a_set_compiles_the_next(empty: Path, monkeypatch:
     monkeypatch.setenv("CC", str(compiler))
     loaded = load_kernel()
     assert loaded is not None and Path(loaded._name).name == file_name(others[0])
+
+
+# ---- compilers ----
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+@torch.no_grad()
+def test_each_compiler_makes_a_kernel_that_computes_the_model(
+    compiler: str, instructions: InstructionSet, empty: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without OpenMP and without a warning."""
+    if shutil.which(compiler) is None:
+        pytest.skip(f"needs {compiler}")
+    monkeypatch.setenv("CC", f"{compiler} -Wall -Wextra -Werror")
+    for preset in ("paper", "modern"):
+        model, tokens = tiny_model(preset), torch.arange(40).view(2, 20)
+        expected = model(tokens)
+        for precision, tolerance in TOLERANCE.items():
+            assert (NativeBackend(model, precision)(tokens) - expected).norm() <= tolerance * expected.norm()
+
+
+DOT = """
+#include "vectors.h"
+
+void dots(const uint8_t *bytes, const int8_t *signs, int32_t *sums) {
+    uint8_t biased[64];
+    for (int i = 0; i < 64; i++) biased[i] = bytes[i] - 128 + BYTE_BIAS;
+    float as_floats[LANES]; /* exact below 2^24 */
+    store_floats(as_floats, ints_to_floats(dot(spread_int(sums[0]), load_bytes(biased), load_bytes(signs))));
+    for (int i = 0; i < LANES; i++) sums[i] = as_floats[i];
+}
+"""
+
+
+def test_dot_is_exact_where_16_bits_are_too_few(instructions: InstructionSet, tmp_path: Path) -> None:
+    (tmp_path / "dot.c").write_text(DOT)
+    command = ["gcc", "-O2", "-shared", "-fPIC", f"-I{compiled_kernel.SOURCE.parent}", *instructions.flags, "dot.c"]
+    subprocess.run([*command, "-o", "dot.so"], cwd=tmp_path, check=True)
+    library = ctypes.CDLL(str(tmp_path / "dot.so"))
+    bias = 128 if instructions.machine == "x86_64" else 0
+    for byte in (0, 1, 127, 128, 255):
+        for sign in (-127, -1, 0, 1, 127):
+            bytes_, signs = [byte] * 63 + [3], [sign] * 63 + [5]
+            sums = (ctypes.c_int32 * 16)(7)
+            library.dots((ctypes.c_uint8 * 64)(*bytes_), (ctypes.c_int8 * 64)(*signs), sums)
+            products = [(a - 128 + bias) * b for a, b in zip(bytes_, signs, strict=True)]
+            assert [*sums] == [7 + sum(products[4 * column : 4 * column + 4]) for column in range(16)]
 
 
 # ---- compiled ahead ----

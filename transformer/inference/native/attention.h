@@ -17,10 +17,8 @@ static void apply_rope(const Model *m, const Norm *norm, float *x, int64_t posit
 
 /* The scale by which n numbers are whole numbers of 8 bits; 0 if they are zeros. */
 INLINE float scale_of(const float *x, int64_t n) {
-    float largest = 0;
-#pragma omp simd reduction(max : largest)
-    for (int64_t i = 0; i < n; i++) largest = fabsf(x[i]) > largest ? fabsf(x[i]) : largest;
-    return largest / 127.0f;
+    Range of = range_of(x, n);
+    return (of.high > -of.low ? of.high : -of.low) / 127.0f;
 }
 
 INLINE int8_t rounded(float x, float scale) { return scale > 0 ? (int8_t)rintf(x / scale) : 0; }
@@ -108,9 +106,7 @@ INLINE void scale_each(float *x, const float *by, int64_t n) {
 
 /* Scores become weights that sum to 1 over the first n; the rest, up to `all`, become zeros. */
 static void softmax(float *scores, int64_t n, int64_t all) {
-    float highest = -INFINITY, sum = 0;
-#pragma omp simd reduction(max : highest)
-    for (int64_t i = 0; i < n; i++) highest = scores[i] > highest ? scores[i] : highest;
+    float highest = range_of(scores, n).high, sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < n; i++) sum += scores[i] = exponential(scores[i] - highest);
     float inverse = 1.0f / sum;

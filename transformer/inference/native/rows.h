@@ -20,6 +20,33 @@ INLINE float exponential(float x) {
     return p * power.value;
 }
 
+typedef struct {
+    float low, high;
+} Range;
+
+/* The smallest and the largest of n numbers. In vectors, since compilers may not reorder comparisons: of NaN. */
+INLINE Range range_of(const float *x, int64_t n) {
+    Floats low = spread_float(x[0]), high = low;
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        low = smaller(load_floats(x + i), low);
+        high = larger(load_floats(x + i), high);
+    }
+    float lows[LANES], highs[LANES];
+    store_floats(lows, low);
+    store_floats(highs, high);
+    Range range = {lows[0], highs[0]};
+    for (int j = 1; j < LANES; j++) {
+        range.low = lows[j] < range.low ? lows[j] : range.low;
+        range.high = highs[j] > range.high ? highs[j] : range.high;
+    }
+    for (; i < n; i++) {
+        range.low = x[i] < range.low ? x[i] : range.low;
+        range.high = x[i] > range.high ? x[i] : range.high;
+    }
+    return range;
+}
+
 static void normalize(const Norm *norm, const float *x, float *y, int64_t n) {
     float mean = 0, squares = 0;
     if (norm->kind == LAYER_NORM) {
@@ -44,13 +71,8 @@ static void normalize(const Norm *norm, const float *x, float *y, int64_t n) {
 static void quantize_row(Rows *rows, int64_t row, int64_t n) {
     const float *x = rows->x + row * rows->stride;
     uint8_t *bytes = rows->bytes + row * rows->bytes_stride;
-    float low = x[0], high = x[0];
-#pragma omp simd reduction(min : low) reduction(max : high)
-    for (int64_t i = 0; i < n; i++) {
-        low = x[i] < low ? x[i] : low;
-        high = x[i] > high ? x[i] : high;
-    }
-    float step = high > low ? (high - low) / 255.0f : 1.0f, inverse = 1.0f / step;
+    Range of = range_of(x, n);
+    float low = of.low, step = of.high > low ? (of.high - low) / 255.0f : 1.0f, inverse = 1.0f / step;
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) bytes[i] = (uint8_t)((int32_t)((x[i] - low) * inverse + 0.5f) - UNBIASED);
     for (int64_t i = n; i % 4; i++) bytes[i] = 0; /* their weights are zeros */

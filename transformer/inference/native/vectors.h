@@ -5,7 +5,7 @@
    Each set of instructions has a header with these functions, and everything else is written in terms of them:
 
        zero_floats, spread_float (one number in all columns), load_floats, store_floats, add, multiply,
-       multiply_add (a * b + c), load_bf16, load_fp16, load_int8 (16 numbers as floats), to_fp16 (one number),
+       multiply_add (a * b + c), smaller, larger (of each column), load_bf16, load_fp16, load_int8 (16 numbers as floats), to_fp16 (one number),
        zero_ints, spread_int, add_ints, ints_to_floats, load_bytes, spread_bytes (the same four in all columns),
        dot (sums + the four products of the bytes of each column, exact)
 

@@ -27,6 +27,8 @@ INLINE Floats multiply(Floats x, Floats y) { return (Floats){_mm256_mul_ps(x.a, 
 INLINE Floats multiply_add(Floats x, Floats y, Floats z) {
     return (Floats){_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
 }
+INLINE Floats smaller(Floats x, Floats y) { return (Floats){_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
+INLINE Floats larger(Floats x, Floats y) { return (Floats){_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
 
 INLINE __m256 eight_bf16(const uint16_t *from) {
     __m256i low = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)from));

@@ -18,6 +18,8 @@ INLINE void store_floats(float *to, Floats x) { _mm512_storeu_ps(to, x); }
 INLINE Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
 INLINE Floats multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
 INLINE Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+INLINE Floats smaller(Floats a, Floats b) { return _mm512_min_ps(a, b); }
+INLINE Floats larger(Floats a, Floats b) { return _mm512_max_ps(a, b); }
 
 INLINE Floats load_bf16(const uint16_t *from) {
     __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from));

@@ -49,6 +49,16 @@ INLINE Floats multiply_add(Floats x, Floats y, Floats z) {
     return OF_QUARTERS(Floats, QUARTER);
 #undef QUARTER
 }
+INLINE Floats smaller(Floats x, Floats y) {
+#define QUARTER(q) vminq_f32(x.q, y.q)
+    return OF_QUARTERS(Floats, QUARTER);
+#undef QUARTER
+}
+INLINE Floats larger(Floats x, Floats y) {
+#define QUARTER(q) vmaxq_f32(x.q, y.q)
+    return OF_QUARTERS(Floats, QUARTER);
+#undef QUARTER
+}
 
 INLINE float32x4_t four_bf16(const uint16_t *from) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(from), 16)); }
 INLINE Floats load_bf16(const uint16_t *from) {
