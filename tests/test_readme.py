@@ -36,6 +36,8 @@ from readme_commands import Command, commands, copy_checkout, run
 from replicate_api import replicate_api
 
 from transformer.hub import checkpoint
+from transformer.inference.native.compiled_kernel import file_name
+from transformer.inference.native.instruction_sets import sets_of_machine
 
 TEXT = "\n".join(SENTENCES * 40) + "\n"
 # How each command is tried, by the first expression that it matches from its beginning. What is not run says why.
@@ -48,6 +50,7 @@ RULES = {
     r"\.venv/bin/python -m experiments.walkthrough": "look",
     r"\.venv/bin/python -m transformer import-original": "import",
     r"\.venv/bin/python -m transformer push": "publish",
+    r"make kernel": "kernel",
     r"make train ARGS=--help": "look",
     r"make train ": "train",
     r"make serve": "serve",
@@ -187,6 +190,13 @@ def test_a_checkpoint_of_the_original_is_imported(command: str, shell: Callable[
     shell(command)
     model, tokenizer = checkpoint.load(checkout / "imported")
     assert model.config.vocab_size == tokenizer.vocab_size == 50257 and model.config.heads == "average"
+
+
+@each("kernel")
+def test_the_kernel_is_compiled_ahead(command: str, shell: Callable[..., str], checkout: Path) -> None:
+    names = {Path(line).name for line in shell(command).splitlines() if line.endswith(".so")}
+    assert names == {file_name(each) for each in sets_of_machine()}
+    assert names == {path.name for path in (checkout / "transformer/inference/native/built").iterdir()}
 
 
 @each("convert")
