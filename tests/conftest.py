@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from transformer.inference.native import compiled_kernel, kernel
 from transformer.inference.native.instruction_sets import VARIABLE, InstructionSet, missing, sets_of_machine
 from transformer.reporting import model_card
 from transformer.training import flops
@@ -53,3 +54,14 @@ def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
         pytest.skip(f"this processor lacks {', '.join(sorted(lacking))}")
     monkeypatch.setenv(VARIABLE, request.param.name)
     return request.param
+
+
+@pytest.fixture
+def no_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A machine where the kernel in C was not compiled yet; the folder of the user's cache, which is missing."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv(compiled_kernel.FOLDER_VARIABLE, raising=False)
+    monkeypatch.setattr(compiled_kernel, "AHEAD", tmp_path / "built")
+    kernel._first_that_loads.cache_clear()
+    yield tmp_path / "cache"
+    kernel._first_that_loads.cache_clear()

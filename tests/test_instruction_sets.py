@@ -17,7 +17,7 @@ from test_backends import TOLERANCE
 from transformer.cli import build_kernel
 from transformer.errors import ConfigError
 from transformer.inference import TorchBackend, select_backend
-from transformer.inference.native import NativeBackend, compiled_kernel, instruction_sets, kernel, load_kernel
+from transformer.inference.native import NativeBackend, compiled_kernel, instruction_sets, load_kernel
 from transformer.inference.native.compiled_kernel import FOLDER_VARIABLE, file_name
 from transformer.inference.native.instruction_sets import (
     INSTRUCTION_SETS,
@@ -31,17 +31,6 @@ from transformer.inference.native.instruction_sets import (
 needs_kernel = pytest.mark.skipif(not sets_of_processor(), reason="no kernel is for this processor")
 AVX2 = "avx2 fma f16c bmi1 bmi2"
 AVX512 = "avx512f avx512bw avx512cd avx512dq avx512vl"
-
-
-@pytest.fixture
-def empty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """A machine where nothing was compiled yet; its empty folder."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
-    monkeypatch.setattr(compiled_kernel, "AHEAD", tmp_path / "built")
-    kernel._first_that_loads.cache_clear()
-    yield tmp_path
-    kernel._first_that_loads.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +84,7 @@ def test_a_set_that_cannot_be_had_is_refused(name: str, message: str, monkeypatc
 
 
 def test_a_set_is_asked_for_without_a_compiler(
-    instructions: InstructionSet, empty: Path, monkeypatch: pytest.MonkeyPatch
+    instructions: InstructionSet, no_kernel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CC", "false")
     with pytest.raises(ConfigError, match=f"{VARIABLE} is '{instructions.name}', but .* cannot be compiled here"):
@@ -105,7 +94,7 @@ def test_a_set_is_asked_for_without_a_compiler(
 
 
 def test_the_set_that_is_asked_for_is_used(
-    instructions: InstructionSet, empty: Path, built: Path, monkeypatch: pytest.MonkeyPatch
+    instructions: InstructionSet, no_kernel: Path, built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(FOLDER_VARIABLE, str(built))
     loaded = load_kernel()
@@ -113,11 +102,13 @@ def test_the_set_that_is_asked_for_is_used(
 
 
 @needs_kernel
-def test_a_compiler_that_lacks_a_set_compiles_the_next(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_that_lacks_a_set_compiles_the_next(
+    no_kernel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     best, *others = sets_of_processor()
     if not others:
         pytest.skip(f"this processor has {best.name} alone")
-    compiler = empty / "old-compiler"
+    compiler = tmp_path / "old-compiler"
     compiler.write_text(f'#!/bin/sh\ncase "$*" in *{best.flags[-1]}*) exit 1;; esac\nexec gcc "$@"\n')
     compiler.chmod(0o755)
     monkeypatch.setenv("CC", str(compiler))
@@ -131,7 +122,7 @@ def test_a_compiler_that_lacks_a_set_compiles_the_next(empty: Path, monkeypatch:
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
 @torch.no_grad()
 def test_each_compiler_makes_a_kernel_that_computes_the_model(
-    compiler: str, instructions: InstructionSet, empty: Path, monkeypatch: pytest.MonkeyPatch
+    compiler: str, instructions: InstructionSet, no_kernel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without OpenMP and without a warning."""
     if shutil.which(compiler) is None:
@@ -178,7 +169,7 @@ def test_dot_is_exact_where_16_bits_are_too_few(instructions: InstructionSet, tm
 @needs_kernel
 @pytest.mark.parametrize("place", ["the variable", "beside the source"])
 def test_what_was_built_ahead_needs_no_compiler(
-    place: str, empty: Path, built: Path, monkeypatch: pytest.MonkeyPatch
+    place: str, no_kernel: Path, built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CC", "false")
     if place == "the variable":
@@ -187,16 +178,16 @@ def test_what_was_built_ahead_needs_no_compiler(
         shutil.copytree(built, compiled_kernel.AHEAD)
     assert {path.name for path in built.iterdir()} == {file_name(each) for each in sets_of_machine()}
     assert type(select_backend(tiny_model(), "fp32")) is NativeBackend
-    assert not (empty / "cache").exists()
+    assert not no_kernel.exists()
 
 
 @needs_kernel
-def test_a_library_of_another_system_is_compiled_again(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_of_another_system_is_compiled_again(no_kernel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled_kernel.AHEAD.mkdir()
     for each in sets_of_machine():
         (compiled_kernel.AHEAD / file_name(each)).write_bytes(b"\x7fELF of another system")
     loaded = load_kernel()
-    assert loaded is not None and (empty / "cache") in Path(loaded._name).parents
+    assert loaded is not None and no_kernel in Path(loaded._name).parents
 
 
 def test_the_name_of_a_library_tells_sources_and_flags_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
