@@ -85,7 +85,7 @@ def train(
         )
     if hub_token and not hub_model_id:
         raise ConfigError("hub_token has no effect without hub_model_id: nothing is published.")
-    config = TrainConfig(
+    config = TrainConfig.from_options(
         data=data_source(train_data),
         init_from=None if from_scratch else DEFAULT_MODEL,
         max_epochs=num_train_epochs,
@@ -96,7 +96,7 @@ def train(
         warmup_ratio=warmup_ratio,
         context_length=int(context_length),
         seed=int(seed),
-        preflight=preflight,  # type: ignore[arg-type]  # one of the choices: Cog has checked it
+        preflight=preflight,
         push_to=hub_model_id or None,
         **given,
     )

@@ -349,7 +349,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "gradients divided twice",
         "step",
         "(self.engine.world_size / tokens)",
-        "(self.engine.world_size / tokens / self.config.gradient_accumulation_steps)",
+        "(self.engine.world_size / tokens / self.config.optimization.gradient_accumulation_steps)",
         "accumulated gradients",
     ),
     _training(
@@ -376,7 +376,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     _training(
         "no clipping",
         "step",
-        "self.module.parameters(), self.config.max_grad_norm)",
+        "self.module.parameters(), self.config.optimization.max_grad_norm)",
         'self.module.parameters(), float("inf"))',
         "clipping",
     ),
@@ -391,7 +391,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     _training(
         "steps are not seeded by their number",
         "step",
-        "(self.config.seed, number, self.engine.rank)",
+        "(self.config.run.seed, number, self.engine.rank)",
         "(np.random.randint(2**31),)",
         "dropout",
         "resuming",
@@ -414,8 +414,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     _training(
         "uphill",
         "optimizers",
-        "betas=(0.9, config.beta2), fused=True",
-        "betas=(0.9, config.beta2), fused=True, maximize=True",
+        "betas=(0.9, config.optimization.beta2), fused=True",
+        "betas=(0.9, config.optimization.beta2), fused=True, maximize=True",
         "updates",
     ),
     _training(
@@ -554,8 +554,10 @@ def _preflight(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     from transformer.training.train_config import TrainConfig
 
     begin = time.process_time()
-    config = TrainConfig(output=str(folder / "output"), token_cache=str(folder / "tokens"), device="cpu", **options)
-    engine = Engine(config.device)
+    config = TrainConfig.from_options(
+        output=str(folder / "output"), token_cache=str(folder / "tokens"), device="cpu", **options
+    )
+    engine = Engine(config.run.device)
     try:
         return {**preflight(build(config, engine), config, engine).to_json(), "seconds": time.process_time() - begin}
     finally:

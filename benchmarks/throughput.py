@@ -75,7 +75,7 @@ def draw(task: Namespace) -> Tensor:
 def ours(task: Namespace) -> Contender:
     """The step of train.py itself. Made up are the batches, and the tokenizer, of which it reads the size alone."""
     precision, _, compiled = task.variant.partition(" ")
-    config = TrainConfig(data="", learning_rate=LEARNING_RATE, precision=precision)
+    config = TrainConfig.from_options(data="", learning_rate=LEARNING_RATE, precision=precision)
     model, engine, number = our_model(task), Engine("cpu"), itertools.count(1)
     loss = LanguageModelLoss(model, precision == "bf16")
     if compiled:

@@ -35,7 +35,6 @@ import sys
 import tempfile
 import time
 import traceback
-import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,8 +57,7 @@ TINY = {
     "batch-size": "2",
     "max-steps": "1",
 }
-ARCHITECTURE = ("preset", "d-model", "n-layers", "n-heads", "n-kv-heads", "d-feed-forward", "tie-embeddings")
-OF_A_MODEL = ("tokenizer", "vocab-size", "whole-tokens", *ARCHITECTURE)  # what --init-from decides
+WITHOUT_PREFLIGHT = ("--preflight", "off")
 
 NUMBERS = ["", "x", "nan", "1e", "0x10", "1,5", "--", "None", "[1]"]
 HUGE = ["1000000000", "9223372036854775807", "18446744073709551616", "1" + 40 * "0"]
@@ -207,7 +205,7 @@ def draw_run(seed: str, n: int, models: Path) -> Run:
     model = draw.random()
     if model < 0.2:
         given["init-from"] = (draw_model(draw, models),)
-        for name in OF_A_MODEL:
+        for name in _names(of_initial_model=True):
             given.pop(name, None)
     if model > 0.7:
         given["tokenizer"] = (draw_tokenizer(draw, models),)
@@ -225,7 +223,7 @@ def draw_run(seed: str, n: int, models: Path) -> Run:
     given["output"] = ("out",) if output < 0.93 else (draw_output(draw, here),)
     groups = [(f"--{name}", *values) for name, values in given.items()]
     groups += [(draw.choice(("--", "--no-")) + flag,) for flag in draw.sample(FLAGS, draw.choice((0, 0, 0, 1, 1, 2)))]
-    groups += [] if draw.random() < 0.04 else [without_preflight()]
+    groups += [] if draw.random() < 0.04 else [WITHOUT_PREFLIGHT]
     if draw.random() < 0.15:
         groups += [("--config", draw_config(draw, here))]
     if draw.random() < 0.2:
@@ -242,21 +240,23 @@ def draw_run(seed: str, n: int, models: Path) -> Run:
 @functools.cache
 def known_options() -> list[str]:
     """The options that are drawn: those of OPTIONS, and those of a training that nobody has listed there."""
-    hints = _hints()
-    if gone := set(OPTIONS) - hints.keys() - {"config", "nonsense"}:
+    known = _names()
+    if gone := set(OPTIONS) - known - {"config", "nonsense"}:
         raise SystemExit(f"these are no options of a training any more: {', '.join(sorted(gone))}")
-    return sorted(OPTIONS.keys() | hints.keys() - ELSEWHERE - set(FLAGS))
+    return sorted(OPTIONS.keys() | known - ELSEWHERE - set(FLAGS))
 
 
 @functools.cache
-def _hints() -> dict[str, Any]:
-    from transformer.training.train_config import TrainConfig
+def _names(of_initial_model: bool = False) -> set[str]:
+    """The options of a training; or those of them that --init-from decides."""
+    from transformer.training.option_metadata import Mark
+    from transformer.training.train_config import OPTIONS
 
-    return {name.replace("_", "-"): kind for name, kind in typing.get_type_hints(TrainConfig).items()}
-
-
-def without_preflight() -> tuple[str, ...]:
-    return ("--no-preflight",) if _hints()["preflight"] is bool else ("--preflight", "off")
+    return {
+        name.replace("_", "-")
+        for name, option in OPTIONS.items()
+        if not of_initial_model or Mark.OF_INITIAL_MODEL in option.metadata
+    }
 
 
 def _values(name: str) -> tuple[tuple[str, ...], ...]:
@@ -361,7 +361,7 @@ def draw_each(n: int) -> Run:
     name, value = table[n % len(table)]
     run = Run([], fuzz_files.good(random.Random(n), Path()))
     given = {**TINY, "data": str(run.data.path), "output": "out", name: value}  # type: ignore[union-attr]
-    run.groups = [*((f"--{name}", value) for name, value in given.items()), without_preflight()]
+    run.groups = [*((f"--{name}", value) for name, value in given.items()), WITHOUT_PREFLIGHT]
     return run
 
 
@@ -469,7 +469,7 @@ def judge_model(run: Run, arguments: dict[str, tuple[str, ...]], output: Path) -
         return f"trained on nothing: {run.data.kind}"
     if "init-from" in arguments:
         given = {name for name, values in arguments.items() if values}  # --whole-tokens without a value is the default
-        ignored = sorted({*OF_A_MODEL} & given - {"stream"})
+        ignored = sorted(_names(of_initial_model=True) & given - {"stream"})
         if ignored:
             return f"no effect beside --init-from: {' '.join(ignored)}"
     try:
@@ -733,7 +733,7 @@ def reduce(seed: str, n: int, models: Path, run: Run, result: Result) -> tuple[s
     at = 0
     while at < len(run.groups):
         fewer = run.groups[:at] + run.groups[at + 1 :]
-        small = run.groups[at][0].removeprefix("--") in {*TINY, "no-preflight", "preflight", "output"}
+        small = run.groups[at][0].removeprefix("--") in {*TINY, "preflight", "output"}
         with sandbox():
             tried = draw_run(seed, n, models)
             tried.groups = fewer

@@ -146,7 +146,7 @@ class Case:
             folder.mkdir(parents=True, exist_ok=True)
             data = data.with_suffix(self.suffix)
             data.write_bytes(self.text if isinstance(self.text, bytes) else self.text.encode())
-        return TrainConfig(
+        return TrainConfig.from_options(
             data=str(data),
             output=str(folder / "out"),
             token_cache=str(folder / "tokens"),
@@ -711,7 +711,7 @@ def examine(case: Case, folder: Path, complete: bool = False, mistake: Mistake |
     """Preflight of a run as it would begin, or its checks of text and batches alone."""
     config = case.config(folder)
     if case.foreign:
-        config = dataclasses.replace(config, tokenizer=str(foreign(case.foreign)))
+        config = config.with_options(tokenizer=str(foreign(case.foreign)))
     parts = build(config, engine())
     if mistake:
         if mistake.collate:

@@ -243,7 +243,9 @@ def test_a_training_on_conversations_gives_their_template_to_the_model(tmp_path:
     (tmp_path / "talks.jsonl").write_text(json.dumps({"messages": TALK}) + "\n")
     (tmp_path / "text.txt").write_text("The river rises in the hills.\n")
     for name, template in (("talks.jsonl", CHAT_TEMPLATE), ("text.txt", None)):
-        config = TrainConfig(data=str(tmp_path / name), output=str(tmp_path / f"{name}-run"), vocab_size=300)
+        config = TrainConfig.from_options(
+            data=str(tmp_path / name), output=str(tmp_path / f"{name}-run"), vocab_size=300
+        )
         tokenizer = training_tokenizer(config, SimpleNamespace(main=True), None)
         assert tokenizer.chat_template == template
         assert Tokenizer.load(tmp_path / f"{name}-run" / "checkpoints").chat_template == template

@@ -439,7 +439,7 @@ def test_a_run_reads_the_column_that_it_is_told(tmp_path: Path) -> None:
     assert parts.training is not None
     assert parts.tokenizer.decode(parts.training.stream.tokens.tolist()) == "".join(row["content"] for row in rows)
     with pytest.raises(CorpusError, match="--text-column content"):
-        build(TrainConfig(**(named | sizes | {"text_column": None})), engine)  # type: ignore[arg-type]
+        build(TrainConfig.from_options(**(named | sizes | {"text_column": None})), engine)  # type: ignore[arg-type]
 
 
 # ---- positions ----

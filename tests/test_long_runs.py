@@ -33,7 +33,9 @@ def text(tmp_path_factory):
 
 def options(text, output, **others):
     sizes = dict(d_model=16, n_layers=1, n_heads=2, n_kv_heads=1, vocab_size=300, context_length=32, batch_size=4)
-    return TrainConfig(**{**sizes, **dict(data=text, output=str(output), preflight="off", max_steps=12), **others})
+    return TrainConfig.from_options(
+        **{**sizes, **dict(data=text, output=str(output), preflight="off", max_steps=12), **others}
+    )
 
 
 def test_the_average_is_the_one_of_the_formula():
@@ -165,8 +167,8 @@ def test_a_step_without_targets_leaves_the_average_alone(tmp_path):
 def test_data_on_the_command_line_has_not_the_configuration_of_the_presets_own(tmp_path):
     (tmp_path / "x.txt").write_text(TEXT, encoding="utf-8")
     config = parse(["--config", "default", "--data", str(tmp_path / "x.txt"), "--max-minutes", "10"])
-    assert (config.data_config, config.clean, config.context_length) == (None, "wikipedia", 1024)
-    assert parse(["--config", "default"]).data_config == "20231101.en"
+    assert (config.data.data_config, config.data.clean, config.model.context_length) == (None, "wikipedia", 1024)
+    assert parse(["--config", "default"]).data.data_config == "20231101.en"
 
 
 @pytest.mark.parametrize(

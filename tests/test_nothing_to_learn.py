@@ -72,7 +72,7 @@ def test_a_step_without_targets_changes_nothing_and_is_no_loss(
     out = tmp_path / "out"
     caplog.set_level(logging.INFO, "transformer")
     options = dict(optimizer=optimizer, checkpoint_every=1, keep_checkpoints=1000, validate_every=1000)
-    progress = train(TrainConfig(data, str(out), max_steps=40, **options, **SMALL))
+    progress = train(TrainConfig.from_options(data, str(out), max_steps=40, **options, **SMALL))
     steps = {line["step"]: line for line in map(json.loads, (out / "metrics.jsonl").open()) if "loss" in line}
     assert progress.step == 40 and 0 < len(steps) < 40
     assert all(line["loss"] > 0 for line in steps.values())
@@ -95,18 +95,18 @@ def test_a_step_without_targets_changes_nothing_and_is_no_loss(
 def test_a_text_of_prompts_alone_is_refused_instead_of_a_run_without_an_end(tmp_path: Path) -> None:
     data = prompts(tmp_path / "data.jsonl", [("The river " * 50, "x")])
     with pytest.raises(ConfigError, match="nothing to learn in the text that is trained on"):
-        train(TrainConfig(data, str(tmp_path / "out"), max_tokens=1000, **SMALL))
+        train(TrainConfig.from_options(data, str(tmp_path / "out"), max_tokens=1000, **SMALL))
 
 
 def test_the_held_out_part_has_something_to_learn(tmp_path: Path) -> None:
     pairs = [(SENTENCES[i % 4], SENTENCES[(i + 1) % 4]) for i in range(8)]
     data = prompts(tmp_path / "data.jsonl", [*pairs, ("The river " * 200, "x")][::-1])
-    assert train(TrainConfig(data, str(tmp_path / "out"), max_steps=2, **SMALL)).step == 2
+    assert train(TrainConfig.from_options(data, str(tmp_path / "out"), max_steps=2, **SMALL)).step == 2
     rows = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b" * 20}]}] * 4
     rows[-1] = {"messages": [*rows[0]["messages"], {"role": "user", "content": "The river " * 300}]}
     path = tmp_path / "chats.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert train(TrainConfig(str(path), str(tmp_path / "out2"), max_steps=2, **SMALL)).step == 2
+    assert train(TrainConfig.from_options(str(path), str(tmp_path / "out2"), max_steps=2, **SMALL)).step == 2
 
 
 # ---- the chat template ----
@@ -126,10 +126,10 @@ def test_the_template_is_the_format_that_was_learned_and_a_replacement_is_said(
     chats = tmp_path / "chats.jsonl"
     chats.write_text(json.dumps({"messages": messages}) + "\n" + json.dumps({"messages": messages}) + "\n")
     options = dict(init_from=str(base), max_steps=1, preflight="off")
-    train(TrainConfig(str(chats), str(tmp_path / "out"), **options))
+    train(TrainConfig.from_options(str(chats), str(tmp_path / "out"), **options))
     assert Tokenizer.load(tmp_path / "out").chat_template == CHAT_TEMPLATE
     assert ("chat template is replaced" in caplog.text) == said
     # What has no conversations leaves the template of the model alone.
     data = prompts(tmp_path / "data.jsonl", [("Where?", text) for text in SENTENCES])
-    train(TrainConfig(data, str(tmp_path / "plain"), **options))
+    train(TrainConfig.from_options(data, str(tmp_path / "plain"), **options))
     assert Tokenizer.load(tmp_path / "plain").chat_template == own

@@ -20,7 +20,7 @@ from transformer.training.train_config import TrainConfig
 )
 def test_a_value_that_cannot_work_is_refused_by_its_name(option: dict) -> None:
     with pytest.raises(ConfigError, match=next(iter(option))):
-        TrainConfig("my.txt", **option)
+        TrainConfig.from_options("my.txt", **option)
 
 
 def test_a_device_that_computes_nothing_is_refused() -> None:
@@ -63,13 +63,13 @@ def test_odd_values_in_a_file_are_a_sentence(content: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("preset", ["modern", "gpt2", "paper"])
 def test_a_model_that_no_memory_holds_is_refused_before_it_is_built(name: str, size: int, preset: str) -> None:
     sizes = {**dict(d_model=16, n_layers=1, n_heads=2, n_kv_heads=2, context_length=16), name: size}
-    config = TrainConfig("x.txt", preset=preset, **sizes).model_config(300)
+    config = TrainConfig.from_options("x.txt", preset=preset, **sizes).model.architecture(300)
     with pytest.raises(ConfigError, match="a model of this size needs"):
         expect_room(config, torch.device("cpu"))
 
 
 def test_a_model_that_fits_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = TrainConfig("x.txt").model_config(8192)
+    config = TrainConfig.from_options("x.txt").model.architecture(8192)
     expect_room(config, torch.device("cpu"))
     model = Transformer(config)
     numbers = model.parameter_count() + sum(buffer.numel() for buffer in model.buffers())
@@ -83,7 +83,7 @@ def test_a_model_that_fits_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("option", [{"sample_prompt": "a\udcff"}, {"whole_tokens": ("<unk>", "\udcff")}])
 def test_bytes_that_are_not_utf8_are_refused_at_the_start(option: dict) -> None:
     with pytest.raises(ConfigError, match=f"{next(iter(option))} has bytes that are not text"):
-        TrainConfig("x.txt", **option)
+        TrainConfig.from_options("x.txt", **option)
 
 
 @pytest.mark.parametrize("option", ["token_cache", "tokenizer", "init_from", "output"])
@@ -94,11 +94,13 @@ def test_a_name_too_long_for_a_file_is_a_sentence(option: str, tmp_path: Path) -
         sizes = dict(context_length=16)
     run = dict(output=str(tmp_path / "out"), max_steps=1, preflight="off")
     with pytest.raises(TransformerError):
-        train(TrainConfig(str(tmp_path / "x.txt"), **{**run, **sizes, option: str(tmp_path / ("n" * 300))}))
+        train(
+            TrainConfig.from_options(str(tmp_path / "x.txt"), **{**run, **sizes, option: str(tmp_path / ("n" * 300))})
+        )
 
 
 @pytest.mark.parametrize("content", ["null", "null\n" * 3, "[null]"])
 def test_json_of_null_alone_is_a_sentence(content: str, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(content, encoding="utf-8")
     with pytest.raises(TransformerError):
-        train(TrainConfig(str(tmp_path / "x.json"), output=str(tmp_path / "out"), max_steps=1))
+        train(TrainConfig.from_options(str(tmp_path / "x.json"), output=str(tmp_path / "out"), max_steps=1))

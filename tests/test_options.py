@@ -8,13 +8,13 @@ import pytest
 from transformer.errors import ConfigError
 from transformer.reporting.model_card import command_line
 from transformer.training.options import parse, presets, read
-from transformer.training.train_config import TrainConfig
+from transformer.training.train_config import OPTIONS, TrainConfig
 
 
 def test_options_are_typed_and_hyphens_and_underscores_are_the_same() -> None:
     config = parse(["--data", "x", "--max-minutes", "60", "--price_per_hour=0.4", "--max-cost", "5", "--compile"])
-    assert config == TrainConfig("x", max_minutes=60.0, price_per_hour=0.4, max_cost=5.0, compile=True)
-    assert parse(["--data", "x", "--whole-tokens", "<unk>", "<s>"]).whole_tokens == ("<unk>", "<s>")
+    assert config == TrainConfig.from_options("x", max_minutes=60.0, price_per_hour=0.4, max_cost=5.0, compile=True)
+    assert parse(["--data", "x", "--whole-tokens", "<unk>", "<s>"]).data.whole_tokens == ("<unk>", "<s>")
 
 
 @pytest.mark.parametrize(
@@ -49,9 +49,9 @@ def test_help_shows_every_option_with_its_default_and_the_presets(capsys: pytest
 def test_a_file_holds_options_and_the_command_line_comes_first(name: str, text: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_text(text)
-    expected = TrainConfig("x", learning_rate=3e-3, max_steps=7, compile=True, whole_tokens=("<unk>",))
+    expected = TrainConfig.from_options("x", learning_rate=3e-3, max_steps=7, compile=True, whole_tokens=("<unk>",))
     assert parse(["--config", str(path)]) == expected
-    assert parse(["--max-steps", "9", f"--config={path}"]).max_steps == 9
+    assert parse(["--max-steps", "9", f"--config={path}"]).run.max_steps == 9
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_wrong_file_is_refused_by_name(text: str, said: str, tmp_path: Path) -
     ],
 )
 def test_an_earlier_name_is_refused_with_the_present_one(old: str, new: str, tmp_path: Path) -> None:
-    assert not hasattr(TrainConfig("x"), old) and hasattr(TrainConfig("x"), new)
+    assert old not in OPTIONS and new in OPTIONS
     for arguments in ([f"--{old}", "1"], [f"--{old}=1"]):
         with pytest.raises(ConfigError, match=f"^--{old} was renamed: write --{new.replace('_', '-')}.$"):
             parse(["--data", "x", *arguments])
@@ -100,12 +100,14 @@ def test_an_unknown_preset_is_told_the_known_ones() -> None:
 @pytest.mark.parametrize("name", presets())
 def test_every_preset_is_a_whole_run(name: str) -> None:
     config = parse(["--config", name])
-    config.model_config(config.vocab_size)
-    limits = (config.max_epochs, config.max_steps, config.max_minutes, config.max_cost)
-    assert config.data and any(limits) and config.output.endswith(name)
+    config.model.architecture(config.data.vocab_size)
+    limits = (config.run.max_epochs, config.run.max_steps, config.run.max_minutes, config.run.max_cost)
+    assert config.data.data and any(limits) and config.run.output.endswith(name)
 
 
 def test_the_command_of_a_card_gives_the_run_again() -> None:
-    config = TrainConfig("x", output="out", whole_tokens=("<unk>", "a b"), compile=True, max_minutes=2.5)
+    config = TrainConfig.from_options("x", output="out", whole_tokens=("<unk>", "a b"), compile=True, max_minutes=2.5)
     words = shlex.split(command_line(config.changed()))
-    assert parse(words[2:]) == TrainConfig("x", whole_tokens=("<unk>", "a b"), compile=True, max_minutes=2.5)
+    assert parse(words[2:]) == TrainConfig.from_options(
+        "x", whole_tokens=("<unk>", "a b"), compile=True, max_minutes=2.5
+    )

@@ -81,7 +81,7 @@ def test_other_options_without_effect(options: str, names: str) -> None:
     ],
 )
 def test_options_with_an_effect_are_taken(options: str) -> None:
-    assert parse(["--data", "x", *options.split()]).data == "x"
+    assert parse(["--data", "x", *options.split()]).data.data == "x"
 
 
 def test_a_file_counts_as_given_and_the_sentence_says_so(tmp_path: Path) -> None:
@@ -94,11 +94,11 @@ def test_a_file_counts_as_given_and_the_sentence_says_so(tmp_path: Path) -> None
     ):
         parse(["--config", "quick", "--init-from", "weights"])
     path.write_text("data: x\nlearning_rate: 1e-4\n")
-    assert parse(["--config", str(path), "--init-from", "weights"]).learning_rate == 1e-4
+    assert parse(["--config", str(path), "--init-from", "weights"]).optimization.learning_rate == 1e-4
 
 
 def test_the_library_refuses_too(corpus: str, tmp_path: Path) -> None:
-    config = TrainConfig(corpus, str(tmp_path / "out"), init_from=str(tmp_path), d_model=32)
+    config = TrainConfig.from_options(corpus, str(tmp_path / "out"), init_from=str(tmp_path), d_model=32)
     with pytest.raises(ConfigError, match="--d-model has no effect with --init-from"):
         train(config)
     assert not (tmp_path / "out").exists()
@@ -110,7 +110,7 @@ def test_dropout_takes_effect_on_a_model_that_goes_on_and_the_card_says_it(corpu
     losses = []
     for dropout in (0.0, 0.5):
         out = tmp_path / str(dropout)
-        train(TrainConfig(corpus, str(out), dropout=dropout, restart=True, **options))
+        train(TrainConfig.from_options(corpus, str(out), dropout=dropout, restart=True, **options))
         losses.append(json.loads((out / "metrics.jsonl").read_text().splitlines()[0])["loss"])
         assert checkpoint.load_model(out).config.dropout == dropout
         command = TrainingFacts.read(out).command
@@ -122,8 +122,10 @@ def test_a_context_beyond_that_of_the_model_is_refused(corpus: str, tmp_path: Pa
     base = tiny_model_directory(tmp_path / "base", context_length=16)
     options = dict(init_from=str(base), max_steps=1, preflight="off")
     with pytest.raises(ConfigError, match="context_length 64 is more than the 16 tokens"):
-        train(TrainConfig(corpus, str(tmp_path / "out"), context_length=64, **options))
-    assert train(TrainConfig(corpus, str(tmp_path / "out"), **options)).step == 1  # the default is cut to the model's
+        train(TrainConfig.from_options(corpus, str(tmp_path / "out"), context_length=64, **options))
+    assert (
+        train(TrainConfig.from_options(corpus, str(tmp_path / "out"), **options)).step == 1
+    )  # the default is cut to the model's
 
 
 # ---- values ----
@@ -132,7 +134,7 @@ def test_a_context_beyond_that_of_the_model_is_refused(corpus: str, tmp_path: Pa
 @pytest.mark.parametrize("seed", [-1, 2**63, 2**64, True, 1.0])
 def test_a_seed_out_of_range_is_refused_everywhere(seed: int) -> None:
     with pytest.raises(ConfigError, match="seed must be a whole number from 0"):
-        TrainConfig("x", seed=seed)
+        TrainConfig.from_options("x", seed=seed)
     if type(seed) is int:
         with pytest.raises(ConfigError, match="seed must be a whole number from 0"):
             SamplingOptions(seed=seed)
@@ -140,7 +142,9 @@ def test_a_seed_out_of_range_is_refused_everywhere(seed: int) -> None:
 
 def test_the_largest_seed_trains(corpus: str, tmp_path: Path) -> None:
     sizes = dict(vocab_size=300, context_length=16, d_model=16, n_layers=1, n_heads=1)
-    config = TrainConfig(corpus, str(tmp_path / "out"), seed=2**63 - 1, max_steps=2, preflight="off", **sizes)
+    config = TrainConfig.from_options(
+        corpus, str(tmp_path / "out"), seed=2**63 - 1, max_steps=2, preflight="off", **sizes
+    )
     assert train(config).step == 2
 
 
@@ -159,13 +163,13 @@ def test_the_largest_seed_trains(corpus: str, tmp_path: Path) -> None:
 )
 def test_a_value_that_cannot_work_is_named(name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=name):
-        TrainConfig("x", **{name: value})
+        TrainConfig.from_options("x", **{name: value})
 
 
 @pytest.mark.parametrize("preset", [*PRESETS, "blog"])
 @pytest.mark.parametrize("n_heads", [1, 2, 3, 6])
 def test_any_number_of_heads_goes_with_any_preset(preset: str, n_heads: int) -> None:
-    config = TrainConfig("x", preset=preset, d_model=48, n_heads=n_heads).model_config(300)
+    config = TrainConfig.from_options("x", preset=preset, d_model=48, n_heads=n_heads).model.architecture(300)
     assert config.n_heads == n_heads and n_heads % config.kv_heads == 0
     if preset == "modern":
         assert config.kv_heads == (1 if n_heads % 2 else 2)
@@ -177,5 +181,7 @@ def test_a_tokenizer_beyond_the_embeddings_is_refused_at_once(corpus: str, tmp_p
     tokenizer.backend.add_tokens(["lobster", "tower"])
     tokenizer.save(base)
     with pytest.raises(ConfigError, match="has 302 tokens, but the model has embeddings for 300"):
-        train(TrainConfig(corpus, str(tmp_path / "out"), init_from=str(base), max_steps=1, preflight="off"))
+        train(
+            TrainConfig.from_options(corpus, str(tmp_path / "out"), init_from=str(base), max_steps=1, preflight="off")
+        )
     assert torch.equal(checkpoint.load_model(base).head.weight, model.head.weight)

@@ -55,14 +55,14 @@ def test_a_second_run_leaves_with_a_sentence_and_touches_nothing(
     corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    train(TrainConfig(corpus, str(out), preflight="off", **SMALL))
+    train(TrainConfig.from_options(corpus, str(out), preflight="off", **SMALL))
     (out / ".model.safetensors.77.partial").write_bytes(b"what the first run is writing")
     (out / "checkpoints" / ".step-00000005.partial").write_bytes(b"too")
     with only_run_in(out):
         before = contents(out)
         for changed in ({}, {"max_steps": 8}, {"restart": True}):
             with pytest.raises(ConfigError, match=f"another run is training in {out}: wait"):
-                train(TrainConfig(corpus, str(out), preflight="off", **{**SMALL, **changed}))
+                train(TrainConfig.from_options(corpus, str(out), preflight="off", **{**SMALL, **changed}))
         command = [sys.executable, "train.py", *options(corpus, out)]
         other = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)  # another process
         assert other.returncode == 1 and other.stdout == "" and other.stderr.count("\n") == 1, other.stderr
@@ -108,8 +108,10 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("size", [100, 700, 3_000, 12_000, 20_000, 40_000])
 def test_a_full_disk_is_a_sentence_wherever_it_is_noticed(size: int, corpus: str, tmp_path: Path) -> None:
-    train(TrainConfig(corpus, str(tmp_path / "first"), preflight="off", **SMALL))  # its tokens are in the cache now
-    config = TrainConfig(corpus, str(tmp_path / "out"), preflight="off", **SMALL)
+    train(
+        TrainConfig.from_options(corpus, str(tmp_path / "first"), preflight="off", **SMALL)
+    )  # its tokens are in the cache now
+    config = TrainConfig.from_options(corpus, str(tmp_path / "out"), preflight="off", **SMALL)
     with files_of_at_most(size), pytest.raises(TransformerError, match=r"cannot be written.*[Ff]ile too large"):
         train(config)
     assert not list((tmp_path / "out").rglob("*.partial"))
@@ -126,7 +128,7 @@ NAMES = [
 def test_a_folder_where_a_file_should_be_is_a_sentence(name: str, corpus: str, tmp_path: Path) -> None:
     (tmp_path / "out" / name / "x").mkdir(parents=True)
     with pytest.raises(TransformerError, match=r"cannot be written|is not a tokenizer"):
-        train(TrainConfig(corpus, str(tmp_path / "out"), preflight="off", **SMALL))
+        train(TrainConfig.from_options(corpus, str(tmp_path / "out"), preflight="off", **SMALL))
     assert (tmp_path / "out" / name / "x").is_dir()
 
 
@@ -134,7 +136,7 @@ def test_an_output_that_is_no_folder_is_a_sentence(corpus: str, tmp_path: Path) 
     (tmp_path / "file").write_text("mine")
     for output in (tmp_path / "file", tmp_path / "file" / "out", Path("/proc/out")):
         with pytest.raises(WriteError, match="cannot be written to"):
-            train(TrainConfig(corpus, str(output), preflight="off", **SMALL))
+            train(TrainConfig.from_options(corpus, str(output), preflight="off", **SMALL))
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -143,10 +145,16 @@ def test_a_folder_named_like_a_checkpoint_is_none(corpus: str, tmp_path: Path) -
     folder.mkdir(parents=True)
     for steps in (2, 4):
         assert (
-            train(TrainConfig(corpus, str(tmp_path / "out"), preflight="off", **{**SMALL, "max_steps": steps})).step
+            train(
+                TrainConfig.from_options(
+                    corpus, str(tmp_path / "out"), preflight="off", **{**SMALL, "max_steps": steps}
+                )
+            ).step
             == steps
         )
-    assert train(TrainConfig(corpus, str(tmp_path / "out"), preflight="off", restart=True, **SMALL)).step == 4
+    assert (
+        train(TrainConfig.from_options(corpus, str(tmp_path / "out"), preflight="off", restart=True, **SMALL)).step == 4
+    )
     assert folder.is_dir()
 
 
@@ -162,11 +170,11 @@ def test_a_write_that_fails_leaves_what_was_there(error: Exception, tmp_path: Pa
 
 
 def test_lines_of_metrics_that_are_no_metrics_are_passed_over(corpus: str, tmp_path: Path) -> None:
-    config = TrainConfig(corpus, str(tmp_path), preflight="off", **{**SMALL, "max_steps": 2})
+    config = TrainConfig.from_options(corpus, str(tmp_path), preflight="off", **{**SMALL, "max_steps": 2})
     train(config)
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('[1]\n{"loss": 3}\n7\n{"step": ')
-    assert train(TrainConfig(corpus, str(tmp_path), preflight="off", **SMALL)).step == 4
+    assert train(TrainConfig.from_options(corpus, str(tmp_path), preflight="off", **SMALL)).step == 4
     assert all("step" in json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
 
 
@@ -174,7 +182,7 @@ def test_lines_of_metrics_that_are_no_metrics_are_passed_over(corpus: str, tmp_p
 
 
 def test_a_run_that_has_ended_says_so(corpus: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    config = TrainConfig(corpus, str(tmp_path), preflight="off", **SMALL)
+    config = TrainConfig.from_options(corpus, str(tmp_path), preflight="off", **SMALL)
     caplog.set_level(logging.INFO, "transformer")
     train(config)
     assert "has ended already" not in caplog.text
@@ -199,7 +207,7 @@ def test_a_closed_terminal_is_sigterm_unless_it_is_ignored(corpus: str, tmp_path
         return make(self, number)
 
     monkeypatch.setattr(Stepper, "step", step)
-    config = TrainConfig(corpus, str(tmp_path), preflight="off", **SMALL)
+    config = TrainConfig.from_options(corpus, str(tmp_path), preflight="off", **SMALL)
     with pytest.raises(Interrupted, match="stopped after step 1") as stopped:
         train(config)
     assert stopped.value.signal == signal.SIGHUP

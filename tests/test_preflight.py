@@ -111,18 +111,26 @@ def check(
     **options: Any,
 ) -> Report:
     """The preflight of a small run."""
-    config = TrainConfig(data=data, **{**SMALL, **options})
+    config = TrainConfig.from_options(data=data, **{**SMALL, **options})
     if model is None:
         torch.manual_seed(0)
-        model = new_model(config.model_config(tokenizer.vocab_size))
+        model = new_model(config.model.architecture(tokenizer.vocab_size))
     pad = tokenizer.pad_id or 0
     stream = change(tokenize([Document.of(text) for text in documents], tokenizer))
     held_out = tokenize([Document.of(text) for text in validation], tokenizer)
-    windows = Windows(stream, config.context_length, pad, None, config.window_stride, config.prompt_share, config.seed)
-    source: BatchSource = EpochBatches(windows, config.batch_size, config.seed)
+    windows = Windows(
+        stream,
+        config.model.context_length,
+        pad,
+        None,
+        config.data.window_stride,
+        config.data.prompt_share,
+        config.run.seed,
+    )
+    source: BatchSource = EpochBatches(windows, config.optimization.batch_size, config.run.seed)
     if collate:
         source = Collator(source, collate)
-    held_out_windows = Windows(held_out, config.context_length, pad)
+    held_out_windows = Windows(held_out, config.model.context_length, pad)
     return preflight(
         RunComponents(tokenizer, model, source, windows, held_out_windows), config, Alone(torch.device("cpu"))
     )
@@ -189,14 +197,14 @@ def test_a_run_with_a_preflight_ends_as_one_without(data: str, tmp_path: Path) -
     for checked in (True, False):
         out = tmp_path / str(checked)
         options = {**SMALL, "vocab_size": 300, "dropout": 0.1, "max_steps": 4}
-        train(TrainConfig(data=data, output=str(out), preflight="stop" if checked else "off", **options))
+        train(TrainConfig.from_options(data=data, output=str(out), preflight="stop" if checked else "off", **options))
         weights.append((out / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]
 
 
 def test_nothing_is_disturbed(data: str, tokenizer: Tokenizer) -> None:
-    config = TrainConfig(data=data, **SMALL)
-    model = new_model(config.model_config(tokenizer.vocab_size)).eval()
+    config = TrainConfig.from_options(data=data, **SMALL)
+    model = new_model(config.model.architecture(tokenizer.vocab_size)).eval()
     model.layers[0].attention.query.weight.requires_grad_(False)
     windows = Windows(tokenize([Document.of(text) for text in TRAIN], tokenizer), 32)
     source = EpochBatches(windows, 8, 0)
@@ -315,8 +323,8 @@ def test_wrong_documents_are_named(data: str, tokenizer: Tokenizer, monkeypatch)
             batch = super().next()
             return Batch(batch.inputs, batch.targets, stuck.document[: len(batch.inputs)])
 
-    config = TrainConfig(data=data, separate_documents=True, **SMALL)
-    model = new_model(config.model_config(tokenizer.vocab_size))
+    config = TrainConfig.from_options(data=data, separate_documents=True, **SMALL)
+    model = new_model(config.model.architecture(tokenizer.vocab_size))
     parts = RunComponents(tokenizer, model, Stuck(windows, 8, 0), windows, windows)
     report = preflight(parts, config, Alone(torch.device("cpu")))
     assert_named(report, "rows in the text", "documents begin")
@@ -613,7 +621,7 @@ def test_a_loss_that_counts_what_is_ignored_is_named(data: str, tokenizer: Token
 @pytest.mark.parametrize("size", [0.35, 2.0])
 def test_weights_that_are_drawn_too_large_are_named(size: float, data: str, tokenizer: Tokenizer) -> None:
     torch.manual_seed(0)
-    model = Transformer(TrainConfig(data=data, **SMALL).model_config(tokenizer.vocab_size))
+    model = Transformer(TrainConfig.from_options(data=data, **SMALL).model.architecture(tokenizer.vocab_size))
     with torch.no_grad():
         model.head.weight.normal_(std=size)
     verdict = "warn" if size < 1 else "fail"
@@ -634,7 +642,9 @@ def test_summed_heads_are_named(data: str, tokenizer: Tokenizer, monkeypatch) ->
 def test_drowned_positions_and_tokens_are_named(data: str, tokenizer: Tokenizer) -> None:
     for scale, words, verdict in ((0.01, "tokens drown", "fail"), (100.0, "positions drown", "warn")):
         torch.manual_seed(0)
-        model = Transformer(TrainConfig(data=data, preset="paper", **SMALL).model_config(tokenizer.vocab_size))
+        model = Transformer(
+            TrainConfig.from_options(data=data, preset="paper", **SMALL).model.architecture(tokenizer.vocab_size)
+        )
         with torch.no_grad():
             model.token_embedding.weight.mul_(scale)
         assert_named(check(data, tokenizer, model=model), "positions : tokens", words, verdict=verdict)
@@ -654,7 +664,7 @@ def test_a_cache_that_forgets_positions_is_named(data: str, tokenizer: Tokenizer
 @pytest.mark.parametrize("plant", ["detached", "frozen", "dead"])
 def test_a_parameter_without_a_gradient_is_named(plant: str, data: str, tokenizer: Tokenizer) -> None:
     torch.manual_seed(0)
-    model = Transformer(TrainConfig(data=data, **SMALL).model_config(tokenizer.vocab_size))
+    model = Transformer(TrainConfig.from_options(data=data, **SMALL).model.architecture(tokenizer.vocab_size))
     attention = model.layers[1].attention
     if plant == "detached":
         original = type(attention).forward
@@ -676,8 +686,8 @@ def test_a_parameter_without_a_gradient_is_named(plant: str, data: str, tokenize
 
 def test_embeddings_that_are_frozen_as_asked_are_listed(data: str, tokenizer: Tokenizer) -> None:
     torch.manual_seed(0)
-    config = TrainConfig(data=data, freeze_embeddings=True, **SMALL)
-    model = new_model(config.model_config(tokenizer.vocab_size))
+    config = TrainConfig.from_options(data=data, freeze_embeddings=True, **SMALL)
+    model = new_model(config.model.architecture(tokenizer.vocab_size))
     model.token_embedding.weight.requires_grad_(False)
     found = check(data, tokenizer, model=model, freeze_embeddings=True).named("gradients")
     assert found.verdict == "pass" and "token_embedding.weight" in found.measured
@@ -738,11 +748,11 @@ def test_a_failing_check_stops_the_training_with_its_sentence(data: str, tmp_pat
     monkeypatch.setattr(Windows, "_window", broken)
     options = {**SMALL, "vocab_size": 300, "max_steps": 1}
     with pytest.raises(PreflightError, match=r"column 31 \(the last\).*--preflight warn"):
-        train(TrainConfig(data=data, output=str(tmp_path), **options))
+        train(TrainConfig.from_options(data=data, output=str(tmp_path), **options))
     assert not (tmp_path / "model.safetensors").exists()
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     assert main(["preflight", "--data", data, *arguments]) == 1
-    train(TrainConfig(data=data, output=str(tmp_path), preflight="off", **options))
+    train(TrainConfig.from_options(data=data, output=str(tmp_path), preflight="off", **options))
     assert checkpoint.load_model(tmp_path)
 
 
@@ -753,7 +763,11 @@ def test_it_runs_at_the_real_start_only(data: str, tmp_path: Path, monkeypatch) 
         "transformer.training.run.preflight", lambda *arguments: (calls.append(1), original(*arguments))[1]
     )
     for steps in (2, 4):
-        train(TrainConfig(data=data, output=str(tmp_path), **{**SMALL, "vocab_size": 300, "max_steps": steps}))
+        train(
+            TrainConfig.from_options(
+                data=data, output=str(tmp_path), **{**SMALL, "vocab_size": 300, "max_steps": steps}
+            )
+        )
     assert len(calls) == 1
 
 

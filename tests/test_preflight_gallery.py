@@ -144,11 +144,11 @@ def test_a_failed_check_stops_or_warns_as_asked(tmp_path: Path, caplog) -> None:
 
 
 def test_the_option_is_read_from_command_lines_and_files(tmp_path: Path) -> None:
-    assert parse(["--data", "x"]).preflight == "stop"
-    assert parse(["--data", "x", "--preflight", "warn"]).preflight == "warn"
+    assert parse(["--data", "x"]).run.preflight == "stop"
+    assert parse(["--data", "x", "--preflight", "warn"]).run.preflight == "warn"
     for written, value in (("off", "off"), ("false", "off"), ("warn", "warn"), ("'off'", "off"), ("true", "stop")):
         (tmp_path / "run.yaml").write_text(f"data: x\npreflight: {written}\n")
-        assert parse(["--config", str(tmp_path / "run.yaml")]).preflight == value
+        assert parse(["--config", str(tmp_path / "run.yaml")]).run.preflight == value
     (tmp_path / "run.yaml").write_text("data: x\npreflight: maybe\n")
     with pytest.raises(ConfigError, match=r"stop, warn, off, not 'maybe'"):
         parse(["--config", str(tmp_path / "run.yaml")])

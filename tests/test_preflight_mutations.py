@@ -88,7 +88,7 @@ def fine_tuning(
     sizes = dict(context_length=32, d_model=32, n_layers=2, n_heads=4, dropout=0.0)
     model = new_model(preset_config(preset, **{**sizes, **choices}, vocab_size=tokenizer.vocab_size))
     data = write(folder, TRAIN[:40])
-    config = TrainConfig(
+    config = TrainConfig.from_options(
         data=data, init_from="weights", context_length=32, batch_size=8, precision=precision, learning_rate=5e-4
     )
     training, validation = (

@@ -1,6 +1,5 @@
 """A run that is stopped, killed or damaged ends as the run that was not."""
 
-import dataclasses
 import json
 import os
 import random
@@ -52,7 +51,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
 def whole(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of a run that nothing happened to."""
     out = tmp_path_factory.mktemp("whole")
-    train(TrainConfig(data=corpus, output=str(out), **SMALL))
+    train(TrainConfig.from_options(data=corpus, output=str(out), **SMALL))
     return out
 
 
@@ -89,7 +88,7 @@ def before_step(number: int, happens: Callable[[], None]) -> Iterator[None]:
 
 @pytest.mark.parametrize("stops_at", [1, 4, 5, 11, 23])
 def test_stopped_anywhere_it_ends_the_same(stops_at: int, corpus: str, whole: Path, tmp_path: Path) -> None:
-    config = TrainConfig(data=corpus, output=str(tmp_path), **SMALL)
+    config = TrainConfig.from_options(data=corpus, output=str(tmp_path), **SMALL)
     with (
         before_step(stops_at, lambda: os.kill(os.getpid(), signal.SIGTERM)),
         pytest.raises(Interrupted, match=f"after step {stops_at}") as stopped,
@@ -101,21 +100,35 @@ def test_stopped_anywhere_it_ends_the_same(stops_at: int, corpus: str, whole: Pa
     assert_same(tmp_path, whole)
 
 
-def test_a_run_saved_under_earlier_names_goes_on(corpus: str, whole: Path, tmp_path: Path) -> None:
-    config = TrainConfig(data=corpus, output=str(tmp_path), **SMALL)
+# As a checkpoint of version 0.1 has them: without groups, under earlier names, and without options that came later.
+SAVED_OPTIONS = json.loads("""{
+    "data": "corpus.jsonl", "data_config": null, "clean": null, "validation_data": null, "stream": false,
+    "window_stride": null, "prompt_share": 0.0, "separate_documents": false, "tokenizer": null, "vocab_size": 300,
+    "whole_tokens": [], "init_from": null, "embeddings_from": null, "start_from_bigrams": false,
+    "freeze_embeddings": false, "preset": "modern", "context_length": 16, "d_model": 32, "n_layers": 2, "n_heads": 4,
+    "n_kv_heads": null, "d_feed_forward": null, "tie_embeddings": null, "dropout": 0.1, "batch_size": 4,
+    "accumulate": 2, "optimizer": "muon", "learning_rate": 0.002, "embedding_learning_rate": null,
+    "schedule": "cosine", "warmup": 0.05, "final_learning_rate": 0.05, "weight_decay": 0.1, "beta2": 0.95,
+    "ema_decay": null, "clip": 1.0, "max_loss": null, "validation_windows": 64, "seed": 0
+}""")
+
+
+def test_a_run_saved_by_an_earlier_version_goes_on(corpus: str, whole: Path, tmp_path: Path) -> None:
+    config = TrainConfig.from_options(data=corpus, output=str(tmp_path), **SMALL)
     with before_step(9, lambda: os.kill(os.getpid(), signal.SIGTERM)), pytest.raises(Interrupted):
         train(config)
-    state = run_state.load(config.checkpoints)
-    for old, new in (
-        ("accumulate", "gradient_accumulation_steps"),
-        ("clip", "max_grad_norm"),
-        ("warmup", "warmup_ratio"),
+    state = run_state.load(config.run.checkpoints)
+    state.facts["run"] = SAVED_OPTIONS
+    run_state.remove(config.run.checkpoints)
+    run_state.save(config.run.checkpoints, state.facts["progress"]["step"], state, keep=1)
+    for option, before, now in (
+        ("max_grad_norm", "1.0", 0.5),
+        ("text_column", "None", "text"),
+        ("short_window_share", "0.0", 0.5),
     ):
-        state.facts["run"][old] = state.facts["run"].pop(new)
-    run_state.remove(config.checkpoints)
-    run_state.save(config.checkpoints, state.facts["progress"]["step"], state, keep=1)
-    with pytest.raises(ConfigError, match=r"holds a run with max_grad_norm 1\.0, not 0\.5"):
-        train(dataclasses.replace(config, max_grad_norm=0.5))
+        with pytest.raises(ConfigError, match=rf"holds a run with {option} {before}, not '?{now}'?"):
+            changed = {option: now} if option != "short_window_share" else {option: now, "short_window_length": 8}
+            train(config.with_options(**changed))
     train(config)
     assert_same(tmp_path, whole)
 
@@ -126,7 +139,7 @@ def power_fails() -> None:
 
 @pytest.mark.parametrize("dies_at", [3, 9, 22])
 def test_lost_between_checkpoints_it_ends_the_same(dies_at: int, corpus: str, whole: Path, tmp_path: Path) -> None:
-    config = TrainConfig(data=corpus, output=str(tmp_path), **SMALL)
+    config = TrainConfig.from_options(data=corpus, output=str(tmp_path), **SMALL)
     with before_step(dies_at, power_fails), pytest.raises(RuntimeError, match="power"):
         train(config)
     train(config)
@@ -136,19 +149,19 @@ def test_lost_between_checkpoints_it_ends_the_same(dies_at: int, corpus: str, wh
 def test_a_restart_that_is_lost_leaves_nothing_of_the_old_run_to_go_on_from(
     corpus: str, tmp_path: Path, monkeypatch
 ) -> None:
-    train(TrainConfig(data=corpus, output=str(tmp_path), **SMALL))
+    train(TrainConfig.from_options(data=corpus, output=str(tmp_path), **SMALL))
     other = {**SMALL, "vocab_size": 320}
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power"):
         patch.setattr("transformer.training.run_components.tokenized", lambda *arguments: power_fails())
-        train(TrainConfig(data=corpus, output=str(tmp_path), restart=True, **other))
-    assert train(TrainConfig(data=corpus, output=str(tmp_path), **other)).step == 24
+        train(TrainConfig.from_options(data=corpus, output=str(tmp_path), restart=True, **other))
+    assert train(TrainConfig.from_options(data=corpus, output=str(tmp_path), **other)).step == 24
     assert checkpoint.load_model(tmp_path).config.vocab_size == 320
 
 
 def test_a_run_goes_on_with_another_folder_of_tokens(corpus: str, tmp_path: Path) -> None:
     for steps, cache in ((4, "one"), (8, "two")):
         options = {**SMALL, "max_steps": steps, "token_cache": str(tmp_path / cache)}
-        assert train(TrainConfig(data=corpus, output=str(tmp_path / "out"), **options)).step == steps
+        assert train(TrainConfig.from_options(data=corpus, output=str(tmp_path / "out"), **options)).step == steps
 
 
 def test_killed_at_any_moment_it_ends_the_same(corpus: str, whole: Path, tmp_path: Path) -> None:
@@ -193,7 +206,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(corpus: str, tmp_path: Path) -> None
 def test_a_damaged_checkpoint_is_known_and_the_one_before_it_used(
     damage: str, corpus: str, whole: Path, tmp_path: Path, monkeypatch, caplog
 ) -> None:
-    config = TrainConfig(data=corpus, output=str(tmp_path), **SMALL)
+    config = TrainConfig.from_options(data=corpus, output=str(tmp_path), **SMALL)
     train(config)
     newest = max((tmp_path / "checkpoints").glob("step-*"))
     content = bytearray(newest.read_bytes())
@@ -210,30 +223,35 @@ def test_the_last_checkpoints_are_kept(whole: Path) -> None:
 
 
 def test_a_finished_run_is_not_trained_again_and_a_longer_budget_goes_on(corpus: str, tmp_path: Path) -> None:
-    config = TrainConfig(data=corpus, output=str(tmp_path), **SMALL)
+    config = TrainConfig.from_options(data=corpus, output=str(tmp_path), **SMALL)
     train(config)
     weights = (tmp_path / "model.safetensors").read_bytes()
     assert train(config).step == 24
     assert (tmp_path / "model.safetensors").read_bytes() == weights
     assert (
-        train(TrainConfig(data=corpus, output=str(tmp_path), **{**SMALL, "max_steps": 30, "resume": True})).step == 30
+        train(
+            TrainConfig.from_options(data=corpus, output=str(tmp_path), **{**SMALL, "max_steps": 30, "resume": True})
+        ).step
+        == 30
     )
 
 
 def test_another_run_is_not_mixed_with_this_one(corpus: str, whole: Path, tmp_path: Path) -> None:
     out = str(tmp_path)
-    train(TrainConfig(data=corpus, output=out, **SMALL))
+    train(TrainConfig.from_options(data=corpus, output=out, **SMALL))
     with pytest.raises(ConfigError, match=r"learning_rate 0\.002, not 0\.01"):
-        train(TrainConfig(data=corpus, output=out, learning_rate=0.01, **SMALL))
+        train(TrainConfig.from_options(data=corpus, output=out, learning_rate=0.01, **SMALL))
     with pytest.raises(CheckpointError, match="no checkpoint"):
-        train(TrainConfig(data=corpus, output=str(tmp_path / "new"), resume=True, **SMALL))
-    assert train(TrainConfig(data=corpus, output=out, learning_rate=0.01, restart=True, **SMALL)).step == 24
-    train(TrainConfig(data=corpus, output=out, restart=True, **SMALL))
+        train(TrainConfig.from_options(data=corpus, output=str(tmp_path / "new"), resume=True, **SMALL))
+    assert (
+        train(TrainConfig.from_options(data=corpus, output=out, learning_rate=0.01, restart=True, **SMALL)).step == 24
+    )
+    train(TrainConfig.from_options(data=corpus, output=out, restart=True, **SMALL))
     assert_same(tmp_path, whole)
 
 
 def test_a_full_disk_is_said_and_the_last_good_checkpoint_stays(corpus: str, tmp_path: Path) -> None:
-    config = TrainConfig(data=corpus, output=str(tmp_path), **{**SMALL, "max_steps": 4})
+    config = TrainConfig.from_options(data=corpus, output=str(tmp_path), **{**SMALL, "max_steps": 4})
     train(config)
     before = run_state.load(tmp_path / "checkpoints")
     size = max((tmp_path / "checkpoints").glob("step-*")).stat().st_size
@@ -241,7 +259,11 @@ def test_a_full_disk_is_said_and_the_last_good_checkpoint_stays(corpus: str, tmp
     resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limit[1]))  # no file may be larger: as good as a full disk
     try:
         with pytest.raises(TransformerError, match="step 8 cannot be written"):
-            train(TrainConfig(data=corpus, output=str(tmp_path), **{**SMALL, "max_steps": 24, "validate_every": 100}))
+            train(
+                TrainConfig.from_options(
+                    data=corpus, output=str(tmp_path), **{**SMALL, "max_steps": 24, "validate_every": 100}
+                )
+            )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     after = run_state.load(tmp_path / "checkpoints")

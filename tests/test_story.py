@@ -130,7 +130,7 @@ def test_the_command_runs_a_turn_writes_its_files_and_does_not_run_it_again(
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     trained = []
     real = Run.train
-    monkeypatch.setattr(Run, "train", lambda run, text: trained.append(run.config.output) or real(run, text))
+    monkeypatch.setattr(Run, "train", lambda run, text: trained.append(run.config.run.output) or real(run, text))
     output = tmp_path / "out"
     arguments = ["--data", str(data), "--only", "overwritten", "--steps", "2", "--held-out", "3"]
     output.mkdir()

@@ -52,7 +52,7 @@ def corpus(tmp_path: Path) -> Path:
 )
 def test_a_small_text_is_learned_by_heart(preset: str, optimizer: str, corpus: Path, tmp_path: Path) -> None:
     options = dict(preset=preset, optimizer=optimizer, max_steps=250, learning_rate=4e-3, validation_data=str(corpus))
-    result = train(TrainConfig(data=str(corpus), output=str(tmp_path / "out"), **options, **SMALL))
+    result = train(TrainConfig.from_options(data=str(corpus), output=str(tmp_path / "out"), **options, **SMALL))
     assert result.step == 250
     assert result.best_loss < 1.0 < math.log(300)  # four sentences in turn: far below chance
     generator = Generator(*checkpoint.load(tmp_path / "out"))
@@ -62,7 +62,7 @@ def test_a_small_text_is_learned_by_heart(preset: str, optimizer: str, corpus: P
 
 def test_a_run_leaves_a_model_its_facts_its_numbers_and_its_card(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    train(TrainConfig(data=str(corpus), output=str(out), max_steps=20, validate_every=5, **SMALL))
+    train(TrainConfig.from_options(data=str(corpus), output=str(out), max_steps=20, validate_every=5, **SMALL))
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 21))
     assert [line["step"] for line in lines if "validation_loss" in line] == [5, 10, 15, 20]
@@ -76,7 +76,9 @@ def test_an_epoch_learns_every_token_once(corpus: Path, tmp_path: Path) -> None:
     for epochs, accumulate in ((1, 1), (2, 1), (2, 2)):
         out = tmp_path / f"{epochs}-{accumulate}"
         options = {**SMALL, "batch_size": 5, "gradient_accumulation_steps": accumulate, "max_epochs": epochs}
-        result = train(TrainConfig(data=str(corpus), output=str(out), validation_data=str(corpus), **options))
+        result = train(
+            TrainConfig.from_options(data=str(corpus), output=str(out), validation_data=str(corpus), **options)
+        )
         stream = tokenize([Document.of(sentence) for sentence in SENTENCES * 10], Tokenizer.load(out))
         tokens = len(stream.tokens) - 1
         assert result.tokens == epochs * tokens
@@ -86,7 +88,7 @@ def test_an_epoch_learns_every_token_once(corpus: Path, tmp_path: Path) -> None:
 def test_the_same_seed_trains_the_same_weights(corpus: Path, tmp_path: Path) -> None:
     states = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        train(TrainConfig(data=str(corpus), output=str(tmp_path / name), max_steps=5, seed=seed, **SMALL))
+        train(TrainConfig.from_options(data=str(corpus), output=str(tmp_path / name), max_steps=5, seed=seed, **SMALL))
         states.append(checkpoint.load_model(tmp_path / name).state_dict())
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     assert any(not torch.equal(states[0][key], states[2][key]) for key in states[0])
@@ -99,14 +101,16 @@ def test_the_saved_model_is_the_best_by_validation(corpus: Path, tmp_path: Path,
     saved_at = []
     save = checkpoint.save
     monkeypatch.setattr(checkpoint, "save", lambda *arguments: (saved_at.append(1), save(*arguments)))
-    result = train(TrainConfig(data=str(corpus), output=str(out), max_steps=20, validate_every=5, **SMALL))
+    result = train(TrainConfig.from_options(data=str(corpus), output=str(out), max_steps=20, validate_every=5, **SMALL))
     assert (result.best_step, result.best_loss, len(saved_at)) == (10, 1.0, 2)
 
 
 def test_training_goes_on_from_a_model_with_its_tokenizer(corpus: Path, tmp_path: Path) -> None:
     base = tiny_model_directory(tmp_path / "base", preset="gpt2")
     out = tmp_path / "out"
-    config = TrainConfig(data=str(corpus), output=str(out), init_from=str(base), max_steps=100, learning_rate=3e-3)
+    config = TrainConfig.from_options(
+        data=str(corpus), output=str(out), init_from=str(base), max_steps=100, learning_rate=3e-3
+    )
     train(config)
     before, tokenizer = checkpoint.load(base)
     after, same = checkpoint.load(out)
@@ -119,7 +123,7 @@ def test_gradients_do_not_depend_on_how_a_step_is_cut(corpus: Path, tmp_path: Pa
     states = []
     for name, size, accumulate in (("whole", 8, 1), ("cut", 2, 4)):
         options = {**SMALL, "batch_size": size, "gradient_accumulation_steps": accumulate}
-        train(TrainConfig(data=str(corpus), output=str(tmp_path / name), max_steps=3, **options))
+        train(TrainConfig.from_options(data=str(corpus), output=str(tmp_path / name), max_steps=3, **options))
         states.append(checkpoint.load_model(tmp_path / name).state_dict())
     for key in states[0]:
         torch.testing.assert_close(states[0][key], states[1][key], atol=1e-4, rtol=1e-3)
@@ -162,16 +166,16 @@ def test_the_step_compiles_as_one_graph(bf16: bool, documents: bool, tmp_path: P
 def test_tiny_texts_train_or_say_that_they_are_too_small(tmp_path: Path) -> None:
     path = tmp_path / "tiny.txt"
     path.write_text("Hello, world.")
-    train(TrainConfig(data=str(path), output=str(tmp_path / "out"), max_steps=2, **SMALL))
+    train(TrainConfig.from_options(data=str(path), output=str(tmp_path / "out"), max_steps=2, **SMALL))
     assert (tmp_path / "out" / "model.safetensors").exists()
     path.write_text("")
     with pytest.raises(CorpusError, match="no text"):
-        train(TrainConfig(data=str(path), output=str(tmp_path / "out2"), max_steps=2, **SMALL))
+        train(TrainConfig.from_options(data=str(path), output=str(tmp_path / "out2"), max_steps=2, **SMALL))
 
 
 def test_a_diverged_run_stops_and_keeps_the_last_good_model(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    config = TrainConfig(
+    config = TrainConfig.from_options(
         data=str(corpus),
         output=str(out),
         max_steps=100,
@@ -199,7 +203,11 @@ def test_a_diverged_run_stops_and_keeps_the_last_good_model(corpus: Path, tmp_pa
 )
 def test_options_that_cannot_work_are_refused_by_name(options: dict, word: str, corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=word):
-        train(TrainConfig(**{**SMALL, "data": str(corpus), "output": str(tmp_path / "o"), "max_steps": 1, **options}))
+        train(
+            TrainConfig.from_options(
+                **{**SMALL, "data": str(corpus), "output": str(tmp_path / "o"), "max_steps": 1, **options}
+            )
+        )
 
 
 def test_the_command_line_takes_options_and_a_yaml_file(corpus: Path, tmp_path: Path, capsys) -> None:
@@ -240,20 +248,22 @@ def test_a_run_is_as_far_as_the_budget_that_is_most_spent(
 
 
 def test_budgets_of_time_and_money_are_one_and_a_run_without_any_is_an_epoch() -> None:
-    assert TrainConfig(data="x").budget(7.5) == Budget(steps=8)
-    assert TrainConfig(data="x", max_epochs=2, max_steps=20).budget(7.5) == Budget(steps=15)
-    assert TrainConfig(data="x", max_minutes=60).budget(7.5) == Budget(seconds=3600)
-    assert TrainConfig(data="x", price_per_hour=0.4, max_cost=5).budget(None).seconds == pytest.approx(5 / 0.4 * 3600)
-    assert TrainConfig(data="x", max_tokens=100).budget(None) == Budget(tokens=100)
+    assert TrainConfig.from_options(data="x").run.budget(7.5) == Budget(steps=8)
+    assert TrainConfig.from_options(data="x", max_epochs=2, max_steps=20).run.budget(7.5) == Budget(steps=15)
+    assert TrainConfig.from_options(data="x", max_minutes=60).run.budget(7.5) == Budget(seconds=3600)
+    assert TrainConfig.from_options(data="x", price_per_hour=0.4, max_cost=5).run.budget(None).seconds == pytest.approx(
+        5 / 0.4 * 3600
+    )
+    assert TrainConfig.from_options(data="x", max_tokens=100).run.budget(None) == Budget(tokens=100)
     with pytest.raises(ConfigError, match="max_steps"):
-        TrainConfig(data="x").budget(None)
+        TrainConfig.from_options(data="x").run.budget(None)
     with pytest.raises(ConfigError, match="price_per_hour"):
-        TrainConfig(data="x", max_cost=5)
+        TrainConfig.from_options(data="x", max_cost=5)
 
 
 def test_only_matrices_decay() -> None:
-    model = checkpoint.Transformer(TrainConfig(data="x").model_config(vocab_size=300))
-    (optimizer,) = make_optimizers(model, TrainConfig(data="x"))
+    model = checkpoint.Transformer(TrainConfig.from_options(data="x").model.architecture(vocab_size=300))
+    (optimizer,) = make_optimizers(model, TrainConfig.from_options(data="x"))
     for group in optimizer.param_groups:
         assert all(group["weight_decay"] == (0.1 if p.dim() == 2 else 0.0) for p in group["params"])
     taken = [p for group in optimizer.param_groups for p in group["params"]]
@@ -261,8 +271,8 @@ def test_only_matrices_decay() -> None:
 
 
 def test_embeddings_have_a_learning_rate_of_their_own_and_frozen_weights_have_none() -> None:
-    config = TrainConfig(data="x", learning_rate=1e-3, embedding_learning_rate=1e-2, optimizer="muon")
-    model = checkpoint.Transformer(config.model_config(vocab_size=300))
+    config = TrainConfig.from_options(data="x", learning_rate=1e-3, embedding_learning_rate=1e-2, optimizer="muon")
+    model = checkpoint.Transformer(config.model.architecture(vocab_size=300))
     rates = {}
     optimizers = make_optimizers(model, config)
     set_learning_rate(optimizers, 0.5)
@@ -278,8 +288,8 @@ def test_embeddings_have_a_learning_rate_of_their_own_and_frozen_weights_have_no
 
 @pytest.mark.parametrize("preset", [*PRESETS, "blog"])
 def test_muon_takes_the_matrices_of_the_layers_and_every_weight_has_one_optimizer(preset: str) -> None:
-    model = new_model(TrainConfig(data="x", preset=preset).model_config(vocab_size=300))
-    adamw, muon = make_optimizers(model, TrainConfig(data="x", optimizer="muon"))
+    model = new_model(TrainConfig.from_options(data="x", preset=preset).model.architecture(vocab_size=300))
+    adamw, muon = make_optimizers(model, TrainConfig.from_options(data="x", optimizer="muon"))
     names = {id(p): name for name, p in model.named_parameters()}
     taken = [[names[id(p)] for group in o.param_groups for p in group["params"]] for o in (adamw, muon)]
     assert sorted(taken[0] + taken[1]) == sorted(names.values())

@@ -72,14 +72,18 @@ def test_a_model_that_starts_from_bigrams_predicts_as_they_do() -> None:
 def test_a_run_without_progress_ends_early(corpus: str, tmp_path: Path, monkeypatch) -> None:
     losses = iter([3.0, 2.0, 2.5, 2.1, 1.0])
     monkeypatch.setattr(Trainer, "validation_loss", lambda self: next(losses))
-    config = TrainConfig(corpus, str(tmp_path / "out"), max_steps=50, validate_every=2, patience=2, **SMALL)
+    config = TrainConfig.from_options(
+        corpus, str(tmp_path / "out"), max_steps=50, validate_every=2, patience=2, **SMALL
+    )
     progress = train(config)
     assert (progress.step, progress.best_step) == (8, 4)
 
 
 def test_tokens_and_cost_are_counted(corpus: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert train(TrainConfig(corpus, str(out), max_tokens=1000, price_per_hour=36.0, **SMALL)).tokens >= 1000
+    assert (
+        train(TrainConfig.from_options(corpus, str(out), max_tokens=1000, price_per_hour=36.0, **SMALL)).tokens >= 1000
+    )
     steps = [line for line in map(json.loads, (out / "metrics.jsonl").open()) if "loss" in line]
     assert steps[-2]["tokens"] < 1000
     assert steps[-1]["cost"] == pytest.approx(steps[-1]["seconds"] / 100, rel=1e-3)
@@ -87,7 +91,7 @@ def test_tokens_and_cost_are_counted(corpus: str, tmp_path: Path) -> None:
 
 
 def test_a_diverging_run_names_the_step_the_batch_and_the_cause(corpus: str, tmp_path: Path) -> None:
-    config = TrainConfig(corpus, str(tmp_path / "out"), max_steps=50, max_loss=5.0, **SMALL)
+    config = TrainConfig.from_options(corpus, str(tmp_path / "out"), max_steps=50, max_loss=5.0, **SMALL)
     with pytest.raises(TransformerError, match=r"step 1: loss .*bound is 5\.00.*epoch 1, batch 1 .*windows"):
         train(config)
 
@@ -96,7 +100,7 @@ def test_frozen_embeddings_stay_those_of_the_model_they_are_from(corpus: str, tm
     base, out = tiny_model_directory(tmp_path / "base"), tmp_path / "out"
     options = dict(tokenizer=str(base), embeddings_from=str(base), freeze_embeddings=True, tie_embeddings=False)
     sizes = {name: value for name, value in SMALL.items() if name != "vocab_size"}  # the tokenizer has its own
-    train(TrainConfig(corpus, str(out), max_steps=5, **options, **sizes))
+    train(TrainConfig.from_options(corpus, str(out), max_steps=5, **options, **sizes))
     trained, before = checkpoint.load_model(out), checkpoint.load_model(base)
     assert torch.equal(trained.token_embedding.weight, before.token_embedding.weight)
 
@@ -108,20 +112,26 @@ def test_three_conversations_are_enough_to_fine_tune(tmp_path: Path) -> None:
     ]
     path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
     base = tiny_model_directory(tmp_path / "base", context_length=64)
-    progress = train(TrainConfig(str(path), str(tmp_path / "out"), init_from=str(base), max_steps=5, batch_size=2))
+    progress = train(
+        TrainConfig.from_options(str(path), str(tmp_path / "out"), init_from=str(base), max_steps=5, batch_size=2)
+    )
     assert progress.step == 5 and math.isfinite(progress.best_loss)
 
 
 def test_a_stream_is_trained_on_and_needs_an_end_and_validation_text(corpus: str, tmp_path: Path) -> None:
     options = dict(stream=True, validation_data=corpus, **SMALL)
-    assert train(TrainConfig(corpus, str(tmp_path / "out"), max_steps=8, **options)).step == 8
+    assert train(TrainConfig.from_options(corpus, str(tmp_path / "out"), max_steps=8, **options)).step == 8
     with pytest.raises(ConfigError, match="no known length"):
-        train(TrainConfig(corpus, str(tmp_path / "out2"), **options))
+        train(TrainConfig.from_options(corpus, str(tmp_path / "out2"), **options))
     with pytest.raises(ConfigError, match="validation_data"):
-        train(TrainConfig(corpus, str(tmp_path / "out3"), max_steps=8, **{**options, "validation_data": None}))
+        train(
+            TrainConfig.from_options(
+                corpus, str(tmp_path / "out3"), max_steps=8, **{**options, "validation_data": None}
+            )
+        )
 
 
 def test_trackers_get_the_numbers(corpus: str, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    train(TrainConfig(corpus, str(tmp_path / "out"), max_steps=4, trackers=("tensorboard",), **SMALL))
+    train(TrainConfig.from_options(corpus, str(tmp_path / "out"), max_steps=4, trackers=("tensorboard",), **SMALL))
     assert any(file.stat().st_size for file in (tmp_path / "out").rglob("events.out.tfevents*"))

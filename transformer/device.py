@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import platform
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
 from transformer.errors import ConfigError
+
+Precision = Literal["auto", "bf16", "fp32"]
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -31,7 +33,7 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
-def computes_in_bf16(device: torch.device, precision: str = "auto") -> bool:
+def computes_in_bf16(device: torch.device, precision: Precision = "auto") -> bool:
     """Whether a training step multiplies in bf16 rather than fp32.
 
     Args:
@@ -40,8 +42,8 @@ def computes_in_bf16(device: torch.device, precision: str = "auto") -> bool:
     Raises:
         ConfigError: if `precision` is none of these.
     """
-    if precision not in ("auto", "bf16", "fp32"):
-        raise ConfigError(f"precision must be auto, bf16 or fp32, not {precision!r}.")
+    if precision not in get_args(Precision):
+        raise ConfigError(f"precision must be one of {', '.join(get_args(Precision))}, not {precision!r}.")
     return precision == "bf16" or (precision == "auto" and _has_fast_bf16(device))
 
 

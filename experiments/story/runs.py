@@ -65,7 +65,7 @@ class Settings:
     held_out: int = 200
 
     def options(self, name: str, variant: Variant) -> dict[str, Any]:
-        """The fields of `TrainConfig` for this run."""
+        """The options of the training."""
         pretrained = {"embeddings_from": WEIGHTS} if name in PRETRAINED else {}
         return {
             "data": self.data,
@@ -130,22 +130,22 @@ class Run:
 
     @classmethod
     def build(cls, name: str, variant: Variant, settings: Settings, text: Text) -> Run:
-        config = TrainConfig(**settings.options(name, variant))
+        config = TrainConfig.from_options(**settings.options(name, variant))
         tokenizer = text.marked_tokenizer if variant.layout == "lines with a marker" else text.tokenizer
         in_lines = variant.layout.startswith("lines")
-        fields = dataclasses.asdict(config.model_config(tokenizer.vocab_size))
+        fields = dataclasses.asdict(config.model.architecture(tokenizer.vocab_size))
         fields["pad_token_id"] = text.end if in_lines and variant.masked else None
         architecture = saved_config(fields | variant.architecture)  # with concatenated heads it is a mainline model
-        torch.manual_seed(config.seed)
+        torch.manual_seed(config.run.seed)
         model = model_class(architecture)(architecture)
-        if config.embeddings_from:
-            use_embeddings(model, pretrained_embeddings(config.embeddings_from))
+        if config.model.embeddings_from:
+            use_embeddings(model, pretrained_embeddings(config.model.embeddings_from))
         with torch.no_grad():
             model.token_embedding.weight.mul_(variant.embedding_scale)
-        model.token_embedding.weight.requires_grad_(not config.freeze_embeddings)
+        model.token_embedding.weight.requires_grad_(not config.model.freeze_embeddings)
 
         def windows(stream: TokenStream, span: tuple[int, int] | None = None, stride: int | None = None) -> Windows:
-            return Windows(stream, settings.length, text.end, span, stride, seed=config.seed)
+            return Windows(stream, settings.length, text.end, span, stride, seed=config.run.seed)
 
         training = None
         validation = windows(text.validation)
@@ -157,12 +157,14 @@ class Run:
                 marker=text.marker if variant.layout == "lines with a marker" else None,
                 count_padding=variant.layout == "lines with padding counted",
             )
-            source: BatchSource = ExampleBatches(lay_out(text.training_lines), config.batch_size, config.seed)
+            source: BatchSource = ExampleBatches(
+                lay_out(text.training_lines), config.optimization.batch_size, config.run.seed
+            )
             reported = lay_out(text.held_out)
         else:
             span = (0, min(settings.few, len(text.training.tokens))) if variant.few else None
-            training = windows(text.training, span, config.window_stride)
-            source = EpochBatches(training, config.batch_size, config.seed)
+            training = windows(text.training, span, config.data.window_stride)
+            source = EpochBatches(training, config.optimization.batch_size, config.run.seed)
             every = max(1, len(validation) // settings.held_out)
             batch = validation.batch(range(0, len(validation) - 1, every))  # the last one is not full
             if variant.layout == "last target overwritten":
@@ -175,21 +177,21 @@ class Run:
     def preflight(self) -> Report:
         """What preflight says of it."""
         parts = RunComponents(self.tokenizer, self.model, self.source, self.training, self.validation)
-        return preflight(parts, self.config, Engine(self.config.device))
+        return preflight(parts, self.config, Engine(self.config.run.device))
 
     def train(self, text: Text) -> dict[str, Any]:
         """Train it, and measure."""
-        engine = Engine(self.config.device)
+        engine = Engine(self.config.run.device)
         try:
             rows = list(_batches(self.held_out))
             Trainer(self.model.train(), self.tokenizer, self.source, rows, self.config, engine).run()
         finally:
             engine.close()
-        output = Path(self.config.output)
+        output = Path(self.config.run.output)
         lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         validations = [line for line in lines if "validation_loss" in line]
         losses = [line["loss"] for line in lines if "loss" in line]
-        shutil.rmtree(self.config.checkpoints)  # the run is over; its model stays
+        shutil.rmtree(self.config.run.checkpoints)  # the run is over; its model stays
         return {
             "honest": score(self.model, self.held_out)["all"]["nats"],
             "reported": score(self.model, self.reported, text.end, text.marker),

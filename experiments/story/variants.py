@@ -12,7 +12,7 @@ Layout = Literal["packed", "lines", "lines with a marker", "lines with padding c
 class Variant:
     """One small training: the original's architecture as it ended (`blog`), but for what is said here.
 
-    what: in a table. layout: of its text. architecture: fields of `ModelConfig`. options: fields of `TrainConfig`.
+    what: in a table. layout: of its text. architecture: fields of `ModelConfig`. options: options of the training.
     embedding_scale: what the token embeddings are multiplied with at the start. masked: padding is not attended to.
     few: it learns from the beginning of the text alone, again and again.
     """

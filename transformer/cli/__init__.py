@@ -216,8 +216,8 @@ def preflight(options: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = parse(options.rest, "python -m transformer preflight")
     with tempfile.TemporaryDirectory(prefix="preflight-") as folder:
-        config = dataclasses.replace(config, output=folder, trackers=())
-        engine = Engine(config.device, config.parallel)
+        config = config.with_options(output=folder, trackers=())
+        engine = Engine(config.run.device, config.run.parallel)
         parts = build(config, engine)
         report = check(parts, config, engine)
     print(json.dumps(report.to_json(), indent=2, ensure_ascii=False) if options.json else report.table())

@@ -146,7 +146,7 @@ def model_checks(subject: Subject) -> Iterator[Check]:
             yield found
     if sound:
         yield _made(visibility.cached, subject)
-        if subject.config.compile:
+        if subject.config.run.compile:
             yield _made(compiled_step.compiled, subject)
     for check in _WEIGHTS:
         yield _made(check, subject)

@@ -62,7 +62,7 @@ def ids(subject: Subject) -> Check:
 def placed(subject: Subject) -> Places:
     """Where the rows of the run stand in its text. Of windows with a `prompt_share`, and of a stream's first window of
     each block, the first input is the end-of-text token, whatever the text has there."""
-    begins = bool(subject.config.prompt_share) or subject.training is None
+    begins = bool(subject.config.data.prompt_share) or subject.training is None
     first = subject.tokenizer.end_of_text_id if begins else None
     return places(subject.rows, subject.text, subject.padding_ids, first)
 
@@ -350,7 +350,7 @@ def _other_documents(
 ) -> np.ndarray:
     """(R, T) bool: where a document begins in the text and not in the row, or the other way round."""
     wrong = np.zeros_like(real)
-    if not subject.config.separate_documents:
+    if not subject.config.data.separate_documents:
         return wrong
     places = offsets[:, None] + np.arange(rows.inputs.shape[1])
     number = np.searchsorted(stream.starts, places, side="right")

@@ -87,7 +87,7 @@ def needed_bytes(subject: Subject) -> dict[str, float]:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     n_trained = sum(parameter.numel() for parameter in trained)
     layers = {id(parameter) for parameter in model.layers.parameters()}
-    one_moment = [p for p in trained if config.optimizer == "muon" and id(p) in layers and p.dim() == 2]
+    one_moment = [p for p in trained if config.optimization.optimizer == "muon" and id(p) in layers and p.dim() == 2]
     states = 8.0 * n_trained - 4.0 * sum(parameter.numel() for parameter in one_moment)
     weights = 0.0 if subject.engine.device.type == "cpu" else 4.0 * model.parameter_count()
     rows, length = subject.batches[0].inputs.shape
@@ -110,13 +110,13 @@ def planned_steps(subject: Subject, step_seconds: float | None) -> tuple[int | N
         step_seconds: seconds of a batch.
     """
     config, in_epoch = subject.config, subject.source.steps_in_epoch
-    budget = config.budget(None if in_epoch is None else in_epoch / config.gradient_accumulation_steps)
+    budget = config.run.budget(None if in_epoch is None else in_epoch / config.optimization.gradient_accumulation_steps)
     tokens = sum(int((batch.targets != IGNORE_INDEX).sum()) for batch in subject.batches) / len(subject.batches)
-    tokens *= config.gradient_accumulation_steps * subject.engine.world_size
+    tokens *= config.optimization.gradient_accumulation_steps * subject.engine.world_size
     steps = [budget.steps] if budget.steps else []
     steps += [math.ceil(budget.tokens / max(1.0, tokens))] if budget.tokens else []
     if budget.seconds and step_seconds:
-        steps.append(math.ceil(budget.seconds / (step_seconds * config.gradient_accumulation_steps)))
+        steps.append(math.ceil(budget.seconds / (step_seconds * config.optimization.gradient_accumulation_steps)))
     return min(steps, default=None), tokens
 
 
@@ -127,7 +127,7 @@ def passes(subject: Subject, step_seconds: float | None) -> Check:
     in_epoch = subject.source.steps_in_epoch
     if steps is None or in_epoch is None:
         return Check(name, "a stream" if in_epoch is None else "as many as time allows", expected)
-    number = steps * subject.config.gradient_accumulation_steps / in_epoch
+    number = steps * subject.config.optimization.gradient_accumulation_steps / in_epoch
     if number <= _PASSES:
         return Check(name, f"{number:.3g}", expected)
     cause = (
@@ -140,8 +140,8 @@ def passes(subject: Subject, step_seconds: float | None) -> Check:
 def forecast(subject: Subject, step_seconds: float | None) -> Check:
     """Tokens, steps, time, cost, and the loss of a run like it if one was measured."""
     config = subject.config
-    budget = config.budget(subject.source.steps_in_epoch)
-    seconds = None if step_seconds is None else step_seconds * config.gradient_accumulation_steps
+    budget = config.run.budget(subject.source.steps_in_epoch)
+    seconds = None if step_seconds is None else step_seconds * config.optimization.gradient_accumulation_steps
     steps, tokens = planned_steps(subject, step_seconds)
     if steps is None:
         return Check("forecast", f"about {budget.seconds or 0:.0f} s", "for your information")
@@ -149,9 +149,9 @@ def forecast(subject: Subject, step_seconds: float | None) -> Check:
     parts = [f"{n_steps:,} steps, {_count(n_tokens)} tokens"]
     if seconds is not None:
         total = min(n_steps * seconds, budget.seconds or math.inf)
-        parts.append(f"{_duration(total)} ({seconds:.2g} s a step{', before compiling' if config.compile else ''})")
-        if config.price_per_hour:
-            parts.append(f"{total / 3600 * config.price_per_hour:.2f} at {config.price_per_hour:g} an hour")
+        parts.append(f"{_duration(total)} ({seconds:.2g} s a step{', before compiling' if config.run.compile else ''})")
+        if config.run.price_per_hour:
+            parts.append(f"{total / 3600 * config.run.price_per_hour:.2f} at {config.run.price_per_hour:g} an hour")
     parts.append(expected_loss(subject, n_tokens))
     return Check("forecast", " · ".join(parts), "for your information")
 
@@ -159,10 +159,10 @@ def forecast(subject: Subject, step_seconds: float | None) -> Check:
 def expected_loss(subject: Subject, tokens: float) -> str:
     """The validation loss that a run like this one had after this many tokens, in words; honest where none is known."""
     config = subject.config
-    own = str(config.data).lower().rstrip("/").rsplit("/", 1)[-1] + f" {config.data_config or ''}"
+    own = str(config.data.data).lower().rstrip("/").rsplit("/", 1)[-1] + f" {config.data.data_config or ''}"
     for reference in REFERENCES:
-        same = all(getattr(config, name) == value for name, value in reference.options.items())
-        if reference.text not in own or not same or config.init_from or config.tokenizer:
+        same = config.options().items() >= reference.options.items()
+        if reference.text not in own or not same or config.model.init_from or config.data.tokenizer:
             continue
         loss, (least, most) = loss_at(reference, tokens), (reference.curve[0][0], reference.curve[-1][0])
         if least * (1 - _UNCERTAIN) <= tokens <= most * (1 + _UNCERTAIN):

@@ -148,7 +148,7 @@ class _Comparing:
         tokens, place = batch.inputs, torch.arange(batch.inputs.shape[1])
         self.positions = place.expand_as(tokens)
         self.mask = (place[:, None] >= place).expand(len(tokens), -1, -1)  # (B, T, T)
-        if subject.config.separate_documents:
+        if subject.config.data.separate_documents:
             begin = torch.stack([(row[:, None] == row).int().argmax(dim=1) for row in batch.document])
             self.positions = place - begin
             self.mask = self.mask & (batch.document[:, :, None] == batch.document[:, None, :])

@@ -89,7 +89,7 @@ def gradients(subject: Subject, step: RealStep) -> Check:
     """
     count = sum(1 for _ in subject.model.parameters())
     name, expected = "gradients", "finite and not zero for every parameter"
-    asked = ["token_embedding.weight"] if subject.config.freeze_embeddings else []
+    asked = ["token_embedding.weight"] if subject.config.model.freeze_embeddings else []
     frozen = [name for name in step.frozen if name not in asked]
     zero: Verdict = "fail" if step.tokens >= _MANY and not subject.trained else "warn"
     wrong: tuple[tuple[list[str], str, Verdict, str], ...] = (
@@ -176,7 +176,7 @@ def rate(subject: Subject) -> Check:
     the loss on one small batch is watched, until it is known on which side of them the chosen rate is. All groups keep
     their proportions.
     """
-    name, chosen = "learning rate", subject.config.learning_rate
+    name, chosen = "learning rate", subject.config.optimization.learning_rate
     moves, diverges = range_test(subject, cut(subject.fullest, _ROWS, 2 * _LENGTH))
     low = f"falls from {moves:.1g} on" if moves else "falls nowhere"
     high = f"explodes at {diverges:.1g}" if diverges else "does not explode"
@@ -201,7 +201,7 @@ def rate(subject: Subject) -> Check:
 def range_test(subject: Subject, batch: Batch) -> tuple[float | None, float | None]:
     """The learning rates from which on the loss falls, and explodes; None: it did not up to where that matters."""
     stepper = subject.stepper(subject.fresh(dropout=False), batch)
-    chosen = subject.config.learning_rate
+    chosen = subject.config.optimization.learning_rate
     moves: float | None = None
     first = best = math.inf
     begin = time.process_time()

@@ -46,7 +46,7 @@ def initial_loss(subject: Subject) -> Check:
     measured = f"{loss:.2f} nats per token"
     if not n_targets:
         return Check(name, "there are no targets", f"ln({size:,}) = {guess:.2f}")
-    if subject.config.init_from or subject.config.start_from_bigrams:
+    if subject.config.model.init_from or subject.config.model.start_from_bigrams:
         expected = f"below ln({size:,}) = {guess:.2f}: it begins with what it knows"
         if loss < guess:
             return Check(name, measured, expected)

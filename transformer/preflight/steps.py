@@ -420,10 +420,10 @@ def _batches(subject: Subject, model: Transformer) -> list[Batch]:
 def _config(subject: Subject, folder: str = "", **options: Any) -> TrainConfig:
     """A run of two steps with the run's optimizer and precision, a constant learning rate, and no other choices."""
     config = subject.config
-    taken = {name: getattr(config, name) for name in ("data", "optimizer", "precision", "separate_documents", "seed")}
+    taken = {name: config.options()[name] for name in ("data", "optimizer", "precision", "separate_documents", "seed")}
     constant = dict(learning_rate=_RATE, schedule="linear", warmup_ratio=0.0, final_learning_rate=1.0)
     fixed = dict(constant, max_steps=2, validate_every=2)
-    return TrainConfig(**{**taken, **fixed, "output": folder, "max_loss": 1e30, **options})
+    return TrainConfig.from_options(**{**taken, **fixed, "output": folder, "max_loss": 1e30, **options})
 
 
 def _lone(subject: Subject) -> Alone:

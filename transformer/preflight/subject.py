@@ -6,7 +6,7 @@ import copy
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -114,7 +114,7 @@ class Subject:
     @cached_property
     def validation_batches(self) -> list[Batch]:
         """What the run is validated on."""
-        return validation_batches(self.validation, self.config.validation_windows, _VALIDATION_ROWS)
+        return validation_batches(self.validation, self.config.run.validation_windows, _VALIDATION_ROWS)
 
     @cached_property
     def rows(self) -> Rows:
@@ -169,13 +169,13 @@ class Subject:
     @cached_property
     def bf16(self) -> bool:
         """Whether the run multiplies in bf16."""
-        return computes_in_bf16(self.engine.device, self.config.precision)
+        return computes_in_bf16(self.engine.device, self.config.run.precision)
 
     @cached_property
     def trained(self) -> bool:
         """Whether the model begins with weights that were not drawn by its own initialisation."""
         config = self.config
-        return bool(config.init_from or config.embeddings_from or config.start_from_bigrams)
+        return bool(config.model.init_from or config.model.embeddings_from or config.model.start_from_bigrams)
 
     @cached_property
     def fullest(self) -> Batch:
@@ -194,7 +194,7 @@ class Subject:
     def awake(self) -> Transformer:
         """A copy whose layers all do something: with start_from_bigrams they begin by adding nothing to the stream."""
         model = self.fresh()
-        if self.config.start_from_bigrams:
+        if self.config.model.start_from_bigrams:
             with torch.random.fork_rng(), torch.no_grad():
                 torch.manual_seed(0)
                 for parameter in model.layers.parameters():
@@ -225,7 +225,7 @@ class Subject:
             options: of the run's configuration that are to be others.
         """
         alone = Alone(self.engine.device)
-        config = replace(self.config, **{"gradient_accumulation_steps": 1, "max_loss": float("inf"), **options})
+        config = self.config.with_options(**{"gradient_accumulation_steps": 1, "max_loss": float("inf"), **options})
         module = alone.prepare(trainer.LanguageModelLoss(model, self.bf16))
         optimizers = trainer.make_optimizers(model, config)
         return trainer.Stepper(module, optimizers, Again(batch), self.tokenizer, config, alone)
@@ -234,7 +234,8 @@ class Subject:
 def _read(config: TrainConfig, characters: int) -> Iterator[Document]:
     """The beginning of the corpus, in pieces."""
     read = 0
-    text = (config.data, config.data_config, "train", config.clean, config.text_column, config.max_documents)
+    data = config.data
+    text = (data.data, data.data_config, "train", data.clean, data.text_column, data.max_documents)
     for piece in pieces(*text):
         yield piece
         read += len(piece.text)

@@ -107,7 +107,7 @@ def bytes_per_token(subject: Subject) -> Check:
     n_learned = len(stream.tokens) if stream.learned is None else int(np.count_nonzero(stream.learned))
     ratio = stream.n_bytes / max(1, n_learned)
     # One that was trained on this text, of random letters perhaps, does what can be done.
-    foreign = bool(subject.config.tokenizer or subject.config.init_from)
+    foreign = bool(subject.config.data.tokenizer or subject.config.model.init_from)
     large = subject.tokenizer.vocab_size >= _LARGE_VOCABULARY
     name = "bytes per token"
     expected = f"at least {_LEAST_BYTES} with a vocabulary of {_LARGE_VOCABULARY:,}"

@@ -67,7 +67,7 @@ def causality(subject: Subject) -> Check:
 def documents_apart(subject: Subject) -> Check:
     """With `separate_documents` nothing of a document is seen in the next; without it everything is."""
     name = "across documents"
-    asked = subject.config.separate_documents
+    asked = subject.config.data.separate_documents
     expected = "nothing flows" if asked else "attention goes on (no --separate-documents)"
     tokens = subject.text_row
     length = tokens.shape[1]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import ctypes
-import dataclasses
 import http.client
 import json
 import logging
@@ -79,7 +78,7 @@ def train_to_archive(config: TrainConfig, hub_token: str | None = None) -> Path:
         output = folder / "output"
         with _Watch() as watch:
             try:
-                train(dataclasses.replace(config, output=str(output)), hub_token, watch.stop)
+                train(config.with_options(output=str(output)), hub_token, watch.stop)
             except (Interrupted, _ServerGone):
                 if not (output / WEIGHTS).exists():
                     raise

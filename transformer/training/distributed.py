@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from accelerate import Accelerator
@@ -21,8 +21,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformer.device import pick_device
 from transformer.errors import ConfigError
 from transformer.training.loss import LanguageModelLoss
-
-PARALLEL = ("ddp", "fsdp")
+from transformer.training.option_groups import Parallel
 
 
 class Engine:
@@ -40,12 +39,12 @@ class Engine:
     def __init__(
         self,
         device: str = "auto",
-        parallel: str = "ddp",
+        parallel: Parallel = "ddp",
         trackers: tuple[str, ...] = (),
         folder: str | Path | None = None,
     ) -> None:
-        if parallel not in PARALLEL:
-            raise ConfigError(f"parallel must be one of {', '.join(PARALLEL)}, not {parallel!r}.")
+        if parallel not in get_args(Parallel):
+            raise ConfigError(f"parallel must be one of {', '.join(get_args(Parallel))}, not {parallel!r}.")
         picked = pick_device(device)
         try:
             self.accelerator = Accelerator(

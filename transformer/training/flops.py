@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from transformer.device import computes_in_bf16
+from transformer.device import Precision, computes_in_bf16
 from transformer.model import Transformer
 
 _SIZE = 1024  # of the matrices that are timed
@@ -25,7 +25,7 @@ def flops_per_token(model: Transformer, context: int) -> int:
 
 
 @torch.no_grad()
-def measured_peak(device: torch.device, precision: str) -> float:
+def measured_peak(device: torch.device, precision: Precision) -> float:
     """FLOP per second of a large matrix product on this processor in this precision: the best of a few."""
     dtype = torch.bfloat16 if computes_in_bf16(device, precision) else torch.float32
     matrix = torch.randn(_SIZE, _SIZE, device=device, dtype=dtype)

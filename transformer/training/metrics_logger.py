@@ -30,13 +30,14 @@ class MetricsLogger:
         self._progress, self._config, self._engine = progress, config, engine
         self._recent: deque[tuple[Step, float]] = deque(maxlen=_SHOWN_STEPS)
         if engine.main:
-            self._output = Path(config.output)
+            self._output = Path(config.run.output)
             self._display = Display()
             self._metrics = Metrics(self._output, progress.step)
-            peak = engine.world_size * measured_peak(engine.device, config.precision)
+            peak = engine.world_size * measured_peak(engine.device, config.run.precision)
             # Of one token in one second, in windows of the full length and in short ones.
             self._utilisation, self._utilisation_of_short = (
-                flops_per_token(model, length) / peak for length in (config.context_length, config.short_window_length)
+                flops_per_token(model, length) / peak
+                for length in (config.model.context_length, config.data.short_window_length)
             )
 
     def __enter__(self) -> MetricsLogger:
@@ -51,7 +52,7 @@ class MetricsLogger:
         if not self._engine.main or not step.tokens:
             return
         self._recent.append((step, seconds))
-        utilisation = self._utilisation_of_short if done <= self._config.short_window_share else self._utilisation
+        utilisation = self._utilisation_of_short if done <= self._config.data.short_window_share else self._utilisation
         rate = sum(one.tokens for one, _ in self._recent) / sum(seconds for _, seconds in self._recent)
         numbers = {
             "loss": step.loss,
@@ -82,7 +83,7 @@ class MetricsLogger:
             f"step {self._progress.step:,} · {clock(self._progress.seconds)} · validation loss {loss:.4f} · perplexity "
             f"per token {perplexity(loss):,.2f} · {bits_per_byte:.4f} bits per byte\n  {sample}"
         )
-        write_report(self._output, f"Training on {Path(self._config.data).name}")
+        write_report(self._output, f"Training on {Path(self._config.data.data).name}")
 
     def _record(self, numbers: Mapping[str, float | str]) -> None:
         progress = self._progress
@@ -91,5 +92,5 @@ class MetricsLogger:
         self._engine.log(dict(numbers), progress.step)
 
     def _cost(self) -> float | None:
-        price = self._config.price_per_hour
+        price = self._config.run.price_per_hour
         return None if price is None else self._progress.seconds / 3600 * price

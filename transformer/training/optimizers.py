@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from transformer.errors import ConfigError
 from transformer.model import Transformer
 from transformer.training.train_config import TrainConfig
-
-OPTIMIZERS = ("adamw", "muon")
 
 
 def make_optimizers(model: Transformer, config: TrainConfig) -> list[torch.optim.Optimizer]:
@@ -19,14 +16,9 @@ def make_optimizers(model: Transformer, config: TrainConfig) -> list[torch.optim
     size of AdamW's (Liu et al., 2025), so that one learning rate serves both.
 
     Each group keeps its highest rate as "initial_lr"; `set_learning_rate` makes the present one of it.
-
-    Raises:
-        ConfigError: if there is no optimizer of that name.
     """
-    if config.optimizer not in OPTIMIZERS:
-        raise ConfigError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, not {config.optimizer!r}.")
-    rate, decay = config.learning_rate, config.weight_decay
-    embedding_rate = config.embedding_learning_rate or rate
+    rate, decay = config.optimization.learning_rate, config.optimization.weight_decay
+    embedding_rate = config.optimization.embedding_learning_rate or rate
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     layers = {id(parameter) for parameter in model.layers.parameters()}
     embeddings = {id(parameter) for name, parameter in model.named_parameters() if "embedding" in name}
@@ -42,10 +34,12 @@ def make_optimizers(model: Transformer, config: TrainConfig) -> list[torch.optim
         group([p for p in trained if p.dim() < 2], rate, 0.0),
     ]
     hidden = group([p for p in matrices if id(p) in layers], rate, decay)
-    if config.optimizer == "adamw":
+    if config.optimization.optimizer == "adamw":
         groups.append(hidden)
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, betas=(0.9, config.beta2), fused=True)]
-    if config.optimizer == "muon":
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, betas=(0.9, config.optimization.beta2), fused=True)
+    ]
+    if config.optimization.optimizer == "muon":
         optimizers.append(torch.optim.Muon([hidden], adjust_lr_fn="match_rms_adamw"))
     return optimizers
 

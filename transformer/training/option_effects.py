@@ -8,13 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transformer.errors import ConfigError
-from transformer.training.train_config import TrainConfig
+from transformer.training.option_metadata import Mark
+from transformer.training.train_config import OPTIONS, TrainConfig
 
-# What a model that a run goes on from has already.
-_OF_THE_MODEL = (
-    *("tokenizer", "vocab_size", "whole_tokens", "preset", "d_model", "n_layers", "n_heads", "n_kv_heads"),
-    *("d_feed_forward", "tie_embeddings"),
-)
+_OF_INITIAL_MODEL = tuple(name for name, option in OPTIONS.items() if Mark.OF_INITIAL_MODEL in option.metadata)
 
 
 @dataclass(frozen=True)
@@ -29,63 +26,63 @@ class _Rule:
 
 _RULES = (
     _Rule(
-        _OF_THE_MODEL,
-        lambda config: config.init_from,
+        _OF_INITIAL_MODEL,
+        lambda config: config.model.init_from,
         "with --init-from, which takes the architecture and the tokenizer from the model",
         "or leave out --init-from to train from random weights",
     ),
     _Rule(
         ("vocab_size", "whole_tokens"),
-        lambda config: config.tokenizer and not config.init_from,
+        lambda config: config.data.tokenizer and not config.model.init_from,
         "with --tokenizer, which is used as it is",
         "or leave out --tokenizer to train one on the text",
     ),
     _Rule(
         ("window_stride", "prompt_share", "token_cache", "clean", "max_documents", "short_window_share"),
-        lambda config: config.stream,
+        lambda config: config.data.stream,
         "with --stream, which cuts the text end to end as it is read and keeps nothing on disk",
         "or leave out --stream",
     ),
     _Rule(
         ("decay_ratio",),
-        lambda config: config.schedule != "wsd",
+        lambda config: config.optimization.schedule != "wsd",
         "without --schedule wsd, the only schedule with a decay of its own",
         "or add --schedule wsd",
     ),
     _Rule(
         ("short_window_length",),
-        lambda config: not config.short_window_share,
+        lambda config: not config.data.short_window_share,
         "without --short-window-share",
         "or add --short-window-share 0.5",
     ),
     _Rule(
         ("window_stride",),
-        lambda config: config.short_window_share,
+        lambda config: config.data.short_window_share,
         "with --short-window-share, whose windows stand end to end",
         "or leave out --short-window-share",
     ),
     _Rule(
         ("push_public",),
-        lambda config: config.push_public and not config.push_to,
+        lambda config: config.run.push_public and not config.run.push_to,
         "without --push-to: nothing is published",
         "or add --push-to user/name",
     ),
     _Rule(
         ("data_config",),
-        lambda config: Path(config.data).is_file(),
+        lambda config: Path(config.data.data).is_file(),
         "with a file as --data: only a data set of the Hub has configurations",
         "or name a data set of the Hub as --data",
     ),
     _Rule(
         ("embedding_learning_rate",),
         # GPT-2's positions are embeddings too, and are not frozen.
-        lambda config: config.freeze_embeddings and not config.init_from and config.preset != "gpt2",
+        lambda config: config.model.freeze_embeddings and not config.model.init_from and config.model.preset != "gpt2",
         "with --freeze-embeddings: nothing is left that would learn at that rate",
         "or leave out --freeze-embeddings",
     ),
     _Rule(
         ("parallel",),
-        lambda config: config.parallel == "fsdp" and int(os.environ.get("WORLD_SIZE", "1")) == 1,
+        lambda config: config.run.parallel == "fsdp" and int(os.environ.get("WORLD_SIZE", "1")) == 1,
         "in one process, which holds the whole model",
         "or start several: torchrun --nproc-per-node 2 train.py ...",
     ),
@@ -102,11 +99,12 @@ def refuse_without_effect(config: TrainConfig, given: Collection[str], in_file: 
     Raises:
         ConfigError: with the names of those that do not, and what to do.
     """
-    said = {name for name in given if getattr(config, name) not in (None, ())} | config.changed().keys()
+    values = config.options()
+    said = {name for name in given if values[name] not in (None, ())} | config.changed().keys()
     for rule in _RULES:
         names = [name for name in rule.names if name in said]
         if names and rule.applies(config):
-            listed = [option(name) + (" (from --config)" if name in in_file else "") for name in names]
+            listed = [flag(name) + (" (from --config)" if name in in_file else "") for name in names]
             has, them = ("has", "it") if len(names) == 1 else ("have", "them")
             hint = ""
             if any(name in in_file for name in names):
@@ -114,7 +112,7 @@ def refuse_without_effect(config: TrainConfig, given: Collection[str], in_file: 
             raise ConfigError(f"{_joined(listed)} {has} no effect {rule.where}. Leave {them} out, {rule.cure}.{hint}")
 
 
-def option(name: str) -> str:
+def flag(name: str) -> str:
     """An option as the command line writes it."""
     return f"--{name.replace('_', '-')}"
 

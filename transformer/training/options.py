@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,12 @@ import tyro
 import yaml
 
 from transformer.errors import ConfigError
-from transformer.training.option_effects import option, refuse_without_effect
-from transformer.training.train_config import RENAMED, TrainConfig
+from transformer.training.option_effects import flag, refuse_without_effect
+from transformer.training.option_metadata import Alias, Option
+from transformer.training.train_config import OPTIONS, RENAMED, TrainConfig
 
 _PRESETS = Path(__file__).with_name("presets")
-_OTHER_NAMES = {"--dataset": "--data", "--dataset-config": "--data-config"}  # as other programs call them
+_ALIASES = {f"--{alias.name}": flag(name) for name, option in OPTIONS.items() for alias in option.find(Alias)}
 
 
 def parse(arguments: list[str], program: str = "train.py") -> TrainConfig:
@@ -37,33 +37,33 @@ def parse(arguments: list[str], program: str = "train.py") -> TrainConfig:
     for argument in rest:
         name = argument.partition("=")[0]
         if name.startswith("--") and (new := RENAMED.get(name[2:].replace("-", "_"))):
-            raise ConfigError(f"{name} was renamed: write {option(new)}.")
+            raise ConfigError(f"{name} was renamed: write {flag(new)}.")
     options = read(known.config) if known.config else {}
     on_the_command_line = _given(rest)
     if "data" in on_the_command_line:  # the file's configuration is one of the data set that it names
         options.pop("data_config", None)
     # `data` is the one option without a default: on the command line it is asked for unless the file has it.
-    default = TrainConfig(**{"data": tyro.MISSING, **options})
+    default = TrainConfig.from_options(**{"data": tyro.MISSING, **options})
     description = (
         "Train a decoder-only Transformer.\n\n--config NAME|FILE: begin with the options of a preset "
         f"({', '.join(presets())}) or of a YAML or TOML file; other options override them."
     )
-    config = tyro.cli(TrainConfig, prog=program, description=description, args=rest, default=default)
+    flat = (tyro.conf.OmitArgPrefixes,)  # --learning-rate, not --optimization.learning-rate
+    config = tyro.cli(TrainConfig, prog=program, description=description, args=rest, default=default, config=flat)
     refuse_without_effect(config, {*on_the_command_line, *options}, options.keys() - on_the_command_line)
     return config
 
 
 def _given(arguments: list[str]) -> set[str]:
     """The names of the options on a command line, those with their default value too."""
-    fields = {field.name for field in dataclasses.fields(TrainConfig)}
     names = {one.partition("=")[0][2:].replace("-", "_") for one in arguments if one.startswith("--")}
-    return fields & (names | {name.removeprefix("no_") for name in names})
+    return OPTIONS.keys() & (names | {name.removeprefix("no_") for name in names})
 
 
 def _own_name(argument: str) -> str:
     """--dataset-config=x as --data-config=x."""
     name, equals, value = argument.partition("=")
-    return _OTHER_NAMES.get(name.replace("_", "-"), name) + equals + value
+    return _ALIASES.get(name.replace("_", "-"), name) + equals + value
 
 
 def presets() -> list[str]:
@@ -90,39 +90,31 @@ def read(name: str) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise ConfigError(f"{name} holds {type(options).__name__}: expected options and their values.")
     options = {str(key).replace("-", "_"): value for key, value in options.items()}
-    fields = {field.name: str(field.type) for field in dataclasses.fields(TrainConfig)}
     for key, value in options.items():
         if key == "preflight" and isinstance(value, bool):  # YAML reads off as false
             options[key] = value = "stop" if value else "off"
         if key in RENAMED:
             raise ConfigError(f"{key} in {name} was renamed: write {RENAMED[key]}.")
-        if key not in fields:
+        if key not in OPTIONS:
             raise ConfigError(f"{name} has an option {key} that does not exist: see train.py --help.")
-        options[key] = _converted(f"{key} in {name}", value, fields[key])
+        options[key] = _converted(f"{key} in {name}", value, OPTIONS[key])
     return options
 
 
-def _converted(what: str, value: Any, kind: str) -> Any:
+def _converted(what: str, value: Any, option: Option) -> Any:
     """A value of a file as the type that the option has; YAML reads 2e-3 as a string."""
-    if value is None and "None" in kind:
+    if value is None and option.is_optional:
         return None
+    kind = option.base
     try:
-        if kind.startswith("tuple"):
+        if kind is tuple:
             return (value,) if isinstance(value, str) else tuple(str(one) for one in value)
-        if kind.startswith("bool"):
-            if not isinstance(value, bool):
-                raise ValueError
-            return value
-        if kind.startswith("int"):
-            if isinstance(value, bool) or int(value) != float(value):
-                raise ValueError
-            return int(value)
-        if kind.startswith("float"):
-            if isinstance(value, bool):
-                raise ValueError
-            return float(value)
-        if isinstance(value, bool) or not isinstance(value, str | int | float):  # a number may be a name
+        if isinstance(value, bool) != (kind is bool):
             raise ValueError
-        return str(value)
+        if kind is int and int(value) != float(value):
+            raise ValueError
+        if kind is str and not isinstance(value, str | int | float):  # a number may be a name
+            raise ValueError
+        return kind(value)
     except (TypeError, ValueError, OverflowError):
-        raise ConfigError(f"{what} is {value!r:.80}: expected {kind}.") from None
+        raise ConfigError(f"{what} is {value!r:.80}: expected {option.expected}.") from None

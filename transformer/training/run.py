@@ -37,7 +37,7 @@ _SCORED_TOKENS = 50_000  # of the validation text, for the card: about a minute 
 
 
 def train(config: TrainConfig, hub_token: str | None = None, stop: threading.Event | None = None) -> Progress:
-    """Train a model as `config` says; the best one is left in `config.output`.
+    """Train a model as `config` says; the best one is left in `config.run.output`.
 
     Args:
         hub_token: to publish with, if it is not the Hub client's own. It is no option: options are written down.
@@ -50,22 +50,24 @@ def train(config: TrainConfig, hub_token: str | None = None, stop: threading.Eve
             output folder, or there is no room to write.
     """
     refuse_without_effect(config, ())
-    with only_run_in(config.output):
+    with only_run_in(config.run.output):
         try:
             return _train(config, hub_token, stop)
         except OSError as error:  # of a write that has no sentence of its own
-            raise WriteError(f"the run cannot go on: {error.filename or config.output}: {reason(error)}.") from error
+            raise WriteError(
+                f"the run cannot go on: {error.filename or config.run.output}: {reason(error)}."
+            ) from error
 
 
 def _train(config: TrainConfig, hub_token: str | None, stop: threading.Event | None) -> Progress:
-    engine = Engine(config.device, config.parallel, config.trackers, config.output)
+    engine = Engine(config.run.device, config.run.parallel, config.run.trackers, config.run.output)
     if not engine.main:
         logger.setLevel(logging.WARNING)
     try:
-        if engine.main and config.push_to:
-            prepare(config.push_to, config.push_public, hub_token)
-        if engine.main and config.restart:  # before anything of the new run is written beside them
-            run_state.remove(config.checkpoints)
+        if engine.main and config.run.push_to:
+            prepare(config.run.push_to, config.run.push_public, hub_token)
+        if engine.main and config.run.restart:  # before anything of the new run is written beside them
+            run_state.remove(config.run.checkpoints)
         parts = build(config, engine)
         model, tokenizer, validation = parts.model, parts.tokenizer, parts.validation
         logger.info(
@@ -78,10 +80,10 @@ def _train(config: TrainConfig, hub_token: str | None, stop: threading.Event | N
         )
         if parts.training:
             _say_what_is_learned(parts.training)
-        if config.preflight != "off" and not run_state.exists(config.checkpoints):  # or it has begun already
+        if config.run.preflight != "off" and not run_state.exists(config.run.checkpoints):  # or it has begun already
             _preflight(parts, config, engine)
         rows = validation_batches(
-            validation, config.validation_windows, _VALIDATION_ROWS, engine.rank, engine.world_size
+            validation, config.run.validation_windows, _VALIDATION_ROWS, engine.rank, engine.world_size
         )
         if engine.device.type == "cpu":
             keep_freed_memory()  # not before: what tokenising freed is not needed again
@@ -94,12 +96,12 @@ def _train(config: TrainConfig, hub_token: str | None, stop: threading.Event | N
                 f"{engine.world_size} × {describe(engine.device)}" if engine.world_size > 1 else describe(engine.device)
             )
             facts = TrainingFacts(command, progress.step, progress.tokens, progress.seconds, processor)
-            facts.write(config.output)
-            draw_curve(Path(config.output))
+            facts.write(config.run.output)
+            draw_curve(Path(config.run.output))
             _write_card(config, tokenizer, validation)
-            logger.info("the best model, of step %s, is in %s", f"{progress.best_step:,}", config.output)
-            if config.push_to:
-                push(config.output, config.push_to, config.push_public, hub_token)
+            logger.info("the best model, of step %s, is in %s", f"{progress.best_step:,}", config.run.output)
+            if config.run.push_to:
+                push(config.run.output, config.run.push_to, config.run.push_public, hub_token)
         return progress
     finally:
         engine.close()
@@ -132,9 +134,9 @@ def _preflight(parts: RunComponents, config: TrainConfig, engine: Engine) -> Non
         try:
             report = preflight(parts, config, engine)
             logger.info("%s", report.table())
-            for check in (*report.failed, *report.warned) if config.preflight == "warn" else report.warned:
+            for check in (*report.failed, *report.warned) if config.run.preflight == "warn" else report.warned:
                 logger.warning("%s: %s", check.name, check.cause_and_cure)
-            if report.failed and config.preflight == "stop":
+            if report.failed and config.run.preflight == "stop":
                 error = PreflightError(f"{report.sentences()} (--preflight warn trains all the same.)")
         except TransformerError as raised:
             error = raised
@@ -147,6 +149,6 @@ def _write_card(config: TrainConfig, tokenizer: Tokenizer, validation: Windows) 
     tokens = validation.stream.tokens[validation.first : validation.stop][:_SCORED_TOKENS]
     ends = np.flatnonzero(tokens == tokenizer.end_of_text_id)
     texts = [tokenizer.decode(part.tolist()) for part in np.split(tokens, ends)]
-    scored = evaluate(checkpoint.load_model(config.output), tokenizer, filter(None, texts))
-    name = Path(config.data).name
-    write_card(config.output, [(f"held-out text of {name}", scored)], data=f"Trained on {name}.")
+    scored = evaluate(checkpoint.load_model(config.run.output), tokenizer, filter(None, texts))
+    name = Path(config.data.data).name
+    write_card(config.run.output, [(f"held-out text of {name}", scored)], data=f"Trained on {name}.")

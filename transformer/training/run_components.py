@@ -29,6 +29,7 @@ from transformer.training import run_state
 from transformer.training.bigrams import start_from_bigrams
 from transformer.training.distributed import Engine
 from transformer.training.memory_limits import expect_room
+from transformer.training.option_groups import DataOptions
 from transformer.training.train_config import TrainConfig
 
 logger = logging.getLogger("transformer")
@@ -60,7 +61,7 @@ def build(config: TrainConfig, engine: Engine) -> RunComponents:
         TransformerError: if the options, the text or the model to start from cannot be used.
     """
     with engine.main_first():  # what the first process fetches, trains or tokenises, the others find
-        start = fetch(config.init_from) if config.init_from else None
+        start = fetch(config.model.init_from) if config.model.init_from else None
         try:
             tokenizer = _tokenizer(config, engine, start)
             model = _model(config, tokenizer, start, engine.device)
@@ -70,7 +71,7 @@ def build(config: TrainConfig, engine: Engine) -> RunComponents:
                 discard(start)
         context = _context(config, model)
         source, training, validation = _text(config, tokenizer, context, engine)
-        if config.start_from_bigrams and training:
+        if config.model.start_from_bigrams and training:
             start_from_bigrams(model, training.stream.tokens[training.first : training.stop])
     return RunComponents(tokenizer, model, source, training, validation, model_type)
 
@@ -81,19 +82,19 @@ def _tokenizer(config: TrainConfig, engine: Engine, start: Path | None) -> Token
     Args:
         start: the directory of the model that the run goes on from, if there is one.
     """
-    kept = config.checkpoints
+    kept, data = config.run.checkpoints, config.data
     if not engine.main or run_state.exists(kept):
         return Tokenizer.load(kept)
     if start:
         tokenizer = Tokenizer.load(start)
-    elif config.tokenizer:
-        tokenizer = Tokenizer.load(config.tokenizer)
+    elif data.tokenizer:
+        tokenizer = Tokenizer.load(data.tokenizer)
     else:
-        logger.info("training a tokenizer of %s tokens on %s", f"{config.vocab_size:,}", config.data)
-        found = pieces(config.data, config.data_config, "train", config.clean, config.text_column, config.max_documents)
-        texts = (piece.text for piece in (islice(found, _STREAMED_PIECES) if config.stream else found))
-        tokenizer = Tokenizer.train(texts, config.vocab_size, whole=config.whole_tokens)
-    if has_conversations(config.data, config.data_config, config.text_column):
+        logger.info("training a tokenizer of %s tokens on %s", f"{data.vocab_size:,}", data.data)
+        found = pieces(data.data, data.data_config, "train", data.clean, data.text_column, data.max_documents)
+        texts = (piece.text for piece in (islice(found, _STREAMED_PIECES) if data.stream else found))
+        tokenizer = Tokenizer.train(texts, data.vocab_size, whole=data.whole_tokens)
+    if has_conversations(data.data, data.data_config, data.text_column):
         # Conversations are learned in the format of this template, whatever the model's own was: an answer by another
         # one would begin with a prompt that the training never showed.
         if tokenizer.chat_template not in (None, CHAT_TEMPLATE):
@@ -113,24 +114,24 @@ def _model(config: TrainConfig, tokenizer: Tokenizer, start: Path | None, device
     Raises:
         ConfigError: if its tokenizer has tokens that it has no embedding for, or it is too large for this machine.
     """
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.run.seed)
     if start:
         model = checkpoint.load_model(start)
-        if config.dropout is not None:
-            _set_dropout(model, config.dropout)
+        if config.model.dropout is not None:
+            _set_dropout(model, config.model.dropout)
     else:
-        architecture = config.model_config(tokenizer.vocab_size)
+        architecture = config.model.architecture(tokenizer.vocab_size)
         expect_room(architecture, device)
         model = model_class(architecture)(architecture)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ConfigError(
-            f"the tokenizer of {config.init_from} has {tokenizer.vocab_size:,} tokens, but the model has embeddings "
-            f"for {model.config.vocab_size:,}: they do not belong together, or tokens were added to the one alone. "
-            "Put the right tokenizer.json beside the weights, or resize the model's embeddings."
+            f"the tokenizer of {config.model.init_from} has {tokenizer.vocab_size:,} tokens, but the model has "
+            f"embeddings for {model.config.vocab_size:,}: they do not belong together, or tokens were added to the "
+            "tokenizer only. Put the right tokenizer.json beside the weights, or resize the model's embeddings."
         )
-    if config.embeddings_from:
-        use_embeddings(model, pretrained_embeddings(config.embeddings_from))
-    if config.freeze_embeddings:
+    if config.model.embeddings_from:
+        use_embeddings(model, pretrained_embeddings(config.model.embeddings_from))
+    if config.model.freeze_embeddings:
         model.token_embedding.weight.requires_grad_(False)
     return model
 
@@ -149,10 +150,10 @@ def _context(config: TrainConfig, model: Transformer) -> int:
     Raises:
         ConfigError: if more were asked for than the model has positions for.
     """
-    most, asked = model.config.context_length, config.context_length
+    most, asked = model.config.context_length, config.model.context_length
     if asked > most and "context_length" in config.changed():
         raise ConfigError(
-            f"context_length {asked:,} is more than the {most:,} tokens that the model of {config.init_from} can "
+            f"context_length {asked:,} is more than the {most:,} tokens that the model of {config.model.init_from} can "
             f"attend to: give at most {most:,}."
         )
     return min(asked, most)
@@ -162,60 +163,50 @@ def _text(
     config: TrainConfig, tokenizer: Tokenizer, context: int, engine: Engine
 ) -> tuple[BatchSource, Windows | None, Windows]:
     """Batches to train on, the windows they are of (None: a stream has none), and windows to validate on."""
+    data, batch_size, seed = config.data, config.optimization.batch_size, config.run.seed
+    processes = (engine.rank, engine.world_size)
     pad = tokenizer.pad_id if tokenizer.pad_id is not None else tokenizer.end_of_text_id
-    if config.stream:
-        validation = Windows(_streamed_validation(config, tokenizer), context, pad)
-        source: BatchSource = StreamBatches(
-            config.data,
-            config.data_config,
-            "train",
-            tokenizer,
-            context,
-            config.batch_size,
-            config.seed,
-            engine.rank,
-            engine.world_size,
-            text_column=config.text_column,
-        )
+    if data.stream:
+        validation = Windows(_streamed_validation(data, tokenizer), context, pad)
+        text = (data.data, data.data_config, "train", tokenizer)
+        source: BatchSource = StreamBatches(*text, context, batch_size, seed, *processes, text_column=data.text_column)
         return source, None, validation
 
-    cache = Path(config.token_cache) if config.token_cache else None
+    cache = Path(data.token_cache) if data.token_cache else None
 
-    def read(data: str, data_config: str | None, split: str) -> TokenStream:
-        return tokenized(data, data_config, split, tokenizer, cache, text_column=config.text_column)
+    def read(source: str, configuration: str | None, split: str) -> TokenStream:
+        return tokenized(source, configuration, split, tokenizer, cache, text_column=data.text_column)
 
-    train = (config.data, config.data_config, "train")
-    stream = tokenized(*train, tokenizer, cache, config.clean, config.text_column, config.max_documents)
-    logger.info("%s tokens to train on (%s)", f"{len(stream.tokens):,}", config.data)
+    train = (data.data, data.data_config, "train")
+    stream = tokenized(*train, tokenizer, cache, data.clean, data.text_column, data.max_documents)
+    logger.info("%s tokens to train on (%s)", f"{len(stream.tokens):,}", data.data)
     span = None
-    if config.validation_data:
-        validation = Windows(read(config.validation_data, None, "train"), context, pad)
-    elif has_split(config.data, config.data_config, "validation"):
-        validation = Windows(read(config.data, config.data_config, "validation"), context, pad)
+    if data.validation_data:
+        validation = Windows(read(data.validation_data, None, "train"), context, pad)
+    elif has_split(data.data, data.data_config, "validation"):
+        validation = Windows(read(data.data, data.data_config, "validation"), context, pad)
     else:
         size = len(stream.tokens)
         cut = _held_out_from(stream)
         span, validation = (0, cut), Windows(stream, context, pad, (cut - 1, size))
-    training = Windows(stream, context, pad, span, config.window_stride, config.prompt_share, config.seed)
-    source = EpochBatches(training, config.batch_size, config.seed, engine.rank, engine.world_size)
-    if config.short_window_share:
-        length = config.short_window_length
-        short = Windows(stream, length, pad, span, None, config.prompt_share, config.seed)
-        rows = max(1, round(config.batch_size * context / length))
-        source = ShortWindowsFirst(
-            EpochBatches(short, rows, config.seed, engine.rank, engine.world_size), source, config.short_window_share
-        )
+    training = Windows(stream, context, pad, span, data.window_stride, data.prompt_share, seed)
+    source = EpochBatches(training, batch_size, seed, *processes)
+    if data.short_window_share:
+        length = data.short_window_length
+        short = Windows(stream, length, pad, span, None, data.prompt_share, seed)
+        rows = max(1, round(batch_size * context / length))
+        source = ShortWindowsFirst(EpochBatches(short, rows, seed, *processes), source, data.short_window_share)
     return source, training, validation
 
 
-def _streamed_validation(config: TrainConfig, tokenizer: Tokenizer) -> TokenStream:
+def _streamed_validation(data: DataOptions, tokenizer: Tokenizer) -> TokenStream:
     """The first documents of the validation text, which are kept in memory."""
-    if config.validation_data:
-        found = documents(config.validation_data, text_column=config.text_column)
-    elif has_split(config.data, config.data_config, "validation"):
-        found = documents(config.data, config.data_config, "validation", config.text_column)
+    if data.validation_data:
+        found = documents(data.validation_data, text_column=data.text_column)
+    elif has_split(data.data, data.data_config, "validation"):
+        found = documents(data.data, data.data_config, "validation", data.text_column)
     else:
-        raise ConfigError(f"{config.data} has no validation split: give validation_data to stream it.")
+        raise ConfigError(f"{data.data} has no validation split: give validation_data to stream it.")
     return tokenize(islice(found, _STREAMED_VALIDATION), tokenizer)
 
 

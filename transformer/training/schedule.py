@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from transformer.errors import ConfigError
 
-SCHEDULES = ("cosine", "linear", "wsd")
+Schedule = Literal["cosine", "linear", "wsd"]
 
 
 @dataclass
@@ -56,8 +57,8 @@ def learning_rate(schedule: str, progress: float, warmup_ratio: float, decay_rat
     Raises:
         ConfigError: if there is no schedule of that name.
     """
-    if schedule not in SCHEDULES:
-        raise ConfigError(f"schedule must be one of {', '.join(SCHEDULES)}, not {schedule!r}.")
+    if schedule not in get_args(Schedule):
+        raise ConfigError(f"schedule must be one of {', '.join(get_args(Schedule))}, not {schedule!r}.")
     if progress < warmup_ratio:
         return progress / warmup_ratio
     begin = max(warmup_ratio, 1.0 - decay_ratio) if schedule == "wsd" else warmup_ratio

@@ -53,7 +53,7 @@ class Stepper:
     ) -> None:
         self.module, self.optimizers, self.source = module, optimizers, source
         self.tokenizer, self.config, self.engine = tokenizer, config, engine
-        self.max_loss = config.max_loss or 3 * math.log(tokenizer.vocab_size)
+        self.max_loss = config.optimization.max_loss or 3 * math.log(tokenizer.vocab_size)
 
     def step(self, number: int) -> Step:
         """The step of this number: forward, backward, update.
@@ -63,10 +63,10 @@ class Stepper:
         """
         # All that is random in a step follows from its number, so a resumed run needs no random states.
         torch.manual_seed(
-            int(np.random.SeedSequence((self.config.seed, number, self.engine.rank)).generate_state(1)[0])
+            int(np.random.SeedSequence((self.config.run.seed, number, self.engine.rank)).generate_state(1)[0])
         )
         parts, places = [], []
-        for _ in range(self.config.gradient_accumulation_steps):
+        for _ in range(self.config.optimization.gradient_accumulation_steps):
             parts.append(self.source.next())
             places.append(self.source.describe_last())
         local = [int((part.targets != IGNORE_INDEX).sum()) for part in parts]
@@ -81,7 +81,7 @@ class Stepper:
                 (summed * (self.engine.world_size / tokens)).backward()
             nats += float(summed.detach())
         loss = self.engine.sum(nats)[0] / tokens
-        norm = float(whole(nn.utils.clip_grad_norm_(self.module.parameters(), self.config.max_grad_norm)))
+        norm = float(whole(nn.utils.clip_grad_norm_(self.module.parameters(), self.config.optimization.max_grad_norm)))
         if not (math.isfinite(loss) and loss <= self.max_loss and math.isfinite(norm)):
             raise Diverged(self._why(number, loss, norm, places, parts[0]))
         for optimizer in self.optimizers:
@@ -92,7 +92,7 @@ class Stepper:
     def nats(self, batch: Batch, score: Callable[..., Tensor]) -> Tensor:
         """Summed negative log-likelihood of a batch's targets, by a module like `LanguageModelLoss`."""
         device = self.engine.device
-        document = batch.document.to(device) if self.config.separate_documents else None
+        document = batch.document.to(device) if self.config.data.separate_documents else None
         return score(batch.inputs.to(device), batch.targets.to(device), document)
 
     def _rate(self) -> float:

@@ -43,7 +43,7 @@ _SECONDS_BETWEEN_CHECKPOINTS = 300
 
 
 class Trainer:
-    """Trains `model`; the best one so far by validation is always in `config.output`.
+    """Trains `model`; the best one so far by validation is always in `config.run.output`.
 
     Args:
         source, validation: batches to learn from and to validate on, this process's rows of them.
@@ -66,16 +66,18 @@ class Trainer:
         self._stop, self._model_type = stop, model_type
         self.model, self.tokenizer, self.source, self.validation = model, tokenizer, source, validation
         self.config, self.engine, self.progress = config, engine, Progress()
-        self.output = Path(config.output)
+        self.output = Path(config.run.output)
         in_epoch = source.steps_in_epoch
-        self.budget = config.budget(None if in_epoch is None else in_epoch / config.gradient_accumulation_steps)
-        loss = LanguageModelLoss(model, computes_in_bf16(engine.device, config.precision))
-        if config.compile:
+        accumulated = config.optimization.gradient_accumulation_steps
+        self.budget = config.run.budget(None if in_epoch is None else in_epoch / accumulated)
+        loss = LanguageModelLoss(model, computes_in_bf16(engine.device, config.run.precision))
+        if config.run.compile:
             loss.compile(dynamic=False)
         module = engine.prepare(loss)
         # After sharding, which puts other parameters in the place of the first.
         self.optimizers = make_optimizers(model, config)
-        self.average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
+        decay = config.optimization.ema_decay
+        self.average = WeightAverage(model, decay) if decay else None
         self.stepper = Stepper(module, self.optimizers, source, tokenizer, config, engine)
         # Validation goes around the compiled and the copied module: it would compile a second time.
         self._score = module if engine.sharded else loss.forward
@@ -102,10 +104,7 @@ class Trainer:
         with Interrupt(self._stop) as interrupt, MetricsLogger(progress, config, self.engine, self.model) as watch:
             while not self._is_over():
                 done = self.budget.spent(progress)
-                part = learning_rate(
-                    config.schedule, done, config.warmup_ratio, config.decay_ratio, config.final_learning_rate
-                )
-                set_learning_rate(self.optimizers, part)
+                set_learning_rate(self.optimizers, self._learning_rate(done))
                 self.source.set_progress(done)
                 step_begin = time.perf_counter()
                 step = self.stepper.step(progress.step + 1)
@@ -186,31 +185,37 @@ class Trainer:
     def _sample(self, model: Transformer) -> str:
         """A text from the model as it is now, on one line."""
         training = model.training
-        options = SamplingOptions(max_tokens=_SAMPLE_TOKENS, seed=self.config.seed)
+        prompt = self.config.run.sample_prompt
+        options = SamplingOptions(max_tokens=_SAMPLE_TOKENS, seed=self.config.run.seed)
         try:
-            text = "".join(Generator(model.eval(), self.tokenizer, "fp32").generate(self.config.sample_prompt, options))
+            text = "".join(Generator(model.eval(), self.tokenizer, "fp32").generate(prompt, options))
         except RuntimeError:  # a model that has diverged gives no probabilities; the next step says so
             text = ""
         model.train(training)
-        return " ".join(f"{self.config.sample_prompt}{text}".split())
+        return " ".join(f"{prompt}{text}".split())
+
+    def _learning_rate(self, done: float) -> float:
+        """The learning rate at `done`, in [0, 1], through the run, as a fraction of its peak."""
+        o = self.config.optimization
+        return learning_rate(o.schedule, done, o.warmup_ratio, o.decay_ratio, o.final_learning_rate)
 
     def _validation_due(self, before: float, after: float) -> bool:
         """Whether to validate after a step that took the run from `before` to `after`, in [0, 1]."""
         if after >= 1.0:
             return True  # whatever else: the last weights are never left unmeasured
-        if self.config.validate_every:
-            return self.progress.step % self.config.validate_every == 0
+        if self.config.run.validate_every:
+            return self.progress.step % self.config.run.validate_every == 0
         return math.floor(before * _VALIDATIONS) < math.floor(after * _VALIDATIONS)
 
     def _is_over(self) -> bool:
         return self.budget.spent(self.progress) >= 1.0 or self._out_of_patience()
 
     def _out_of_patience(self) -> bool:
-        return self.config.patience is not None and self.progress.waited >= self.config.patience
+        return self.config.run.patience is not None and self.progress.waited >= self.config.run.patience
 
     def _checkpoint_due(self, seconds: float) -> bool:
-        if self.config.checkpoint_every:
-            return self.progress.step % self.config.checkpoint_every == 0
+        if self.config.run.checkpoint_every:
+            return self.progress.step % self.config.run.checkpoint_every == 0
         return seconds > _SECONDS_BETWEEN_CHECKPOINTS
 
     def _checkpoint(self) -> None:
@@ -222,26 +227,27 @@ class Trainer:
                 "data": self.source.state(),
                 "run": self.config.identity(),
             }
-            folder = self.config.checkpoints
-            run_state.save(folder, self.progress.step, run_state.State(tensors, facts), self.config.keep_checkpoints)
+            run = self.config.run
+            run_state.save(run.checkpoints, self.progress.step, run_state.State(tensors, facts), run.keep_checkpoints)
 
     def _resume(self) -> None:
         """Go on where the run in the output folder stopped, if there is one.
 
         Raises:
-            ConfigError: if it is another run. CheckpointError: if there is none and config.resume insists.
+            ConfigError: if it is another run. CheckpointError: if there is none and config.run.resume insists.
         """
-        folder = self.config.checkpoints
+        folder = self.config.run.checkpoints
         if self.engine.main:
             remove_partial(self.output)
         found = run_state.load(folder)
         if found is None:
-            if self.config.resume:
+            if self.config.run.resume:
                 raise CheckpointError(f"{folder} has no checkpoint to go on from.")
             return
         saved = {RENAMED.get(name, name): value for name, value in found.facts["run"].items()}
+        saved = {**TrainConfig.from_options(data="").identity(), **saved}  # options newer than the checkpoint
         for name, value in self.config.identity().items():
-            if (before := saved.get(name)) != value:
+            if (before := saved[name]) != value:
                 raise ConfigError(
                     f"{self.output} holds a run with {name} {before!r}, not {value!r}: "
                     "go on with its options, choose another output, or begin again with --restart."
