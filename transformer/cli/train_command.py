@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 
+from transformer.cli.shared_options import Commands, add_training_command
 from transformer.console import never_fail_on_characters
 from transformer.credentials import guard_output
 from transformer.errors import ConfigError, TransformerError
 from transformer.training.interrupt import Interrupted
+
+
+def add_train(commands: Commands) -> None:
+    add_training_command(commands, "train", train, "train a model")
+
+
+def train(options: argparse.Namespace) -> int:
+    """Train a model; the options are those of `train.py`."""
+    return run(options.rest, "python -m transformer train")
 
 
 def run(arguments: list[str], program: str) -> int:
