@@ -7,6 +7,7 @@ import pytest
 import torch
 from models import SENTENCES, tiny_model_directory
 
+from transformer.cli import main
 from transformer.errors import ConfigError
 from transformer.hub import checkpoint
 from transformer.inference import SamplingOptions
@@ -56,6 +57,7 @@ def test_what_the_model_decides_is_refused_even_at_its_default(option: str) -> N
         ("--short-window-share=0.5 --window-stride=64", "--window-stride has"),
         ("--decay-ratio=0.3", "--decay-ratio has"),
         ("--schedule=linear --decay-ratio=0.2", "--decay-ratio has"),
+        ("--schedule=wsd --decay-ratio=0 --final-learning-rate=0.1", "--final-learning-rate has"),
         ("--push-public", "--push-public has"),
         ("--freeze-embeddings --embedding-learning-rate=0.1", "--embedding-learning-rate has"),
         ("--parallel=fsdp", "--parallel has"),
@@ -72,7 +74,9 @@ def test_other_options_without_effect(options: str, names: str) -> None:
     [
         "--init-from weights --dropout 0.1 --context-length 512 --learning-rate 0.001 --seed 0",
         "--init-from weights --tokenizer None --freeze-embeddings --no-push-public --parallel ddp",
-        "--schedule wsd --decay-ratio 0.3",
+        "--schedule wsd --decay-ratio 0.3 --final-learning-rate 0",
+        "--schedule wsd --decay-ratio 0",
+        "--device cuda:1",
         "--tokenizer t --preset paper --d-model 64 --n-heads 4",
         "--stream --separate-documents --max-steps 3 --price-per-hour 1",
         "--push-to a/b --push-public",
@@ -126,6 +130,79 @@ def test_a_context_beyond_that_of_the_model_is_refused(corpus: str, tmp_path: Pa
     assert (
         train(TrainConfig.from_options(corpus, str(tmp_path / "out"), **options)).step == 1
     )  # the default is cut to the model's
+
+
+def test_one_gpu_of_several_is_no_choice_of_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="--device has no effect in several processes"):
+        parse(["--data", "x", "--device", "cuda:1"])
+    assert parse(["--data", "x", "--device", "cuda"]).run.device == "cuda"
+
+
+@pytest.mark.parametrize(("preset", "has_others"), [("modern", False), ("gpt2", True)])
+def test_a_rate_for_embeddings_that_are_all_frozen_is_refused(
+    preset: str, has_others: bool, corpus: str, tmp_path: Path
+) -> None:
+    """GPT-2's positions are embeddings too, and are not frozen."""
+    base = tiny_model_directory(tmp_path / "base", preset)
+    options = dict(init_from=str(base), context_length=16, max_steps=1, preflight="off")
+    frozen = dict(freeze_embeddings=True, embedding_learning_rate=0.1)
+    config = TrainConfig.from_options(corpus, str(tmp_path / "out"), **options, **frozen)
+    if has_others:
+        assert train(config).step == 1
+    else:
+        with pytest.raises(ConfigError, match="--embedding-learning-rate has no effect with --freeze-embeddings"):
+            train(config)
+
+
+# ---- other commands ----
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model without a chat template."""
+    return str(tiny_model_directory(tmp_path_factory.mktemp("model")))
+
+
+@pytest.mark.parametrize("command", ["predict", "chat"])
+@pytest.mark.parametrize("option", ["--top-k=50", "--top-p=0.9", "--min-p=0", "--seed=0"])
+def test_how_to_sample_has_no_effect_where_nothing_is_sampled(
+    command: str, option: str, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--model", model, "--temperature", "0", option]) == 1
+    name = option.partition("=")[0]
+    assert f"{name}: no effect with --temperature 0" in capsys.readouterr().err
+
+
+def test_greedy_text_takes_the_other_options(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = "--temperature 0 --max-tokens 3 --min-tokens 1 --repetition-penalty 1.2 --stop xx"
+    assert main(["predict", "x", "--model", model, *options.split()]) == 0
+    assert main(["predict", "x", "--model", model, "--max-tokens", "3", "--top-k", "50", "--seed", "0"]) == 0
+
+
+@pytest.mark.parametrize("options", [["--system", "Be brief."], ["--enable-thinking"]])
+def test_a_chat_without_a_template_takes_no_options_of_one(
+    options: list[str], model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["chat", "--model", model, *options]) == 1
+    assert f"{options[0]} is for models with a chat template" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["evaluate", "conversations"])
+def test_a_file_has_no_configurations(
+    command: str, corpus: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"evaluate": ["--model", model, "--split", "train"], "conversations": ["--output", str(tmp_path / "o")]}
+    assert main([command, "--data", corpus, "--data-config", "en", *options[command]]) == 1
+    assert "is a file, which has no configurations: leave out 'en'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--preflight=off", "--preflight=warn", "--resume", "--restart"])
+def test_a_check_alone_takes_no_options_of_how_a_run_begins(
+    option: str, corpus: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["preflight", "--data", corpus, option]) == 1
+    assert f"{option.partition('=')[0]} has no effect on this command" in capsys.readouterr().err
 
 
 # ---- values ----

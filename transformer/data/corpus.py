@@ -410,6 +410,8 @@ def _files(source: str, config: str | None, split: str) -> list[str] | None:
         CorpusError: if there is no such corpus or split.
     """
     if os.path.isfile(source):
+        if config is not None:
+            raise CorpusError(f"{source} is a file, which has no configurations: leave out {config!r}.")
         if split != "train":
             raise _no_split(source, config, split)
         return [source]

@@ -21,7 +21,7 @@ def make_optimizers(model: Transformer, config: TrainConfig) -> list[torch.optim
     embedding_rate = config.optimization.embedding_learning_rate or rate
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     layers = {id(parameter) for parameter in model.layers.parameters()}
-    embeddings = {id(parameter) for name, parameter in model.named_parameters() if "embedding" in name}
+    embeddings = {id(parameter) for parameter in trained_embeddings(model)}
     matrices = [p for p in trained if p.dim() == 2]
 
     def group(parameters: list[torch.nn.Parameter], rate: float, decay: float) -> dict[str, object]:
@@ -42,6 +42,12 @@ def make_optimizers(model: Transformer, config: TrainConfig) -> list[torch.optim
     if config.optimization.optimizer == "muon":
         optimizers.append(torch.optim.Muon([hidden], adjust_lr_fn="match_rms_adamw"))
     return optimizers
+
+
+def trained_embeddings(model: Transformer) -> list[torch.nn.Parameter]:
+    """The embeddings of tokens and of positions, but for frozen ones."""
+    named = model.named_parameters()
+    return [parameter for name, parameter in named if "embedding" in name and parameter.requires_grad]
 
 
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], part: float) -> None:

@@ -50,6 +50,12 @@ _RULES = (
         "or add --schedule wsd",
     ),
     _Rule(
+        ("final_learning_rate",),
+        lambda config: config.optimization.schedule == "wsd" and config.optimization.decay_ratio == 0,
+        "with --decay-ratio 0, which never decreases the learning rate",
+        "or give another --decay-ratio",
+    ),
+    _Rule(
         ("short_window_length",),
         lambda config: not config.data.short_window_share,
         "without --short-window-share",
@@ -82,9 +88,15 @@ _RULES = (
     ),
     _Rule(
         ("parallel",),
-        lambda config: config.run.parallel == "fsdp" and int(os.environ.get("WORLD_SIZE", "1")) == 1,
+        lambda config: config.run.parallel == "fsdp" and _world_size() == 1,
         "in one process, which holds the whole model",
         "or start several: torchrun --nproc-per-node 2 train.py ...",
+    ),
+    _Rule(
+        ("device",),
+        lambda config: ":" in config.run.device and _world_size() > 1,
+        "in several processes, each of which has a GPU of its own",
+        "or give the kind of device alone, such as --device cuda",
     ),
 )
 
@@ -110,6 +122,11 @@ def refuse_without_effect(config: TrainConfig, given: Collection[str], in_file: 
             if any(name in in_file for name in names):
                 hint = " For the other options of that --config, copy its file and leave these lines out of the copy."
             raise ConfigError(f"{_joined(listed)} {has} no effect {rule.where}. Leave {them} out, {rule.cure}.{hint}")
+
+
+def _world_size() -> int:
+    """Processes that torchrun or accelerate started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def flag(name: str) -> str:

@@ -29,6 +29,7 @@ from transformer.training import run_state
 from transformer.training.bigrams import start_from_bigrams
 from transformer.training.distributed import Engine
 from transformer.training.memory_limits import expect_room
+from transformer.training.optimizers import trained_embeddings
 from transformer.training.option_groups import DataOptions
 from transformer.training.train_config import TrainConfig
 
@@ -133,6 +134,11 @@ def _model(config: TrainConfig, tokenizer: Tokenizer, start: Path | None, device
         use_embeddings(model, pretrained_embeddings(config.model.embeddings_from))
     if config.model.freeze_embeddings:
         model.token_embedding.weight.requires_grad_(False)
+        if config.optimization.embedding_learning_rate and not trained_embeddings(model):
+            raise ConfigError(
+                "--embedding-learning-rate has no effect with --freeze-embeddings: this model has no other embeddings "
+                "that would be trained at that rate. Leave it out, or leave out --freeze-embeddings."
+            )
     return model
 
 
