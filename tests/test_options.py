@@ -1,11 +1,14 @@
 """What a run is told: on the command line, in a file, by a preset."""
 
+import re
 import shlex
 from pathlib import Path
 
 import pytest
 
 from transformer.errors import ConfigError
+from transformer.legacy.blog_model import PRESET
+from transformer.model import PRESETS
 from transformer.reporting.model_card import command_line
 from transformer.training.options import parse, presets, read
 from transformer.training.train_config import OPTIONS, TrainConfig
@@ -34,6 +37,65 @@ def test_help_shows_every_option_with_its_default_and_the_presets(capsys: pytest
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "--learning-rate" in text and "(default: 0.002)" in text and "--config" in text
     assert all(name in text for name in ("quick", "speedrun", "sprint", "wikitext-2", "wikitext-103"))
+
+
+def test_help_lists_the_choices_in_groups_and_says_what_each_option_does(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    lines = [line.strip("│| ") for line in capsys.readouterr().out.splitlines()]
+    groups = [line.strip("╭╮─+- ") for line in lines if line.strip("╭╮─+- ").endswith(" options")]
+    assert groups == ["data options", "model options", "optimization options", "run options"]
+    for choices in (
+        "--preset {modern,paper,gpt2,blog}",
+        "--schedule {cosine,linear,wsd}",
+        "--optimizer {adamw,muon}",
+        "--precision {auto,bf16,fp32}",
+        "--parallel {ddp,fsdp}",
+        "--preflight {stop,warn,off}",
+    ):
+        assert any(line.startswith(choices) for line in lines), choices
+    text = " ".join(" ".join(lines).split())
+    for name in OPTIONS:
+        described = re.search(rf"--{name.replace('_', '-')}\b(.*?)\((?:default|required)", text)
+        assert described and described[1].rstrip().endswith("."), f"{name} has no text"
+
+
+def test_the_presets_are_those_of_the_models() -> None:
+    assert set(OPTIONS["preset"].choices or ()) == {*PRESETS, PRESET}
+
+
+@pytest.mark.parametrize("name", [name for name, option in OPTIONS.items() if option.choices])
+def test_a_choice_is_checked_in_files_and_code_too(name: str, tmp_path: Path) -> None:
+    expected = ", ".join(OPTIONS[name].choices or ())
+    with pytest.raises(ConfigError, match=f"^{name} must be one of {expected}, not 'x'.$"):
+        TrainConfig.from_options(**{"data": "x", name: "x"})
+    (tmp_path / "run.yaml").write_text(f"data: x\n{name}: x\n")
+    with pytest.raises(ConfigError, match=f"^{name} must be one of {expected}, not 'x'.$"):
+        parse(["--config", str(tmp_path / "run.yaml")])
+
+
+def test_a_number_beyond_its_interval_is_refused_with_the_interval() -> None:
+    for name, value, expected in (
+        ("learning_rate", 0, "a number more than 0"),
+        ("weight_decay", -1, "a number of at least 0"),
+        ("warmup_ratio", 1, r"in \[0, 1\)"),
+        ("decay_ratio", 2, r"in \[0, 1\]"),
+        ("ema_decay", 0, r"in \(0, 1\)"),
+        ("batch_size", None, "int"),
+    ):
+        with pytest.raises(ConfigError, match=f"^{name} must be {expected}, not {value}.$"):
+            TrainConfig.from_options("x", **{name: value})
+
+
+def test_options_are_reached_by_name_whichever_group_they_are_in() -> None:
+    config = TrainConfig.from_options("x", "out", d_model=32, learning_rate=0.1, stream=True)
+    assert (config.data.stream, config.model.d_model) == (True, 32)
+    assert (config.optimization.learning_rate, config.run.output) == (0.1, "out")
+    assert config.changed() == {"data": "x", "output": "out", "d_model": 32, "learning_rate": 0.1, "stream": True}
+    other = config.with_options(d_model=64)
+    assert other.model.d_model == 64 and other.with_options(d_model=32) == config
+    with pytest.raises(ConfigError, match="there is no option speed"):
+        TrainConfig.from_options("x", speed=3)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from transformer.training import run_state
 from transformer.training.interrupt import Interrupted
 from transformer.training.run import train
 from transformer.training.step import Step, Stepper
-from transformer.training.train_config import TrainConfig
+from transformer.training.train_config import RENAMED, TrainConfig
 
 SMALL = dict(
     vocab_size=300,
@@ -131,6 +131,14 @@ def test_a_run_saved_by_an_earlier_version_goes_on(corpus: str, whole: Path, tmp
             train(config.with_options(**changed))
     train(config)
     assert_same(tmp_path, whole)
+
+
+def test_what_a_resumed_run_may_not_change() -> None:
+    later = {"text_column", "max_documents", "short_window_share", "short_window_length"}
+    fixed = TrainConfig.from_options(data="x").identity()
+    assert fixed.keys() == {RENAMED.get(name, name) for name in SAVED_OPTIONS} | later
+    moved = TrainConfig.from_options(data="/there/x", tokenizer="/a/t", whole_tokens=("a",)).identity()
+    assert (moved["data"], moved["tokenizer"], moved["whole_tokens"]) == ("x", "t", ["a"])
 
 
 def power_fails() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import assert_never
+
 import torch
 
 from transformer.model import Transformer
@@ -34,14 +37,14 @@ def make_optimizers(model: Transformer, config: TrainConfig) -> list[torch.optim
         group([p for p in trained if p.dim() < 2], rate, 0.0),
     ]
     hidden = group([p for p in matrices if id(p) in layers], rate, decay)
-    if config.optimization.optimizer == "adamw":
-        groups.append(hidden)
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(groups, betas=(0.9, config.optimization.beta2), fused=True)
-    ]
-    if config.optimization.optimizer == "muon":
-        optimizers.append(torch.optim.Muon([hidden], adjust_lr_fn="match_rms_adamw"))
-    return optimizers
+    adamw = partial(torch.optim.AdamW, betas=(0.9, config.optimization.beta2), fused=True)
+    match config.optimization.optimizer:
+        case "adamw":
+            return [adamw([*groups, hidden])]
+        case "muon":
+            return [adamw(groups), torch.optim.Muon([hidden], adjust_lr_fn="match_rms_adamw")]
+        case unknown:
+            assert_never(unknown)
 
 
 def trained_embeddings(model: Transformer) -> list[torch.nn.Parameter]:
