@@ -25,9 +25,17 @@ from transformer.credentials import guard_output
 from transformer.errors import TransformerError
 
 __all__ = ["DEFAULT_MODEL", "DEFAULT_PROMPT", "main"]
-_COMMANDS = (
-    *(add_predict, add_chat, add_evaluate, add_show, add_card, add_train, add_preflight, add_push),
-    *(add_conversations, add_import_original),
+_COMMANDS = (  # in the order of --help
+    add_predict,
+    add_chat,
+    add_evaluate,
+    add_show,
+    add_card,
+    add_train,
+    add_preflight,
+    add_push,
+    add_conversations,
+    add_import_original,
 )
 
 

@@ -71,7 +71,7 @@ class StoreGiven(argparse.Action):
 
 
 def load_generator(options: argparse.Namespace) -> Generator:
-    """The model of --model, computed with in --dtype."""
+    """The model that --model names, with the matrix products in --dtype."""
     from transformer.hub.checkpoint import load
     from transformer.hub.resolve import fetch
     from transformer.inference import Generator
