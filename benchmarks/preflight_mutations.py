@@ -71,15 +71,15 @@ MUTATIONS: tuple[Mutation, ...] = (
     _model(
         "bf16 attention: a block sees all of itself",
         "attention",
-        "mask = causal_mask(stop - start, start, device=query.device)",
-        "mask = causal_mask(stop - start, start, device=query.device) | True",
+        "mask = causal_mask(stop - start, start - first, device=query.device, window=window)",
+        "mask = causal_mask(stop - start, start - first, device=query.device, window=window) | True",
         "causality",
         **BF16,
     ),
     _model(
         "bf16 attention: blocks are masked as the first",
         "attention",
-        "mask = causal_mask(stop - start, start, device=query.device)",
+        "mask = causal_mask(stop - start, start - first, device=query.device, window=window)",
         "mask = causal_mask(stop, device=query.device)[: stop - start]",
         "causality",
         "attention",

@@ -19,9 +19,16 @@ SENTENCES = [
     "The river rises in the hills, and the river meets the sea near the old town.",
 ]
 
+# What single architectures of the Hub have beside the modern preset; of two layers.
+FEATURES: dict[str, dict[str, Any]] = {
+    "local": {"sliding_window": 5, "sliding_window_layers": (True, False)},
+}
+
 
 def tiny_config(preset: str = "modern", **overrides: object) -> ModelConfig:
-    """The preset at a size that a test computes in milliseconds."""
+    """The preset, or the modern one with one of FEATURES, at a size that a test computes in milliseconds."""
+    if preset in FEATURES:
+        preset, overrides = "modern", {**FEATURES[preset], **overrides}
     sizes = dict(vocab_size=300, context_length=32, d_model=32, n_layers=2, n_heads=4, dropout=0.0)
     return preset_config(preset, **{**sizes, **overrides})
 

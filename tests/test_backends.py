@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import tiny_model, tiny_tokenizer
+from models import FEATURES, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from transformer.cli import DEFAULT_MODEL, DEFAULT_PROMPT
@@ -37,6 +37,8 @@ ARCHITECTURES = [
     ("modern", {"rope_scaling": RopeScaling("llama3", 8.0, 10)}),
     ("modern", {"rope_scaling": RopeScaling("yarn", 4.0, 10)}),
     ("modern", {"rope_scaling": RopeScaling("dynamic", 4.0, 32)}),
+    *((name, {}) for name in FEATURES),
+    ("modern", {"sliding_window": 32, "n_kv_heads": 1}),  # no shorter than the context
     ("blog", {"positions": "rotary", "norm": "rms", "norm_placement": "pre", "activation": "swiglu", "qk_norm": True}),
     ("blog", {}),
     ("blog", {"heads": "sum", "pad_token_id": 3}),

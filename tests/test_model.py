@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from models import new_model, tiny_config, tiny_model
+from models import FEATURES, new_model, tiny_config, tiny_model
 
 from transformer.errors import ConfigError, ContextLengthError
 from transformer.legacy import model_class, preset_config
@@ -14,7 +14,7 @@ from transformer.model.attention import attention, causal_attention, causal_mask
 from transformer.model.layers import Dropout
 from transformer.model.positions import Rotary, apply_rope, sinusoids
 
-EVERY_PRESET = [*PRESETS, "blog", "blog-sum"]
+EVERY_PRESET = [*PRESETS, "blog", "blog-sum", *FEATURES]
 
 
 def preset_model(name: str, **overrides: object) -> Transformer:
@@ -158,6 +158,7 @@ def test_the_fused_kernel_computes_the_written_formula(kv_heads: int) -> None:
 
 def test_causal_mask_behind_a_past() -> None:
     assert causal_mask(2, past=3).int().tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+    assert causal_mask(2, past=3, window=2).int().tolist() == [[0, 0, 1, 1, 0], [0, 0, 0, 1, 1]]
 
 
 def test_sinusoids_are_those_of_the_paper() -> None:
@@ -220,6 +221,35 @@ def test_attention_in_blocks_equals_the_fused_kernel_forward_and_backward(length
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize(("length", "window"), [(100, 7), (300, 1), (300, 40), (700, 200), (700, 300)])
+def test_attention_in_blocks_looks_at_its_window_alone(length: int, window: int) -> None:
+    random = torch.Generator().manual_seed(length)
+    parts = [torch.randn(2, heads, length, 16, generator=random).requires_grad_() for heads in (4, 2, 2)]
+    upstream = torch.randn(2, 4, length, 16, generator=random)
+    mask = torch.tensor([[0 <= query - key < window for key in range(length)] for query in range(length)])
+    fused = F.scaled_dot_product_attention(*parts, attn_mask=mask, enable_gqa=True)
+    blocks = causal_attention(*parts, window)
+    torch.testing.assert_close(blocks, fused, atol=1e-5, rtol=1e-4)
+    for ours, theirs in zip(
+        torch.autograd.grad(blocks, parts, upstream), torch.autograd.grad(fused, parts, upstream), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
+def test_layers_with_a_window_see_no_further() -> None:
+    """In two layers a token is seen twice as far away, and never beyond: in one pass, in bf16 training, and decoded."""
+    model, ids = tiny_model("modern", sliding_window=5), tokens(1, 32)
+    changed = ids.clone()
+    changed[0, 10] = (changed[0, 10] + 17) % 300
+    seen = torch.zeros(32, dtype=torch.bool)
+    seen[10:19] = True
+    for bf16 in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            assert torch.equal((model(ids) != model(changed))[0].any(-1), seen)
+    before, after = (decoded(model, model.new_cache(1, 32), row, 7)[0] for row in (ids, changed))
+    assert torch.equal((before != after).any(-1), seen[7:])
+
+
 def test_training_in_bf16_computes_the_same_attention_as_inference() -> None:
     model, ids = tiny_model("modern", dropout=0.0), tokens(2, 32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -262,6 +292,12 @@ def test_dropout_acts_in_training_alone() -> None:
         (dict(dropout=1.0), "dropout"),
         (dict(vocab_size=1.5), "vocab_size"),
         (dict(head_dim=7), "head_dim"),
+        (dict(sliding_window=0), "sliding_window must be a positive whole number, not 0"),
+        (dict(sliding_window=True), "sliding_window must be"),
+        (dict(sliding_window_layers=(True, False)), "sliding_window_layers needs a sliding_window"),
+        (dict(sliding_window=4, sliding_window_layers=(True,)), "sliding_window_layers .* each of 2 layers"),
+        (dict(sliding_window=4, sliding_window_layers=(1, 0)), "sliding_window_layers .* each of 2 layers"),
+        (dict(sliding_window=4, sliding_window_layers=(False, False)), "names no layer"),
     ],
 )
 def test_a_config_that_cannot_work_says_which_field(options: dict, word: str) -> None:
@@ -272,7 +308,7 @@ def test_a_config_that_cannot_work_says_which_field(options: dict, word: str) ->
 
 
 def test_a_config_of_the_blog_that_cannot_work_says_which_field() -> None:
-    for options in (dict(n_kv_heads=2), dict(heads="concatenate"), dict(pad_token_id=300)):
+    for options in (dict(n_kv_heads=2), dict(heads="concatenate"), dict(pad_token_id=300), dict(sliding_window=4)):
         with pytest.raises(ConfigError, match=next(iter(options))):
             tiny_config("blog", **options)
     with pytest.raises(ConfigError, match="blog"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import new_model, tiny_tokenizer
+from models import FEATURES, new_model, tiny_tokenizer
 from test_preflight import TRAIN, VALID, write
 
 from benchmarks import preflight_mutations
@@ -41,6 +41,7 @@ ARCHITECTURES = {
     "blog": dict(preset="blog"),
     "llama": dict(preset="modern", qk_norm=False),
     "opt": dict(preset="gpt2", activation="relu"),
+    **{name: dict(preset="modern", **choices) for name, choices in FEATURES.items()},
 }
 
 
@@ -69,6 +70,14 @@ def test_fine_tuning_is_not_stopped(architecture: str, steps: int, tmp_path: Pat
     assert not report.failed, report.table()
 
 
+@pytest.mark.parametrize("name", FEATURES)
+def test_every_part_of_a_feature_is_compared_with_its_formula(name: str, tmp_path: Path) -> None:
+    """Also with documents apart, in bf16, and from an untrained model."""
+    for options in (dict(precision="bf16"), dict(separate_documents=True)):
+        report = fine_tuning(tmp_path, 0, preset="modern", **options, **FEATURES[name])
+        assert not report.failed and not [check for check in report.checks if "not compared" in check.measured]
+
+
 def test_weights_that_grew_warn_at_most(tmp_path: Path) -> None:
     report = fine_tuning(tmp_path, 0, scale=8.0, preset="modern", precision="bf16")
     assert not report.failed, report.table()
@@ -80,7 +89,13 @@ def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
 
 
 def fine_tuning(
-    folder: Path, steps: int, preset: str, scale: float = 1.0, precision: str = "fp32", **choices: object
+    folder: Path,
+    steps: int,
+    preset: str,
+    scale: float = 1.0,
+    precision: str = "fp32",
+    separate_documents: bool = False,
+    **choices: object,
 ) -> Report:
     """The preflight of a run that begins with a model after this many steps, or with weights of another size."""
     torch.manual_seed(0)
@@ -89,7 +104,13 @@ def fine_tuning(
     model = new_model(preset_config(preset, **{**sizes, **choices}, vocab_size=tokenizer.vocab_size))
     data = write(folder, TRAIN[:40])
     config = TrainConfig.from_options(
-        data=data, init_from="weights", context_length=32, batch_size=8, precision=precision, learning_rate=5e-4
+        data=data,
+        init_from="weights",
+        context_length=32,
+        batch_size=8,
+        precision=precision,
+        learning_rate=5e-4,
+        separate_documents=separate_documents,
     )
     training, validation = (
         Windows(tokenize([Document.of(text) for text in texts], tokenizer), 32) for texts in (TRAIN[:40], VALID)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models import SENTENCES, tiny_model, tiny_model_directory, tiny_tokenizer
+from models import FEATURES, SENTENCES, tiny_model, tiny_model_directory, tiny_tokenizer
 
 from transformer.cli import main
 from transformer.data.tokenizer import Tokenizer
@@ -56,7 +56,7 @@ def numbers_of(page: str) -> dict:
     return json.loads(re.search(r"const DATA = (.*);\n", page)[1])
 
 
-@pytest.mark.parametrize("preset", ["modern", "paper", "gpt2", "blog"])
+@pytest.mark.parametrize("preset", ["modern", "paper", "gpt2", "blog", *FEATURES])
 @torch.inference_mode()
 def test_the_weights_make_the_output_of_each_layer(preset: str) -> None:
     model, tokens = tiny_model(preset), ids()

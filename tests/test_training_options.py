@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from models import SENTENCES, tiny_model, tiny_model_directory, tiny_tokenizer
+from models import FEATURES, SENTENCES, tiny_model, tiny_model_directory, tiny_tokenizer
 
 from transformer.data.document import Document
 from transformer.data.tokenize import tokenize
@@ -39,7 +39,7 @@ def corpus(tmp_path: Path) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("preset", ["paper", "gpt2", "modern"])
+@pytest.mark.parametrize("preset", ["paper", "gpt2", "modern", *FEATURES])
 def test_separate_documents_are_read_as_if_each_were_alone(preset: str) -> None:
     model = tiny_model(preset)
     first, second = torch.randint(300, (1, 9)), torch.randint(300, (1, 14))

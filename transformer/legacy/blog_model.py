@@ -45,6 +45,8 @@ class BlogConfig(ModelConfig):
             raise ConfigError(f"heads must be average or sum, not {self.heads!r}.")
         if self.kv_heads != self.n_heads:
             raise ConfigError(f"heads={self.heads!r} has no grouped-query form: n_kv_heads must equal n_heads.")
+        if self.sliding_window is not None:
+            raise ConfigError(f"heads={self.heads!r} has no sliding_window: leave it out.")
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
             raise ConfigError(f"pad_token_id must be one of {self.vocab_size} tokens, not {self.pad_token_id!r}.")
 

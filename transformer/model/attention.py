@@ -45,14 +45,15 @@ def attention_weights(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
     return scores.softmax(dim=-1).masked_fill(~mask, 0.0)  # the second fill: a row of -inf alone is NaN
 
 
-def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, window: int | None = None) -> Tensor:
     """`attention` from each token to itself and those before it, a block of queries at a time.
 
-    What is after a block is not even multiplied. Compiled, on a CPU in bf16, forward and backward take half the time of
-    PyTorch's kernel (see experiments/LOG.md); in fp32 they take longer.
+    What is after a block, or before the window of its first query, is not even multiplied. Compiled, on a CPU in bf16,
+    forward and backward take half the time of PyTorch's kernel (see experiments/LOG.md); in fp32 they take longer.
 
     Args:
         query: (B, H, T, E). key: (B, K, T, E), value: (B, K, T, V): each serves H / K query heads.
+        window: as `causal_mask`.
 
     Returns:
         (B, H, T, V).
@@ -63,23 +64,31 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     blocks = []
     for start in range(0, length, size):
         stop = min(start + size, length)
-        mask = causal_mask(stop - start, start, device=query.device)
-        blocks.append(attention(query[:, :, start:stop], key[:, :, :stop], value[:, :, :stop], mask))
+        first = 0 if window is None else max(start - window + 1, 0)  # the first key that the block looks at
+        mask = causal_mask(stop - start, start - first, device=query.device, window=window)
+        blocks.append(attention(query[:, :, start:stop], key[:, :, first:stop], value[:, :, first:stop], mask))
     return torch.cat(blocks, dim=2)
 
 
 def causal_mask(
-    new: int, past: int = 0, attention_mask: Tensor | None = None, device: torch.device | None = None
+    new: int,
+    past: int = 0,
+    attention_mask: Tensor | None = None,
+    device: torch.device | None = None,
+    window: int | None = None,
 ) -> Tensor:
     """Which of the `past + new` tokens each of the `new` ones may look at: itself and those before it (3.2.3).
 
     Args:
         attention_mask: (B, S) bool, False at padding, which nobody looks at.
+        window: how many tokens a query looks back over, its own included (Mistral 7B, Jiang et al., 2023); None: all.
 
     Returns:
         Bool, (T, S), or (B, 1, T, S) if `attention_mask` is given.
     """
     causal = torch.ones(new, past + new, dtype=torch.bool, device=device).tril(diagonal=past)  # (T, S)
+    if window is not None:
+        causal = causal.triu(diagonal=past - window + 1)
     return causal if attention_mask is None else causal & attention_mask[:, None, None, :]  # (B, 1, T, S)
 
 
@@ -88,11 +97,14 @@ class MultiHeadAttention(nn.Module):
 
     The paper concatenates the heads and projects the result back to d_model. Grouped-query attention lets several
     query heads share one key-value head.
+
+    Args:
+        window: how many tokens a query looks back over, its own included; None: over all.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, window: int | None = None) -> None:
         super().__init__()
-        self.n_heads, self.n_kv_heads = config.n_heads, config.kv_heads
+        self.n_heads, self.n_kv_heads, self.window = config.n_heads, config.kv_heads, window
         self.query = Linear(config.d_model, config.n_heads * config.key_dim, bias=config.bias)
         self.key = Linear(config.d_model, config.kv_heads * config.key_dim, bias=config.bias)
         self.value = Linear(config.d_model, config.kv_heads * config.key_dim, bias=config.bias)
@@ -115,7 +127,8 @@ class MultiHeadAttention(nn.Module):
         Args:
             x_BTD: the residual stream at the new tokens, (B, T, D).
             rotation: of the new tokens' positions; None: no rotary positions.
-            mask: bool, broadcastable to (B, H, T, S); None: causal, nothing padded (and no past, unless T is 1).
+            mask: bool, broadcastable to (B, H, T, S), with the window in it; None: causal, within the window, nothing
+                padded (and no past, unless T is 1).
             update: writes this layer's new keys and values into the cache; None: there is no past.
 
         Returns:
@@ -144,10 +157,13 @@ class MultiHeadAttention(nn.Module):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, cached: bool) -> Tensor:
         """The formula for every head, (B, H, T, V). cached: the keys and values are those of a cache."""
+        window = self.window if mask is None and self.window is not None and self.window < key.shape[2] else None
         if cached and query.shape[2] == 1:
+            if window is not None:
+                key, value = key[:, :, -window:], value[:, :, -window:]
             return _attend_one(query, key, value, mask)
-        if mask is None and not cached and _trains_in_bf16_on_cpu(query):
-            return causal_attention(query, key, value)
+        if window is not None or (mask is None and not cached and _trains_in_bf16_on_cpu(query)):
+            return causal_attention(query, key, value, window)
         return F.scaled_dot_product_attention(
             query,
             key,

@@ -78,6 +78,8 @@ class ModelConfig:
     norm_eps: float = 1e-5
     activation: Activation = "relu"  # 3.3
     qk_norm: bool = False  # RMSNorm on queries and keys (Henry et al., 2020)
+    sliding_window: int | None = None  # tokens a query looks back over, its own included (Mistral, 2023); None: all
+    sliding_window_layers: tuple[bool, ...] | None = None  # which layers have the window; None: every layer
     bias: bool = True  # biases in attention and feed-forward
     attention_output_bias: bool | None = None  # of the projection of the joined heads; None: as bias
     feed_forward_bias: bool | None = None  # None: as bias
@@ -102,6 +104,10 @@ class ModelConfig:
                 object.__setattr__(self, name, self.bias)
         if isinstance(self.rope_scaling, Mapping):  # as it is saved
             object.__setattr__(self, "rope_scaling", RopeScaling(**self.rope_scaling))
+        if isinstance(self.sliding_window_layers, list):  # as it is saved
+            object.__setattr__(self, "sliding_window_layers", tuple(self.sliding_window_layers))
+        if _says_every_layer(self.sliding_window_layers, self.n_layers):  # so that equal models have equal configs
+            object.__setattr__(self, "sliding_window_layers", None)
         self._check()
 
     def _check(self) -> None:
@@ -124,6 +130,7 @@ class ModelConfig:
                 raise ConfigError(f"{name} must be a number above 0, not {getattr(self, name)!r}.")
         if self.rope_scaling is not None:
             self._check_rope_scaling(self.rope_scaling)
+        self._check_sliding_window()
         biases = ("bias", "attention_output_bias", "feed_forward_bias", "head_bias")
         for name in ("qk_norm", *biases, "scale_embeddings", "tie_embeddings"):
             if not isinstance(getattr(self, name), bool):
@@ -140,6 +147,34 @@ class ModelConfig:
             raise ConfigError(f"rope_scaling of the kind dynamic needs a head_dim above 2, not {self.head_dim}.")
         if scaling.kind == "yarn" and not self.rope_theta > 1:
             raise ConfigError(f"rope_scaling of the kind yarn needs a rope_theta above 1, not {self.rope_theta}.")
+
+    def _check_sliding_window(self) -> None:
+        window, layers = self.sliding_window, self.sliding_window_layers
+        if window is not None and (type(window) is not int or window < 1):
+            raise ConfigError(f"sliding_window must be a positive whole number, not {window!r}.")
+        if layers is None:
+            return
+        _check_flags("sliding_window_layers", layers, self.n_layers)
+        if window is None:
+            raise ConfigError("sliding_window_layers needs a sliding_window, which is not set.")
+        if not any(layers):
+            raise ConfigError("sliding_window_layers names no layer: leave out sliding_window.")
+
+    def is_local(self, layer: int) -> bool:
+        """Whether this layer has the sliding window."""
+        return self.sliding_window is not None and (
+            self.sliding_window_layers is None or self.sliding_window_layers[layer]
+        )
+
+    def window_of(self, layer: int) -> int | None:
+        """How many tokens a query of this layer looks back over, its own included; None: over the whole context."""
+        window = self.sliding_window
+        return window if self.is_local(layer) and window is not None and window < self.context_length else None
+
+    @property
+    def has_window(self) -> bool:
+        """Whether any layer looks back over less than the whole context."""
+        return any(self.window_of(layer) is not None for layer in range(self.n_layers))
 
     # The derived sizes, typed as the integers they are after __post_init__.
     @property
@@ -170,6 +205,16 @@ class ModelConfig:
 def _is_positive(value: Any) -> bool:
     """Whether it is a finite number above 0; a bool is none."""
     return not isinstance(value, bool) and isinstance(value, int | float) and 0 < value < math.inf
+
+
+def _says_every_layer(flags: Any, n_layers: int) -> bool:
+    return isinstance(flags, tuple) and len(flags) == n_layers and all(flag is True for flag in flags)
+
+
+def _check_flags(name: str, flags: Any, n_layers: int) -> None:
+    """Raises: ConfigError if it is not true or false for each layer."""
+    if not isinstance(flags, tuple) or len(flags) != n_layers or any(type(flag) is not bool for flag in flags):
+        raise ConfigError(f"{name} must be true or false for each of {n_layers} layers, not {flags!r}.")
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {

@@ -93,11 +93,14 @@ class DecoderLayer(nn.Module):
 
     post: norm(x + dropout(sublayer(x))), the paper. pre: x + dropout(sublayer(norm(x))), GPT-2 and after: the
     residual stream is then a plain sum, which trains without the paper's long warm-up (Xiong et al., 2020).
+
+    Args:
+        number: of the layer, from 0, where layers differ.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, number: int = 0) -> None:
         super().__init__()
-        self.attention = MultiHeadAttention(config)
+        self.attention = MultiHeadAttention(config, config.window_of(number))
         self.attention_norm = make_norm(config)
         self.feed_forward = FeedForward(config)
         self.feed_forward_norm = make_norm(config)

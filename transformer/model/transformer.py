@@ -46,7 +46,9 @@ class Transformer(nn.Module):
         self.position_embedding = _added_positions(config)
         self.rotary = make_rotary(config) if config.positions == "rotary" else None  # one table for all layers
         self.dropout = Dropout(config.dropout)
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.n_layers))
+        self.layers = nn.ModuleList(DecoderLayer(config, number) for number in range(config.n_layers))
+        self.is_local = [config.window_of(number) is not None for number in range(config.n_layers)]
+        self.window = config.sliding_window if any(self.is_local) else None
         # After post-norm layers the stream is normalised already.
         self.final_norm = make_norm(config) if config.norm_placement == "pre" else nn.Identity()
         self.head = Linear(config.d_model, config.vocab_size, bias=config.head_bias)
@@ -86,7 +88,10 @@ class Transformer(nn.Module):
             causal = causal_mask(length, device=tokens_BT.device) if mask is None else mask
             mask = causal & (segment_ids_BT[:, None, :, None] == segment_ids_BT[:, None, None, :])  # (B, 1, T, T)
             positions = _positions_in_document(segment_ids_BT)
-        return self._run(tokens_BT, positions, mask)
+        local_mask = None
+        if self.window is not None and mask is not None:
+            local_mask = mask & causal_mask(length, device=tokens_BT.device, window=self.window)
+        return self._run(tokens_BT, positions, mask, local_mask=local_mask)
 
     # ---- token by token, with a cache ----
 
@@ -145,9 +150,13 @@ class Transformer(nn.Module):
         can be recorded as one CUDA graph. `cache.lengths` is left as it is.
         """
         rows = torch.arange(len(tokens_B), device=self.device)
-        mask = torch.arange(limit, device=self.device) <= positions_B[:, None]  # (B, S)
+        places = torch.arange(limit, device=self.device)
+        mask = (places <= positions_B[:, None])[:, None, None]  # (B, 1, 1, S)
+        local_mask = None
+        if self.window is not None:
+            local_mask = mask & (places > positions_B[:, None] - self.window)[:, None, None]
         updates = [partial(cache.update_rows, i, rows, positions_B, limit) for i in range(len(self.layers))]
-        return self.head(self._run(tokens_B[:, None], positions_B[:, None], mask[:, None, None], updates)[:, 0])
+        return self.head(self._run(tokens_B[:, None], positions_B[:, None], mask, updates, local_mask)[:, 0])
 
     # ---- what all of them run ----
 
@@ -157,12 +166,14 @@ class Transformer(nn.Module):
         positions: Tensor | slice,
         mask: Tensor | None = None,
         updates: Sequence[Update] | None = None,
+        local_mask: Tensor | None = None,
     ) -> Tensor:
         """Embeddings, layers and final norm, (B, T, D).
 
         Args:
             positions: (T,) or (B, T), or the slice that they are.
             mask, updates: of each layer, as `MultiHeadAttention` takes them.
+            local_mask: that of layers with a sliding window.
         """
         x_BTD = self.token_embedding(tokens_BT)
         if self.config.scale_embeddings:
@@ -172,7 +183,8 @@ class Transformer(nn.Module):
         x_BTD = self.dropout(x_BTD)
         rotation = None if self.rotary is None else self.rotary(positions)
         for i, layer in enumerate(self.layers):
-            x_BTD = layer(x_BTD, rotation, mask, None if updates is None else updates[i])
+            seen = local_mask if self.is_local[i] else mask
+            x_BTD = layer(x_BTD, rotation, seen, None if updates is None else updates[i])
         return self.final_norm(x_BTD)
 
     def _positions(self, length: int, attention_mask_BT: Tensor | None, device: torch.device) -> Tensor:

@@ -21,7 +21,7 @@ from transformer.model import ModelConfig
 _SIZES = "vocab_size context_length d_model n_layers n_heads n_kv_heads head_dim d_feed_forward"
 _CHOICES = (
     "positions rope_theta norm norm_placement norm_eps activation qk_norm bias attention_output_bias feed_forward_bias "
-    "head_bias scale_embeddings tie_embeddings dropout"
+    "head_bias scale_embeddings tie_embeddings dropout sliding_window sliding_window_layers"
 )
 _KNOWN = {*_SIZES.split(), *_CHOICES.split()}
 

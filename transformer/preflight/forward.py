@@ -231,10 +231,11 @@ class _Comparing:
         module = self._layer(layer).attention
         x, found = self.values.of(f"layers.{layer}.attention")
         compute = partial(formulas.attention, x, module, self.config, self.positions)
-        distance = self._apart(found, compute(self.mask))
+        seen = self._mask_of(layer)
+        distance = self._apart(found, compute(seen))
         if distance <= self.close:
             return distance
-        for name, cause, mask, options in self._attention_mistakes():
+        for name, cause, mask, options in self._attention_mistakes(seen):
             if self._apart(found, compute(mask, **options)) <= self.close:
                 return name, f"In {self.where}, layer {layer}, {cause}."
         return (
@@ -242,9 +243,14 @@ class _Comparing:
             "at the kernel, its mask, and the order of the heads."
         )
 
-    def _attention_mistakes(self) -> Iterator[tuple[str, str, Tensor, dict[str, Any]]]:
+    def _mask_of(self, layer: int) -> Tensor:
+        """(B, T, T) with the sliding window, where this layer has one."""
+        window, place = self.config.window_of(layer), torch.arange(self.mask.shape[-1])
+        return self.mask if window is None else self.mask & (place[:, None] - place < window)
+
+    def _attention_mistakes(self, mask: Tensor) -> Iterator[tuple[str, str, Tensor, dict[str, Any]]]:
         """Known mistakes: the part that they belong to, the cause, the mask and the options of the formula."""
-        mask, config = self.mask, self.config
+        config = self.config
         everything = torch.ones_like(mask)
         causal = everything.tril()
         yield "attention", "the scores are not divided by sqrt(d_k)", mask, dict(scaled=False)
@@ -264,6 +270,7 @@ class _Comparing:
             (everything.tril(1), "every token sees the one after it: the causal mask is shifted by one"),
             (everything.tril(-1), "no token sees itself: the causal mask is shifted by one"),
             (causal, "the mask that keeps documents or padding apart is not applied"),
+            (self.mask, "the sliding window is not applied"),
         ):
             yield "attention", cause, wrong_mask, {}
         if config.n_heads != config.kv_heads:

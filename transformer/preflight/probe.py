@@ -27,19 +27,31 @@ def small_config(config: ModelConfig, vocab_size: int, context_length: int) -> M
     # What fits together in the model fits together here: not every format knows other sizes.
     width = n_heads * head_dim if config.d_model == config.n_heads * config.key_dim else min(config.d_model, 32)
     is_fourfold = config.feed_forward_dim == 4 * config.d_model
+    context_length = min(config.context_length, context_length)
+    layers = _layers(config)
     return replace(
         config,
         # A model of another kind may give meaning to ids of its own vocabulary.
         vocab_size=vocab_size if type(config) is ModelConfig else config.vocab_size,
-        context_length=min(config.context_length, context_length),
+        context_length=context_length,
         d_model=width,
-        n_layers=min(config.n_layers, 2),
+        n_layers=len(layers),
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         head_dim=head_dim,
         d_feed_forward=4 * width if is_fourfold else min(config.feed_forward_dim, 2 * width),
         dropout=0.0,
+        sliding_window=max(1, context_length // 4) if config.has_window else None,
+        sliding_window_layers=tuple(config.is_local(layer) for layer in layers) if config.has_window else None,
     )
+
+
+def _layers(config: ModelConfig) -> list[int]:
+    """The first layer of each kind, and at least two layers if there are two."""
+    first: dict[bool, int] = {}
+    for layer in range(config.n_layers):
+        first.setdefault(config.is_local(layer), layer)
+    return sorted(first.values()) if len(first) > 1 else list(range(min(config.n_layers, 2)))
 
 
 def small_model(model: Transformer, vocab_size: int, context_length: int, seed: int = 0) -> Transformer:

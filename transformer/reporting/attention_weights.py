@@ -34,7 +34,7 @@ def weights_of(model: Transformer, tokens_T: Tensor) -> Tensor:
         key = key.repeat_interleave(module.n_heads // module.n_kv_heads, dim=1)  # (1, K, T, E) -> (1, H, T, E)
         mask = given.get("mask")
         if mask is None:
-            mask = causal_mask(query.shape[2], device=query.device)
+            mask = causal_mask(query.shape[2], device=query.device, window=module.window)
         found.append(attention_weights(query, key, mask)[0])
 
     layers = [module for module in model.modules() if isinstance(module, MultiHeadAttention)]

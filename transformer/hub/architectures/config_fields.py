@@ -53,6 +53,7 @@ class ConfigFields(dict[str, Any]):
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
         super().__init__({name: value for name, value in fields.items() if value is not None})
+        self._null = {name for name, value in fields.items() if value is None}
         self._known = {"model_type", EXTRA_KEY, *" ".join(_COMPUTE_NOTHING.values()).split()}
 
     def __getitem__(self, name: str) -> Any:
@@ -65,6 +66,10 @@ class ConfigFields(dict[str, Any]):
     def get(self, name: str, default: Any = None) -> Any:
         self._known.add(name)
         return super().get(name, default)
+
+    def get_unless_null(self, name: str, missing: Any) -> Any:
+        """As `get`, where a field that is null does not mean the same as one that is missing."""
+        return self.get(name, None if name in self._null else missing)
 
     def ignore(self, *names: str) -> None:
         """Accept fields that compute nothing in this architecture, whatever they say."""

@@ -54,7 +54,6 @@ class LlamaLike(Adapter):
     default_head_dim: ClassVar[int | None] = None
 
     def read_fields(self, fields: ConfigFields) -> dict[str, Any]:
-        fields.expect_full_attention()
         fields.expect("hidden_act", "silu")
         theta, scaling = _read_rope(fields)
         context = fields["max_position_embeddings"]
@@ -66,7 +65,7 @@ class LlamaLike(Adapter):
             "d_model": fields["hidden_size"],
             "n_layers": fields["num_hidden_layers"],
             "n_heads": fields["num_attention_heads"],
-            "n_kv_heads": fields.get("num_key_value_heads", self.default_kv_heads),
+            "n_kv_heads": fields.get_unless_null("num_key_value_heads", self.default_kv_heads),
             "head_dim": fields.get("head_dim", self.default_head_dim),
             "d_feed_forward": fields["intermediate_size"],
             "positions": "rotary",
@@ -79,7 +78,13 @@ class LlamaLike(Adapter):
             "bias": fields.get("attention_bias", False),
             "feed_forward_bias": False,
             "tie_embeddings": fields.get("tie_word_embeddings", False),
+            **self.read_window(fields),
         }
+
+    def read_window(self, fields: ConfigFields) -> dict[str, Any]:
+        """Which layers look back over less than all tokens. Here none does."""
+        fields.expect_full_attention()
+        return {}
 
     def write_fields(self, config: ModelConfig) -> dict[str, Any]:
         return {

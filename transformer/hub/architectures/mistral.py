@@ -2,44 +2,38 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
+from transformer.errors import CheckpointError
 from transformer.hub.architectures.config_fields import ConfigFields
 from transformer.hub.architectures.llama_like import LlamaLike
 from transformer.model.config import ModelConfig
-
-logger = logging.getLogger(__name__)
 
 _DEFAULT_WINDOW = 4096  # what transformers takes for a missing `sliding_window`; null is no window
 
 
 class Mistral(LlamaLike):
-    """`MistralForCausalLM`, with texts of at most one window.
-
-    Within its window every token attends to all tokens before it. A longer context would need a window in attention,
-    which is not implemented: the context length of such a model is its window.
-    """
+    """`MistralForCausalLM`. Every layer has the window, or none has."""
 
     model_type = "mistral"
     class_name = "MistralForCausalLM"
     default_kv_heads = 8
 
     def read_fields(self, fields: ConfigFields) -> dict[str, Any]:
-        fields.ignore("attention_bias")  # transformers does not read it
-        arguments = {**super().read_fields(fields), "bias": False}
-        window = fields.get("sliding_window", _DEFAULT_WINDOW)
-        if window and window < arguments["context_length"]:
-            logger.warning(
-                "Attention windows are not implemented: the context of this model is its window of %s tokens, instead "
-                "of %s.",
-                f"{window:,}",
-                f"{arguments['context_length']:,}",
+        fields.ignore("attention_bias", "max_window_layers")  # transformers does not read them
+        return {**super().read_fields(fields), "bias": False}
+
+    def read_window(self, fields: ConfigFields) -> dict[str, Any]:
+        window = fields.get_unless_null("sliding_window", _DEFAULT_WINDOW)
+        expected = "full_attention" if window is None else "sliding_attention"
+        if other := {str(kind) for kind in fields.get("layer_types", [])} - {expected}:
+            raise CheckpointError(
+                f"config.json says layer_types {min(other)!r}; with sliding_window {window!r} expected {expected}."
             )
-            arguments["context_length"] = window
-        return arguments
+        fields.expect("use_sliding_window", window is not None)
+        return {"sliding_window": window}
 
     def write_fields(self, config: ModelConfig) -> dict[str, Any]:
         fields = super().write_fields(config)
         del fields["attention_bias"]
-        return {**fields, "sliding_window": None}
+        return {**fields, "sliding_window": config.sliding_window}

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from transformer.hub.architectures.config_fields import ConfigFields
-from transformer.hub.architectures.llama_like import LlamaLike
+from transformer.hub.architectures.sliding_window import SwitchedWindow
 from transformer.model.config import ModelConfig
 
 
-class Qwen2(LlamaLike):
+class Qwen2(SwitchedWindow):
     """`Qwen2ForCausalLM`. Its biases are no choice: neither the output projection nor the feed-forward has one."""
 
     model_type = "qwen2"
@@ -17,11 +17,10 @@ class Qwen2(LlamaLike):
     default_kv_heads = 32
 
     def read_fields(self, fields: ConfigFields) -> dict[str, Any]:
-        fields.ignore("sliding_window")  # it counts only with use_sliding_window, which is refused
         fields.ignore("attention_bias")  # transformers does not read it
         return {**super().read_fields(fields), "bias": True, "attention_output_bias": False}
 
     def write_fields(self, config: ModelConfig) -> dict[str, Any]:
         fields = super().write_fields(config)
         del fields["attention_bias"]
-        return {**fields, "use_sliding_window": False}
+        return fields

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from transformer.hub.architectures.config_fields import ConfigFields
-from transformer.hub.architectures.llama_like import LlamaLike
+from transformer.hub.architectures.sliding_window import SwitchedWindow
 
 
-class Qwen3(LlamaLike):
+class Qwen3(SwitchedWindow):
     """`Qwen3ForCausalLM`. Its feed-forward network has no biases."""
 
     model_type = "qwen3"
@@ -17,5 +17,4 @@ class Qwen3(LlamaLike):
     default_head_dim = 128
 
     def read_fields(self, fields: ConfigFields) -> dict[str, Any]:
-        fields.ignore("sliding_window")  # it counts only with use_sliding_window, which is refused
         return {**super().read_fields(fields), "qk_norm": True}

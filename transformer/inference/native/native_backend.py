@@ -38,7 +38,7 @@ _SUPPORTED: dict[str, set] = {
 _COMPUTED = {
     *("vocab_size", "context_length", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_feed_forward"),
     *("rope_theta", "norm_eps", "qk_norm", "bias", "attention_output_bias", "feed_forward_bias", "head_bias"),
-    *("scale_embeddings", "tie_embeddings", "dropout", "rope_scaling"),
+    *("scale_embeddings", "tie_embeddings", "dropout", "rope_scaling", "sliding_window", "sliding_window_layers"),
 }
 _KINDS = {torch.float32: "fp32", torch.float16: "fp16", torch.int8: "int8"}
 
@@ -80,6 +80,8 @@ class NativeBackend(InferenceBackend):
                 return f"{name} {getattr(config, name)!r}"
         if config.rope_scaling is not None and config.rope_scaling.kind == "dynamic":
             return "rotary positions that depend on the length of the text (dynamic scaling)"
+        if config.has_window:
+            return f"attention within a sliding_window of {config.sliding_window:,} tokens"
         for field in dataclasses.fields(config):
             if field.name not in _COMPUTED | _SUPPORTED.keys() and getattr(config, field.name) != field.default:
                 return f"{field.name} {getattr(config, field.name)!r}"

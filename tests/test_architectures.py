@@ -1,0 +1,56 @@
+"""What the config.json of single architectures says, beyond what `test_formats.py` asks of all of them."""
+
+import pytest
+import transformers
+from models import model_config
+from test_formats import MISTRAL, QWEN2, QWEN3
+
+from transformer.errors import CheckpointError
+
+LOCAL_FIRST = ["sliding_attention", "full_attention"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "window", "local"),
+    [
+        (MISTRAL, None, []),  # null
+        ({name: value for name, value in MISTRAL.items() if name != "sliding_window"}, 4096, range(32)),
+        (MISTRAL | {"sliding_window": 64}, 64, range(32)),
+        (QWEN2 | {"use_sliding_window": True, "sliding_window": 64}, 64, []),  # max_window_layers is their number
+        (QWEN2 | {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 21}, 64, range(21, 24)),
+        (QWEN3 | {"use_sliding_window": True}, None, []),
+        (QWEN3 | {"use_sliding_window": False, "sliding_window": 64, "max_window_layers": 3}, None, []),
+        (
+            QWEN3 | {"use_sliding_window": True, "sliding_window": 64, "layer_types": LOCAL_FIRST * 14},
+            *(64, range(0, 28, 2)),
+        ),
+    ],
+)
+def test_the_layers_with_a_window_are_those_of_transformers(fields: dict, window: int | None, local: list) -> None:
+    config = model_config(fields)
+    assert [layer for layer in range(config.n_layers) if config.is_local(layer)] == [*local]
+    assert config.sliding_window == (window if local else None) and config.context_length >= 32768
+    theirs = transformers.AutoConfig.for_model(**fields)
+    kinds = getattr(theirs, "layer_types", ["sliding_attention" if theirs.sliding_window else "full_attention"] * 32)
+    assert [kind == "sliding_attention" for kind in kinds] == [*map(config.is_local, range(config.n_layers))]
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        (QWEN3 | {"use_sliding_window": True, "layer_types": LOCAL_FIRST * 14}, "without a sliding_window"),
+        (
+            QWEN3 | {"use_sliding_window": True, "sliding_window": 64, "layer_types": LOCAL_FIRST},
+            "2 layers; expected 28",
+        ),
+        (QWEN3 | {"use_sliding_window": True, "layer_types": ["chunked_attention"] * 28}, "chunked_attention"),
+        (QWEN2 | {"layer_types": LOCAL_FIRST * 12}, "sliding_attention"),
+        (MISTRAL | {"layer_types": LOCAL_FIRST * 16}, "layer_types 'sliding_attention'; with sliding_window None"),
+        (MISTRAL | {"sliding_window": 64, "use_sliding_window": False}, "use_sliding_window"),
+        (MISTRAL | {"sliding_window": -1}, "sliding_window must be a positive"),
+        (QWEN2 | {"use_sliding_window": True, "num_hidden_layers": 10**15}, "num_hidden_layers .* at most 10,000"),
+    ],
+)
+def test_a_window_that_does_not_fit_is_refused_by_name(fields: dict, word: str) -> None:
+    with pytest.raises(CheckpointError, match=word):
+        model_config(fields)
