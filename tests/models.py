@@ -22,6 +22,7 @@ SENTENCES = [
 # What single architectures of the Hub have beside the modern preset; of two layers.
 FEATURES: dict[str, dict[str, Any]] = {
     "local": {"sliding_window": 5, "sliding_window_layers": (True, False)},
+    "nope": {"rope_layers": (True, False), "qk_norm": False},
 }
 
 

@@ -3,7 +3,7 @@
 import pytest
 import transformers
 from models import model_config
-from test_formats import MISTRAL, QWEN2, QWEN3
+from test_formats import MISTRAL, QWEN2, QWEN3, SMOLLM3
 
 from transformer.errors import CheckpointError
 
@@ -52,5 +52,42 @@ def test_the_layers_with_a_window_are_those_of_transformers(fields: dict, window
     ],
 )
 def test_a_window_that_does_not_fit_is_refused_by_name(fields: dict, word: str) -> None:
+    with pytest.raises(CheckpointError, match=word):
+        model_config(fields)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"no_rope_layers": None},
+        {"no_rope_layers": None, "no_rope_layer_interval": 5, "layer_types": None},
+        {"no_rope_layers": [0] * 40},
+        {"use_sliding_window": True, "sliding_window": 64, "layer_types": None},
+        {"rope_theta": "missing", "num_key_value_heads": None},
+    ],
+)
+def test_the_layers_of_smollm3_are_those_of_transformers(change: dict) -> None:
+    fields = {name: value for name, value in (SMOLLM3 | change).items() if value != "missing"}
+    config, theirs = model_config(fields), transformers.AutoConfig.for_model(**fields)
+    layers = range(config.n_layers)
+    assert [*map(config.rotates, layers)] == [bool(flag) for flag in theirs.no_rope_layers[: config.n_layers]]
+    assert [*map(config.is_local, layers)] == [kind == "sliding_attention" for kind in theirs.layer_types]
+    assert config.kv_heads == theirs.num_key_value_heads and config.tie_embeddings == theirs.tie_word_embeddings
+    assert {"rope_theta": config.rope_theta, "rope_type": "default"} == theirs.rope_parameters
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        (SMOLLM3 | {"no_rope_layers": [1, 0]}, r"no_rope_layers \[1, 0\]; expected 0 or 1 for each of 36 layers"),
+        (SMOLLM3 | {"no_rope_layers": [2] * 36}, "no_rope_layers"),
+        (SMOLLM3 | {"no_rope_layers": None, "no_rope_layer_interval": 0}, "no_rope_layer_interval 0"),
+        (SMOLLM3 | {"no_rope_layers": None, "num_hidden_layers": 10**15}, "num_hidden_layers .* at most 10,000"),
+        (SMOLLM3 | {"hidden_act": "gelu"}, "hidden_act"),
+        (SMOLLM3 | {"use_sliding_window": True, "layer_types": LOCAL_FIRST * 18}, "without a sliding_window"),
+    ],
+)
+def test_what_no_smollm3_computes_here_is_refused_by_name(fields: dict, word: str) -> None:
     with pytest.raises(CheckpointError, match=word):
         model_config(fields)

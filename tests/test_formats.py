@@ -121,8 +121,18 @@ ROPES = {
     ),
     "yarn, an attention factor": dict(factor=4.0, original_max_position_embeddings=24, attention_factor=1.3),
 }
-WINDOWS = ["mistral, window", "qwen2, window", "qwen3, window", "qwen3, window in some layers"]
-OPENED = ["gpt2", "llama", "mistral", "qwen2", "qwen3", "opt", *(f"llama, {rope}" for rope in ROPES), *WINDOWS]
+WINDOWS = ["mistral, window", "qwen2, window", "qwen3, window", "qwen3, window in some layers", "smollm3, window"]
+OPENED = [
+    "gpt2",
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "opt",
+    "smollm3",
+    *(f"llama, {rope}" for rope in ROPES),
+    *WINDOWS,
+]
 
 
 def their_config(name: str, seed: int) -> transformers.PreTrainedConfig:
@@ -157,11 +167,14 @@ def their_config(name: str, seed: int) -> transformers.PreTrainedConfig:
         return transformers.LlamaConfig(**common, mlp_bias=random.random() < 0.5)
     if name == "mistral":
         return transformers.MistralConfig(**common, sliding_window=window if variant else random.choice([None, 96]))
+    if name == "smollm3":
+        common |= {"no_rope_layer_interval": random.choice([2, 3]), "mlp_bias": random.random() < 0.5}
+        common |= {"num_hidden_layers": 3, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
     if variant:
         common |= {"use_sliding_window": True, "sliding_window": window, "max_window_layers": random.randint(0, 1)}
     if variant == "window in some layers":
         common["layer_types"] = [["sliding_attention", "full_attention"][i % 2] for i in range(layers)]
-    return (transformers.Qwen2Config if name == "qwen2" else transformers.Qwen3Config)(**common)
+    return transformers.AutoConfig.for_model(name, **common)
 
 
 def save_theirs(path: Path, name: str, seed: int, **how: object) -> transformers.PreTrainedModel:
@@ -366,6 +379,15 @@ OPT = {  # the one of 125 million
     **dict(torch_dtype="float16", transformers_version="4.21.0.dev0", vocab_size=50272, word_embed_proj_dim=768),
     "_remove_final_layer_norm": False,
 }
+SMOLLM3 = {
+    **dict(architectures=["SmolLM3ForCausalLM"], attention_bias=False, attention_dropout=0.0, bos_token_id=None),
+    **dict(eos_token_id=128012, hidden_act="silu", hidden_size=2048, initializer_range=0.02, intermediate_size=11008),
+    **dict(layer_types=["full_attention"] * 36, max_position_embeddings=65536, max_window_layers=28, mlp_bias=False),
+    **dict(model_type="smollm3", no_rope_layer_interval=4, no_rope_layers=[1, 1, 1, 0] * 9, num_attention_heads=16),
+    **dict(num_hidden_layers=36, num_key_value_heads=4, pad_token_id=128004, pretraining_tp=2, rms_norm_eps=1e-06),
+    **dict(rope_scaling=None, rope_theta=5000000.0, sliding_window=None, torch_dtype="bfloat16", use_cache=False),
+    **dict(transformers_version="4.54.0.dev0", use_sliding_window=False, vocab_size=128256),
+}
 KNOWN = {  # and how many parameters each has
     "gpt2": (GPT2, 124_439_808),
     "distilgpt2": (GPT2 | {"_num_labels": 1, "n_layer": 6, "id2label": {"0": "LABEL_0"}}, 81_912_576),
@@ -375,6 +397,7 @@ KNOWN = {  # and how many parameters each has
     "qwen2.5": (QWEN2, 494_032_768),
     "mistral": (MISTRAL, 7_248_023_552),
     "qwen3": (QWEN3, 596_049_920),
+    "smollm3": (SMOLLM3, 3_075_098_624),
     "opt": (OPT, 125_239_296 - 2 * 768),  # without its two rows of positions that are never used
 }
 

@@ -73,6 +73,7 @@ class ModelConfig:
     positions: Positions = "sinusoidal"  # 3.5
     rope_theta: float = 10_000.0  # base of the rotary frequencies
     rope_scaling: RopeScaling | None = None  # for a context longer than that of the pretraining
+    rope_layers: tuple[bool, ...] | None = None  # which rotate (NoPE: Kazemnejad et al., 2023); None: every layer
     norm: Norm = "layer"
     norm_placement: NormPlacement = "post"  # 5.4 normalises after the residual sum; "pre" came later
     norm_eps: float = 1e-5
@@ -104,10 +105,12 @@ class ModelConfig:
                 object.__setattr__(self, name, self.bias)
         if isinstance(self.rope_scaling, Mapping):  # as it is saved
             object.__setattr__(self, "rope_scaling", RopeScaling(**self.rope_scaling))
-        if isinstance(self.sliding_window_layers, list):  # as it is saved
-            object.__setattr__(self, "sliding_window_layers", tuple(self.sliding_window_layers))
-        if _says_every_layer(self.sliding_window_layers, self.n_layers):  # so that equal models have equal configs
-            object.__setattr__(self, "sliding_window_layers", None)
+        for name in ("sliding_window_layers", "rope_layers"):
+            flags = getattr(self, name)
+            if isinstance(flags, list):  # as it is saved
+                object.__setattr__(self, name, tuple(flags))
+            if _says_every_layer(getattr(self, name), self.n_layers):  # so that equal models have equal configs
+                object.__setattr__(self, name, None)
         self._check()
 
     def _check(self) -> None:
@@ -130,6 +133,10 @@ class ModelConfig:
                 raise ConfigError(f"{name} must be a number above 0, not {getattr(self, name)!r}.")
         if self.rope_scaling is not None:
             self._check_rope_scaling(self.rope_scaling)
+        if self.rope_layers is not None:
+            _check_flags("rope_layers", self.rope_layers, self.n_layers)
+            if self.positions != "rotary":
+                raise ConfigError(f"rope_layers needs rotary positions; these are {self.positions}.")
         self._check_sliding_window()
         biases = ("bias", "attention_output_bias", "feed_forward_bias", "head_bias")
         for name in ("qk_norm", *biases, "scale_embeddings", "tie_embeddings"):
@@ -159,6 +166,10 @@ class ModelConfig:
             raise ConfigError("sliding_window_layers needs a sliding_window, which is not set.")
         if not any(layers):
             raise ConfigError("sliding_window_layers names no layer: leave out sliding_window.")
+
+    def rotates(self, layer: int) -> bool:
+        """Whether this layer rotates its queries and keys."""
+        return self.positions == "rotary" and (self.rope_layers is None or self.rope_layers[layer])
 
     def is_local(self, layer: int) -> bool:
         """Whether this layer has the sliding window."""

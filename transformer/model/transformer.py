@@ -47,8 +47,8 @@ class Transformer(nn.Module):
         self.rotary = make_rotary(config) if config.positions == "rotary" else None  # one table for all layers
         self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(DecoderLayer(config, number) for number in range(config.n_layers))
-        self.is_local = [config.window_of(number) is not None for number in range(config.n_layers)]
-        self.window = config.sliding_window if any(self.is_local) else None
+        self.is_local, self.rotates = ([*map(of, range(config.n_layers))] for of in (config.is_local, config.rotates))
+        self.window = config.sliding_window if config.has_window else None
         # After post-norm layers the stream is normalised already.
         self.final_norm = make_norm(config) if config.norm_placement == "pre" else nn.Identity()
         self.head = Linear(config.d_model, config.vocab_size, bias=config.head_bias)
@@ -173,7 +173,7 @@ class Transformer(nn.Module):
         Args:
             positions: (T,) or (B, T), or the slice that they are.
             mask, updates: of each layer, as `MultiHeadAttention` takes them.
-            local_mask: that of layers with a sliding window.
+            local_mask: that of layers with a sliding window; None: `mask`.
         """
         x_BTD = self.token_embedding(tokens_BT)
         if self.config.scale_embeddings:
@@ -183,8 +183,9 @@ class Transformer(nn.Module):
         x_BTD = self.dropout(x_BTD)
         rotation = None if self.rotary is None else self.rotary(positions)
         for i, layer in enumerate(self.layers):
-            seen = local_mask if self.is_local[i] else mask
-            x_BTD = layer(x_BTD, rotation, seen, None if updates is None else updates[i])
+            seen = mask if local_mask is None or not self.is_local[i] else local_mask
+            turn = rotation if self.rotates[i] else None
+            x_BTD = layer(x_BTD, turn, seen, None if updates is None else updates[i])
         return self.final_norm(x_BTD)
 
     def _positions(self, length: int, attention_mask_BT: Tensor | None, device: torch.device) -> Tensor:

@@ -20,8 +20,8 @@ from transformer.model import ModelConfig
 # The choices that these formulas know. A model with any other is not compared.
 _SIZES = "vocab_size context_length d_model n_layers n_heads n_kv_heads head_dim d_feed_forward"
 _CHOICES = (
-    "positions rope_theta norm norm_placement norm_eps activation qk_norm bias attention_output_bias feed_forward_bias "
-    "head_bias scale_embeddings tie_embeddings dropout sliding_window sliding_window_layers"
+    "positions rope_theta rope_layers norm norm_placement norm_eps activation qk_norm bias attention_output_bias "
+    "feed_forward_bias head_bias scale_embeddings tie_embeddings dropout sliding_window sliding_window_layers"
 )
 _KNOWN = {*_SIZES.split(), *_CHOICES.split()}
 
@@ -55,10 +55,10 @@ def added_positions(model: nn.Module, config: ModelConfig, positions: Tensor) ->
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
 
 
-def rotate(x: Tensor, positions: Tensor, config: ModelConfig, sign: int = 1) -> Tensor:
+def rotate(x: Tensor, positions: Tensor, theta: float, sign: int = 1) -> Tensor:
     """RoPE: pairs (x_i, x_{i + E/2}) as complex numbers, times exp(i position theta^(-2i/E)); x is (B, H, T, E)."""
     half = x.shape[-1] // 2
-    frequencies = config.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half)
+    frequencies = theta ** (-torch.arange(half, dtype=torch.float64) / half)
     turn = torch.polar(torch.ones((), dtype=torch.float64), sign * positions[:, None, :, None] * frequencies)
     turned = torch.complex(x[..., :half].contiguous(), x[..., half:].contiguous()) * turn
     return torch.cat([turned.real, turned.imag], dim=-1)
@@ -70,6 +70,7 @@ def attention(
     config: ModelConfig,
     positions: Tensor,
     mask: Tensor,
+    theta: float | None,
     scaled: bool = True,
     rotated: str = "queries and keys",
     normalised: str = "queries and keys",
@@ -77,7 +78,12 @@ def attention(
     mixed_heads: bool = False,
     softmax_dim: int = -1,
 ) -> Tensor:
-    """(B, T, D) softmax(Q K^T / sqrt(d_k)) V of every head, joined; everything after `mask` (B, T, T) is a mistake."""
+    """(B, T, D) softmax(Q K^T / sqrt(d_k)) V of every head, joined.
+
+    Args:
+        mask: (B, T, T). theta: base of the rotary frequencies; None: this layer does not rotate. What follows are
+            mistakes.
+    """
     n_heads, n_kv, batch, length = config.n_heads, config.kv_heads, x.shape[0], x.shape[1]
 
     def heads(name: str, count: int) -> Tensor:
@@ -90,9 +96,9 @@ def attention(
             query = norm(query, module.query_norm, rms)  # type: ignore[arg-type]
         if "keys" in normalised:
             key = norm(key, module.key_norm, rms)  # type: ignore[arg-type]
-    if config.positions == "rotary":
-        query = rotate(query, positions, config) if "queries" in rotated else query
-        key = rotate(key, positions, config) if "keys" in rotated else key
+    if theta is not None:
+        query = rotate(query, positions, theta) if "queries" in rotated else query
+        key = rotate(key, positions, theta) if "keys" in rotated else key
     group = torch.arange(n_heads) % n_kv if strided_groups else torch.arange(n_heads) // (n_heads // n_kv)
     key, value = key[:, group], value[:, group]
     scores = query @ key.transpose(-2, -1)

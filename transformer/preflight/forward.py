@@ -215,12 +215,13 @@ class _Comparing:
         shape = (len(self.positions), 1, self.positions.shape[1], self.config.key_dim)
         before = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)  # (B, 1, T, E)
         after = apply_rope(before, (rotation[0], rotation[1]))
-        distance = self._apart(after, formulas.rotate(before, self.positions, self.config))
+        theta = self.config.rope_theta
+        distance = self._apart(after, formulas.rotate(before, self.positions, theta))
         if distance <= self.close:
             return distance
         if self._apart(after, before) <= self.close:
             return f"In {self.where} rotary positions turn nothing: every token has the position of the first."
-        if self._apart(after, formulas.rotate(before, self.positions, self.config, sign=-1)) <= self.close:
+        if self._apart(after, formulas.rotate(before, self.positions, theta, sign=-1)) <= self.close:
             return f"In {self.where} rotary positions turn the wrong way: the sign of the sine is wrong."
         return (
             f"In {self.where} rotary positions do not turn pairs of numbers by position times theta^(-2i/E): look at "
@@ -231,12 +232,12 @@ class _Comparing:
         module = self._layer(layer).attention
         x, found = self.values.of(f"layers.{layer}.attention")
         compute = partial(formulas.attention, x, module, self.config, self.positions)
-        seen = self._mask_of(layer)
-        distance = self._apart(found, compute(seen))
+        seen, theta = self._mask_of(layer), self._theta_of(layer)
+        distance = self._apart(found, compute(seen, theta))
         if distance <= self.close:
             return distance
-        for name, cause, mask, options in self._attention_mistakes(seen):
-            if self._apart(found, compute(mask, **options)) <= self.close:
+        for name, cause, mask, options in self._attention_mistakes(layer, seen):
+            if self._apart(found, compute(mask, **{"theta": theta, **options})) <= self.close:
                 return name, f"In {self.where}, layer {layer}, {cause}."
         return (
             f"In {self.where}, layer {layer}, attention does not give softmax(Q K^T / sqrt(d_k)) V of its input: look "
@@ -248,13 +249,20 @@ class _Comparing:
         window, place = self.config.window_of(layer), torch.arange(self.mask.shape[-1])
         return self.mask if window is None else self.mask & (place[:, None] - place < window)
 
-    def _attention_mistakes(self, mask: Tensor) -> Iterator[tuple[str, str, Tensor, dict[str, Any]]]:
+    def _theta_of(self, layer: int) -> float | None:
+        """The base of this layer's rotary frequencies; None: it does not rotate."""
+        return self.config.rope_theta if self.config.rotates(layer) else None
+
+    def _attention_mistakes(self, layer: int, mask: Tensor) -> Iterator[tuple[str, str, Tensor, dict[str, Any]]]:
         """Known mistakes: the part that they belong to, the cause, the mask and the options of the formula."""
         config = self.config
         everything = torch.ones_like(mask)
         causal = everything.tril()
         yield "attention", "the scores are not divided by sqrt(d_k)", mask, dict(scaled=False)
-        if config.positions == "rotary":
+        if config.positions == "rotary" and not config.rotates(layer):
+            cause = "queries and keys are turned by their positions, though rope_layers leaves this layer out"
+            yield "positions", cause, mask, dict(theta=config.rope_theta)
+        if config.rotates(layer):
             for rotated, cause in (
                 ("nothing", "queries and keys are not turned by their positions"),
                 ("queries", "rotary positions turn the queries alone, not the keys"),

@@ -42,15 +42,16 @@ def small_config(config: ModelConfig, vocab_size: int, context_length: int) -> M
         d_feed_forward=4 * width if is_fourfold else min(config.feed_forward_dim, 2 * width),
         dropout=0.0,
         sliding_window=max(1, context_length // 4) if config.has_window else None,
-        sliding_window_layers=tuple(config.is_local(layer) for layer in layers) if config.has_window else None,
+        sliding_window_layers=tuple(map(config.is_local, layers)) if config.has_window else None,
+        rope_layers=None if config.rope_layers is None else tuple(map(config.rotates, layers)),
     )
 
 
 def _layers(config: ModelConfig) -> list[int]:
     """The first layer of each kind, and at least two layers if there are two."""
-    first: dict[bool, int] = {}
+    first: dict[tuple[bool, bool], int] = {}
     for layer in range(config.n_layers):
-        first.setdefault(config.is_local(layer), layer)
+        first.setdefault((config.is_local(layer), config.rotates(layer)), layer)
     return sorted(first.values()) if len(first) > 1 else list(range(min(config.n_layers, 2)))
 
 

@@ -5,6 +5,7 @@
 | rotary, RMSNorm before, SwiGLU, QK-norm | qwen3 |
 | the same without QK-norm | llama |
 | that with biases on queries, keys and values alone | qwen2 |
+| that with layers without rotary positions | smollm3 |
 | learned positions, LayerNorm before, GELU | gpt2 |
 | LayerNorm, ReLU, sinusoidal or learned positions | opt |
 | all else, such as heads averaged or summed | our own format |
@@ -24,6 +25,7 @@ from transformer.hub.architectures.opt import OPT
 from transformer.hub.architectures.own_format import OwnFormat
 from transformer.hub.architectures.qwen2 import Qwen2
 from transformer.hub.architectures.qwen3 import Qwen3
+from transformer.hub.architectures.smollm3 import SmolLM3
 from transformer.model.config import ModelConfig
 
 # A newly built model is written as the first that computes the same, so that a new architecture is added at the end.
@@ -36,6 +38,7 @@ ADAPTERS: dict[str, Adapter] = {
         OPT(),
         Qwen2(),
         Mistral(),
+        SmolLM3(),
         OwnFormat(),
     )
 }

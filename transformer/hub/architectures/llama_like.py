@@ -44,18 +44,20 @@ _ROPE_NUMBERS = (
 class LlamaLike(Adapter):
     """The fields and tensors that Llama's descendants have under the same names; each adds its own.
 
-    `default_kv_heads` and `default_head_dim` are what a missing field means in this architecture; None: as many
-    key-value heads as query heads, and heads that together are as wide as the model.
+    The defaults are what a missing field means in this architecture; None: as many key-value heads as query heads, and
+    heads that together are as wide as the model.
     """
 
     base_prefix = "model."
     ignored_suffixes = (".rotary_emb.inv_freq",)
     default_kv_heads: ClassVar[int | None] = None
     default_head_dim: ClassVar[int | None] = None
+    default_rope_theta: ClassVar[float] = 10_000.0
+    default_tie: ClassVar[bool] = False
 
     def read_fields(self, fields: ConfigFields) -> dict[str, Any]:
         fields.expect("hidden_act", "silu")
-        theta, scaling = _read_rope(fields)
+        theta, scaling = _read_rope(fields, self.default_rope_theta)
         context = fields["max_position_embeddings"]
         if scaling is not None and scaling.kind == "dynamic":
             context = max(context, int(context * scaling.factor))  # the field is the original context
@@ -77,7 +79,7 @@ class LlamaLike(Adapter):
             "activation": "swiglu",
             "bias": fields.get("attention_bias", False),
             "feed_forward_bias": False,
-            "tie_embeddings": fields.get("tie_word_embeddings", False),
+            "tie_embeddings": fields.get("tie_word_embeddings", self.default_tie),
             **self.read_window(fields),
         }
 
@@ -109,7 +111,7 @@ class LlamaLike(Adapter):
         return _TENSORS
 
 
-def _read_rope(fields: ConfigFields) -> tuple[float, RopeScaling | None]:
+def _read_rope(fields: ConfigFields, default_theta: float) -> tuple[float, RopeScaling | None]:
     """The base of the rotary frequencies and their scaling, from the places where versions of transformers write them.
 
     Raises:
@@ -123,7 +125,7 @@ def _read_rope(fields: ConfigFields) -> tuple[float, RopeScaling | None]:
         raise CheckpointError(f"config.json says rope_type {kind!r}; this program computes {', '.join(_ROPE_KINDS)}.")
     rope.expect("partial_rotary_factor", 1.0)
     fields.expect("partial_rotary_factor", 1.0)
-    theta = float(rope.get("rope_theta", fields.get("rope_theta", 10_000.0)))
+    theta = float(rope.get("rope_theta", fields.get("rope_theta", default_theta)))
     scaling = None if kind == "default" else _read_scaling(kind, rope, fields)
     rope.ignore(*_ROPE_NUMBERS)  # of other kinds
     rope.expect_no_more()

@@ -80,6 +80,8 @@ class NativeBackend(InferenceBackend):
                 return f"{name} {getattr(config, name)!r}"
         if config.rope_scaling is not None and config.rope_scaling.kind == "dynamic":
             return "rotary positions that depend on the length of the text (dynamic scaling)"
+        if config.rope_layers is not None:
+            return "layers without rotary positions (rope_layers)"
         if config.has_window:
             return f"attention within a sliding_window of {config.sliding_window:,} tokens"
         for field in dataclasses.fields(config):
