@@ -23,6 +23,7 @@ SENTENCES = [
 FEATURES: dict[str, dict[str, Any]] = {
     "local": {"sliding_window": 5, "sliding_window_layers": (True, False)},
     "nope": {"rope_layers": (True, False), "qk_norm": False},
+    "reordered": {"norm_placement": "reordered", "joint_qk_norm": True},
 }
 
 

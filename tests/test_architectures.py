@@ -3,7 +3,7 @@
 import pytest
 import transformers
 from models import model_config
-from test_formats import MISTRAL, QWEN2, QWEN3, SMOLLM3
+from test_formats import MISTRAL, OLMO2, QWEN2, QWEN3, SMOLLM3
 
 from transformer.errors import CheckpointError
 
@@ -88,6 +88,20 @@ def test_the_layers_of_smollm3_are_those_of_transformers(change: dict) -> None:
         (SMOLLM3 | {"use_sliding_window": True, "layer_types": LOCAL_FIRST * 18}, "without a sliding_window"),
     ],
 )
-def test_what_no_smollm3_computes_here_is_refused_by_name(fields: dict, word: str) -> None:
+def test_what_no_smollm3_computes_is_refused_by_name(fields: dict, word: str) -> None:
+    with pytest.raises(CheckpointError, match=word):
+        model_config(fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        (OLMO2 | {"clip_qkv": 8.0}, "clip_qkv 8.0"),
+        (OLMO2 | {"hidden_act": "gelu"}, "hidden_act"),
+        (OLMO2 | {"layer_types": LOCAL_FIRST * 8}, "sliding_attention"),
+        (OLMO2 | {"mlp_bias": True}, "mlp_bias"),
+    ],
+)
+def test_what_no_olmo2_computes_is_refused_by_name(fields: dict, word: str) -> None:
     with pytest.raises(CheckpointError, match=word):
         model_config(fields)

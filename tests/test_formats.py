@@ -130,6 +130,8 @@ OPENED = [
     "qwen3",
     "opt",
     "smollm3",
+    "olmo2",
+    "olmo2, yarn",
     *(f"llama, {rope}" for rope in ROPES),
     *WINDOWS,
 ]
@@ -169,8 +171,10 @@ def their_config(name: str, seed: int) -> transformers.PreTrainedConfig:
         return transformers.MistralConfig(**common, sliding_window=window if variant else random.choice([None, 96]))
     if name == "smollm3":
         common |= {"no_rope_layer_interval": random.choice([2, 3]), "mlp_bias": random.random() < 0.5}
-        common |= {"num_hidden_layers": 3, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
-    if variant:
+        common["num_hidden_layers"] = 3
+    if name in ("smollm3", "olmo2"):  # the tokens of the originals are beyond these vocabularies
+        common |= {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+    if "window" in variant:
         common |= {"use_sliding_window": True, "sliding_window": window, "max_window_layers": random.randint(0, 1)}
     if variant == "window in some layers":
         common["layer_types"] = [["sliding_attention", "full_attention"][i % 2] for i in range(layers)]
@@ -388,6 +392,13 @@ SMOLLM3 = {
     **dict(rope_scaling=None, rope_theta=5000000.0, sliding_window=None, torch_dtype="bfloat16", use_cache=False),
     **dict(transformers_version="4.54.0.dev0", use_sliding_window=False, vocab_size=128256),
 }
+OLMO2 = {  # the one of a billion
+    **dict(architectures=["Olmo2ForCausalLM"], attention_bias=False, attention_dropout=0.0, eos_token_id=100257),
+    **dict(hidden_act="silu", hidden_size=2048, initializer_range=0.02, intermediate_size=8192, model_type="olmo2"),
+    **dict(max_position_embeddings=4096, num_attention_heads=16, num_hidden_layers=16, num_key_value_heads=16),
+    **dict(pad_token_id=100277, rms_norm_eps=1e-06, rope_scaling=None, rope_theta=500000, tie_word_embeddings=False),
+    **dict(torch_dtype="float32", transformers_version="4.47.0", use_cache=False, vocab_size=100352),
+}
 KNOWN = {  # and how many parameters each has
     "gpt2": (GPT2, 124_439_808),
     "distilgpt2": (GPT2 | {"_num_labels": 1, "n_layer": 6, "id2label": {"0": "LABEL_0"}}, 81_912_576),
@@ -398,6 +409,7 @@ KNOWN = {  # and how many parameters each has
     "mistral": (MISTRAL, 7_248_023_552),
     "qwen3": (QWEN3, 596_049_920),
     "smollm3": (SMOLLM3, 3_075_098_624),
+    "olmo2": (OLMO2, 1_484_916_736),
     "opt": (OPT, 125_239_296 - 2 * 768),  # without its two rows of positions that are never used
 }
 

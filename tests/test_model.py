@@ -292,6 +292,7 @@ def test_dropout_acts_in_training_alone() -> None:
         (dict(dropout=1.0), "dropout"),
         (dict(vocab_size=1.5), "vocab_size"),
         (dict(head_dim=7), "head_dim"),
+        (dict(qk_norm=False, joint_qk_norm=True), "joint_qk_norm needs qk_norm"),
         (dict(rope_layers=(True,)), "rope_layers .* each of 2 layers"),
         (dict(rope_layers=(True, False), positions="learned"), "rope_layers needs rotary positions"),
         (dict(sliding_window=0), "sliding_window must be a positive whole number, not 0"),

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformer.errors import ConfigError
 from transformer.inference.quantized_linear import Precision, quantize_linear
 from transformer.model import Transformer
-from transformer.model.attention import MultiHeadAttention
+from transformer.model.attention import JointRMSNorm, MultiHeadAttention
 from transformer.model.layers import FeedForward
 from transformer.model.positions import Rotation
 
@@ -75,7 +75,9 @@ class FusedProjection(nn.Module):
         self.key_dim = attention.query.out_features // self.n_heads
         self.rotated = (self.n_heads + self.n_kv_heads) * self.key_dim  # queries and keys come first
         self.norm: nn.Module | None = None
-        if attention.qk_norm:
+        if attention.qk_norm and isinstance(attention.query_norm, JointRMSNorm):
+            self.norm = FastJointNorm(attention.query_norm, attention.key_norm)
+        elif attention.qk_norm:
             query, key = attention.query_norm, attention.key_norm
             weight = torch.cat([query.weight.expand(self.n_heads, -1), key.weight.expand(self.n_kv_heads, -1)])
             self.norm = FastRMSNorm(weight.detach(), query.eps)
@@ -123,6 +125,20 @@ class FastRMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.scaled / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), self.floor)
+
+
+class FastJointNorm(nn.Module):
+    """The norm of all queries of a token together, and that of all its keys, (B, T, H + K, E)."""
+
+    def __init__(self, query: nn.RMSNorm, key: nn.RMSNorm) -> None:
+        super().__init__()
+        self.widths = [len(query.weight), len(key.weight)]
+        self.query = FastRMSNorm(query.weight.detach(), query.eps)
+        self.key = FastRMSNorm(key.weight.detach(), key.eps)
+
+    def forward(self, both: Tensor) -> Tensor:
+        query, key = both.flatten(2).split(self.widths, dim=-1)
+        return torch.cat([self.query(query), self.key(key)], dim=-1).view(both.shape)
 
 
 def _fuse_attention(attention: Any, make_linear: MakeLinear) -> None:

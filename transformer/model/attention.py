@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -92,6 +93,14 @@ def causal_mask(
     return causal if attention_mask is None else causal & attention_mask[:, None, None, :]  # (B, 1, T, S)
 
 
+class JointRMSNorm(nn.RMSNorm):
+    """RMSNorm over all heads of a token together (OLMo 2, Walsh et al., 2025, 3.3)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        joined = x.transpose(1, 2).flatten(2)  # (B, H, T, E) -> (B, T, H·E)
+        return super().forward(joined).unflatten(2, (x.shape[1], -1)).transpose(1, 2)
+
+
 class MultiHeadAttention(nn.Module):
     """h attention functions side by side, each on its own projection of the input (3.2.2).
 
@@ -112,8 +121,9 @@ class MultiHeadAttention(nn.Module):
         self.fused: nn.Module | None = None  # replaces `project`, in a model that is quantized for inference
         self.qk_norm = config.qk_norm
         if config.qk_norm:
-            self.query_norm = nn.RMSNorm(config.key_dim, eps=config.norm_eps)
-            self.key_norm = nn.RMSNorm(config.key_dim, eps=config.norm_eps)
+            make_norm = partial(JointRMSNorm if config.joint_qk_norm else nn.RMSNorm, eps=config.norm_eps)
+            self.query_norm = make_norm(config.key_dim * (config.n_heads if config.joint_qk_norm else 1))
+            self.key_norm = make_norm(config.key_dim * (config.kv_heads if config.joint_qk_norm else 1))
 
     def forward(
         self,

@@ -11,7 +11,7 @@ from transformer.errors import ConfigError
 
 Positions = Literal["sinusoidal", "learned", "rotary"]
 Norm = Literal["layer", "rms"]
-NormPlacement = Literal["pre", "post"]
+NormPlacement = Literal["pre", "post", "reordered"]
 Activation = Literal["relu", "gelu", "swiglu"]
 RopeScalingKind = Literal["linear", "dynamic", "llama3", "yarn"]
 
@@ -75,10 +75,11 @@ class ModelConfig:
     rope_scaling: RopeScaling | None = None  # for a context longer than that of the pretraining
     rope_layers: tuple[bool, ...] | None = None  # which rotate (NoPE: Kazemnejad et al., 2023); None: every layer
     norm: Norm = "layer"
-    norm_placement: NormPlacement = "post"  # 5.4 normalises after the residual sum; "pre" came later
+    norm_placement: NormPlacement = "post"  # 5.4 normalises after the residual sum; the others: see `DecoderLayer`
     norm_eps: float = 1e-5
     activation: Activation = "relu"  # 3.3
-    qk_norm: bool = False  # RMSNorm on queries and keys (Henry et al., 2020)
+    qk_norm: bool = False  # RMSNorm on queries and keys (Henry et al., 2020), of each head by itself
+    joint_qk_norm: bool = False  # qk_norm over all heads of a token together (OLMo 2, 2025)
     sliding_window: int | None = None  # tokens a query looks back over, its own included (Mistral, 2023); None: all
     sliding_window_layers: tuple[bool, ...] | None = None  # which layers have the window; None: every layer
     bias: bool = True  # biases in attention and feed-forward
@@ -133,13 +134,15 @@ class ModelConfig:
                 raise ConfigError(f"{name} must be a number above 0, not {getattr(self, name)!r}.")
         if self.rope_scaling is not None:
             self._check_rope_scaling(self.rope_scaling)
+        if self.joint_qk_norm and not self.qk_norm:
+            raise ConfigError("joint_qk_norm needs qk_norm, which is false.")
         if self.rope_layers is not None:
             _check_flags("rope_layers", self.rope_layers, self.n_layers)
             if self.positions != "rotary":
                 raise ConfigError(f"rope_layers needs rotary positions; these are {self.positions}.")
         self._check_sliding_window()
         biases = ("bias", "attention_output_bias", "feed_forward_bias", "head_bias")
-        for name in ("qk_norm", *biases, "scale_embeddings", "tie_embeddings"):
+        for name in ("qk_norm", "joint_qk_norm", *biases, "scale_embeddings", "tie_embeddings"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be true or false, not {getattr(self, name)!r}.")
         if not 0.0 <= self.dropout < 1.0:
@@ -231,7 +234,7 @@ def _check_flags(name: str, flags: Any, n_layers: int) -> None:
 _CHOICES: dict[str, tuple[str, ...]] = {
     "positions": ("sinusoidal", "learned", "rotary"),
     "norm": ("layer", "rms"),
-    "norm_placement": ("pre", "post"),
+    "norm_placement": ("pre", "post", "reordered"),
     "activation": ("relu", "gelu", "swiglu"),
 }
 

@@ -93,6 +93,7 @@ class DecoderLayer(nn.Module):
 
     post: norm(x + dropout(sublayer(x))), the paper. pre: x + dropout(sublayer(norm(x))), GPT-2 and after: the
     residual stream is then a plain sum, which trains without the paper's long warm-up (Xiong et al., 2020).
+    reordered: x + dropout(norm(sublayer(x))), OLMo 2 (Walsh et al., 2025): what is added is normalised.
 
     Args:
         number: of the layer, from 0, where layers differ.
@@ -105,7 +106,7 @@ class DecoderLayer(nn.Module):
         self.feed_forward = FeedForward(config)
         self.feed_forward_norm = make_norm(config)
         self.dropout = Dropout(config.dropout)
-        self.norm_first = config.norm_placement == "pre"
+        self.norm_placement = config.norm_placement
 
     def forward(
         self,
@@ -115,8 +116,14 @@ class DecoderLayer(nn.Module):
         update: Update | None = None,
     ) -> Tensor:
         """One layer over the residual stream `x_BTD`; the arguments are those of `MultiHeadAttention`."""
-        if self.norm_first:
+        if self.norm_placement == "pre":
             x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), rotation, mask, update))
             return x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
+        if self.norm_placement == "reordered":
+            # Normalised in the precision of the stream, also where sub-layers come out in bf16.
+            attended_BTD = self.attention(x_BTD, rotation, mask, update).type_as(x_BTD)
+            x_BTD = x_BTD + self.dropout(self.attention_norm(attended_BTD))
+            fed_BTD = self.feed_forward(x_BTD).type_as(x_BTD)
+            return x_BTD + self.dropout(self.feed_forward_norm(fed_BTD))
         x_BTD = self.attention_norm(x_BTD + self.dropout(self.attention(x_BTD, rotation, mask, update)))
         return self.feed_forward_norm(x_BTD + self.dropout(self.feed_forward(x_BTD)))

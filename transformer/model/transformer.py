@@ -50,7 +50,7 @@ class Transformer(nn.Module):
         self.is_local, self.rotates = ([*map(of, range(config.n_layers))] for of in (config.is_local, config.rotates))
         self.window = config.sliding_window if config.has_window else None
         # After post-norm layers the stream is normalised already.
-        self.final_norm = make_norm(config) if config.norm_placement == "pre" else nn.Identity()
+        self.final_norm = nn.Identity() if config.norm_placement == "post" else make_norm(config)
         self.head = Linear(config.d_model, config.vocab_size, bias=config.head_bias)
         if config.tie_embeddings:
             self.head.weight = self.token_embedding.weight
@@ -198,14 +198,14 @@ class Transformer(nn.Module):
     def initialise(self) -> None:
         """Draw every weight. All initialisation of the project stands here.
 
-        Pre-norm models follow GPT-2: normal with std 0.02, and the two projections that write into the residual
-        stream divided by sqrt(2 N), so that the stream's variance does not grow with depth (Radford et al., 2019,
+        All models but post-norm ones follow GPT-2: normal with std 0.02, and the two projections that write into the
+        residual stream divided by sqrt(2 N), so that its variance does not grow with depth (Radford et al., 2019,
         2.3). Post-norm models follow the paper's code: Xavier-uniform matrices, and embeddings of std D^-0.5, whose
         entries are of size one after the multiplication with sqrt(D) (3.4). Where they are not multiplied, they are
         drawn of that size, or they would drown in the sinusoids; unless they are the vocabulary projection too, which
         has to begin small. Biases are 0 and norms the identity.
         """
-        pre = self.config.norm_placement == "pre"
+        pre = self.config.norm_placement != "post"
         for module in self.modules():
             if isinstance(module, Linear):
                 if pre:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +21,9 @@ from transformer.model import ModelConfig
 # The choices that these formulas know. A model with any other is not compared.
 _SIZES = "vocab_size context_length d_model n_layers n_heads n_kv_heads head_dim d_feed_forward"
 _CHOICES = (
-    "positions rope_theta rope_layers norm norm_placement norm_eps activation qk_norm bias attention_output_bias "
-    "feed_forward_bias head_bias scale_embeddings tie_embeddings dropout sliding_window sliding_window_layers"
+    "positions rope_theta rope_layers norm norm_placement norm_eps activation qk_norm joint_qk_norm bias "
+    "attention_output_bias feed_forward_bias head_bias scale_embeddings tie_embeddings dropout "
+    "sliding_window sliding_window_layers"
 )
 _KNOWN = {*_SIZES.split(), *_CHOICES.split()}
 
@@ -91,11 +93,10 @@ def attention(
 
     query, key, value = heads("query", n_heads), heads("key", n_kv), heads("value", n_kv)
     if config.qk_norm:
-        rms = dataclasses.replace(config, norm="rms")
         if "queries" in normalised:
-            query = norm(query, module.query_norm, rms)  # type: ignore[arg-type]
+            query = _norm_of_heads(query, module.query_norm, config)  # type: ignore[arg-type]
         if "keys" in normalised:
-            key = norm(key, module.key_norm, rms)  # type: ignore[arg-type]
+            key = _norm_of_heads(key, module.key_norm, config)  # type: ignore[arg-type]
     if theta is not None:
         query = rotate(query, positions, theta) if "queries" in rotated else query
         key = rotate(key, positions, theta) if "keys" in rotated else key
@@ -108,6 +109,52 @@ def attention(
     found = weights.masked_fill(~mask[:, None], 0.0) @ value  # (B, H, T, ·)
     joined = found.reshape(batch, length, -1) if mixed_heads else found.transpose(1, 2).flatten(2)
     return linear(joined, module.output)  # type: ignore[arg-type]
+
+
+def _norm_of_heads(x: Tensor, module: nn.Module, config: ModelConfig) -> Tensor:
+    """RMSNorm of queries or keys (B, H, T, E), of each head or of all heads of a token together."""
+    rms = dataclasses.replace(config, norm="rms")
+    if not config.joint_qk_norm:
+        return norm(x, module, rms)
+    batch, heads, length, width = x.shape
+    joined = x.transpose(1, 2).reshape(batch, length, heads * width)
+    return norm(joined, module, rms).view(batch, length, heads, width).transpose(1, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerSums:
+    """What enters the parts of a layer, by the placement of its norms, and the same without a residual connection.
+
+    attention: into attention. feed_forward: into the feed-forward network. out: out of the layer.
+    """
+
+    formula: str
+    attention: Tensor
+    feed_forward: Tensor
+    feed_forward_alone: Tensor
+    out: Tensor
+    out_alone: Tensor
+
+
+def layer_sums(layer: nn.Module, config: ModelConfig, x: Tensor, attended: Tensor, fed: Tensor) -> LayerSums:
+    """Of the input of a layer, and of what its attention and its feed-forward network give."""
+
+    def normed(name: str, values: Tensor) -> Tensor:
+        return norm(values, getattr(layer, name), config)
+
+    first, second = partial(normed, "attention_norm"), partial(normed, "feed_forward_norm")
+    match config.norm_placement:
+        case "pre":
+            middle, out = x + attended, x + attended + fed
+            return LayerSums("sublayer(norm(x)) + x", first(x), second(middle), second(attended), out, fed)
+        case "post":
+            middle = first(x + attended)
+            return LayerSums("norm(x + sublayer(x))", x, middle, first(attended), second(middle + fed), second(fed))
+        case "reordered":
+            middle = x + first(attended)
+            return LayerSums("norm(sublayer(x)) + x", x, middle, first(attended), middle + second(fed), second(fed))
+        case other:
+            raise ValueError(other)
 
 
 def feed_forward(x: Tensor, module: nn.Module, config: ModelConfig, activation: str | None = None) -> Tensor:

@@ -306,32 +306,24 @@ class _Comparing:
         if self._apart(x, before) > self.close:
             return f"In {self.where} the input of layer {layer} is not the output of what is before it."
         (a_in, a_out), (f_in, f_out) = self.values.of(f"{name}.attention"), self.values.of(f"{name}.feed_forward")
-        first = partial(formulas.norm, module=module.attention_norm, config=self.config)
-        second = partial(formulas.norm, module=module.feed_forward_norm, config=self.config)
-        pre = self.config.norm_placement == "pre"
+        sums = formulas.layer_sums(module, self.config, x, a_out, f_out)
         steps = (
-            ("attention", a_in, first(x) if pre else x),
-            ("feed-forward", f_in, second(x + a_out) if pre else first(x + a_out)),
-            ("the next layer", out, x + a_out + f_out if pre else second(f_in + f_out)),
+            ("attention", a_in, sums.attention, None, ""),
+            ("feed-forward", f_in, sums.feed_forward, sums.feed_forward_alone, "attention"),
+            ("the next layer", out, sums.out, sums.out_alone, "feed-forward"),
         )
-        without = {
-            "feed-forward": (second(a_out) if pre else first(a_out), "attention"),
-            "the next layer": (f_out if pre else second(f_out), "feed-forward"),
-        }
         worst = 0.0
-        for what, found, expected in steps:
+        for what, found, expected, alone, of in steps:
             distance = self._apart(found, expected)
             if distance > self.close:
-                dropped, of = without.get(what, (None, ""))
-                if dropped is not None and self._apart(found, dropped) <= self.close:
+                if alone is not None and self._apart(found, alone) <= self.close:
                     return (
                         f"In {self.where}, layer {layer}, the residual connection around {of} is missing: its output "
                         "replaces its input instead of being added to it."
                     )
-                kind = "sublayer(norm(x)) + x" if pre else "norm(x + sublayer(x))"
                 return (
-                    f"In {self.where}, layer {layer}, what goes into {what} does not follow from {kind}: a norm is "
-                    "left out or in the wrong place, or a sub-layer is added twice or not at all."
+                    f"In {self.where}, layer {layer}, what goes into {what} does not follow from {sums.formula}: a "
+                    "norm is left out or in the wrong place, or a sub-layer is added twice or not at all."
                 )
             worst = max(worst, distance)
         return worst

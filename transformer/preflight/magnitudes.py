@@ -178,17 +178,26 @@ def _added(model: Transformer, tokens: Tensor, subject: Subject) -> tuple[list[d
         stream, added = inputs[0].float() if is_post else streams[number], output.float()
         shares[number][kind] = float((added.norm(dim=-1) / stream.norm(dim=-1).clamp(min=1e-12)).mean())
         streams[number] = stream + added
-        if kind == "attention":
-            gains[number] = math.sqrt(float(added.square().mean()) / max(values[number], 1e-24))
+
+    def gain(number: int, _: nn.Module, inputs: Any, output: Tensor) -> None:
+        gains[number] = math.sqrt(float(output.float().square().mean()) / max(values[number], 1e-24))
 
     for number, layer in enumerate(layers):
         layer.register_forward_pre_hook(partial(before, number))
         layer.attention.value.register_forward_hook(partial(value, number))
-        layer.attention.register_forward_hook(partial(after, number, "attention"))
-        layer.feed_forward.register_forward_hook(partial(after, number, "feed_forward"))
+        layer.attention.register_forward_hook(partial(gain, number))
+        for kind, writer in _writers(layer).items():
+            writer.register_forward_hook(partial(after, number, kind))
     with torch.no_grad():
         model.eval().hidden_states(tokens.to(subject.engine.device))
     return shares, gains
+
+
+def _writers(layer: DecoderLayer) -> dict[str, nn.Module]:
+    """The modules whose outputs are added to the stream."""
+    if layer.norm_placement == "reordered":
+        return {"attention": layer.attention_norm, "feed_forward": layer.feed_forward_norm}
+    return {"attention": layer.attention, "feed_forward": layer.feed_forward}
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@
 | the same without QK-norm | llama |
 | that with biases on queries, keys and values alone | qwen2 |
 | that with layers without rotary positions | smollm3 |
+| rotary, RMSNorm of what each sub-layer adds, SwiGLU, QK-norm of all heads together | olmo2 |
 | learned positions, LayerNorm before, GELU | gpt2 |
 | LayerNorm, ReLU, sinusoidal or learned positions | opt |
 | all else, such as heads averaged or summed | our own format |
@@ -21,6 +22,7 @@ from transformer.hub.architectures.adapter import Adapter
 from transformer.hub.architectures.gpt2 import GPT2
 from transformer.hub.architectures.llama import Llama
 from transformer.hub.architectures.mistral import Mistral
+from transformer.hub.architectures.olmo2 import OLMo2
 from transformer.hub.architectures.opt import OPT
 from transformer.hub.architectures.own_format import OwnFormat
 from transformer.hub.architectures.qwen2 import Qwen2
@@ -39,6 +41,7 @@ ADAPTERS: dict[str, Adapter] = {
         Qwen2(),
         Mistral(),
         SmolLM3(),
+        OLMo2(),
         OwnFormat(),
     )
 }
