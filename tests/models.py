@@ -24,6 +24,10 @@ FEATURES: dict[str, dict[str, Any]] = {
     "local": {"sliding_window": 5, "sliding_window_layers": (True, False)},
     "nope": {"rope_layers": (True, False), "qk_norm": False},
     "reordered": {"norm_placement": "reordered", "joint_qk_norm": True},
+    "sandwich": {
+        **dict(norm_placement="sandwich", activation="geglu", scale_embeddings=True, query_pre_attn_scalar=20),
+        **dict(sliding_window=5, sliding_window_layers=(True, False), rope_local_theta=50.0),
+    },
 }
 
 

@@ -1,9 +1,11 @@
 """What the config.json of single architectures says, beyond what `test_formats.py` asks of all of them."""
 
+import copy
+
 import pytest
 import transformers
 from models import model_config
-from test_formats import MISTRAL, OLMO2, QWEN2, QWEN3, SMOLLM3
+from test_formats import GEMMA3, MISTRAL, OLMO2, QWEN2, QWEN3, SMOLLM3
 
 from transformer.errors import CheckpointError
 
@@ -38,7 +40,7 @@ def test_the_layers_with_a_window_are_those_of_transformers(fields: dict, window
 @pytest.mark.parametrize(
     ("fields", "word"),
     [
-        (QWEN3 | {"use_sliding_window": True, "layer_types": LOCAL_FIRST * 14}, "without a sliding_window"),
+        (QWEN3 | {"use_sliding_window": True, "layer_types": LOCAL_FIRST * 14}, "but no sliding_window"),
         (
             QWEN3 | {"use_sliding_window": True, "sliding_window": 64, "layer_types": LOCAL_FIRST},
             "2 layers; expected 28",
@@ -85,7 +87,7 @@ def test_the_layers_of_smollm3_are_those_of_transformers(change: dict) -> None:
         (SMOLLM3 | {"no_rope_layers": None, "no_rope_layer_interval": 0}, "no_rope_layer_interval 0"),
         (SMOLLM3 | {"no_rope_layers": None, "num_hidden_layers": 10**15}, "num_hidden_layers .* at most 10,000"),
         (SMOLLM3 | {"hidden_act": "gelu"}, "hidden_act"),
-        (SMOLLM3 | {"use_sliding_window": True, "layer_types": LOCAL_FIRST * 18}, "without a sliding_window"),
+        (SMOLLM3 | {"use_sliding_window": True, "layer_types": LOCAL_FIRST * 18}, "but no sliding_window"),
     ],
 )
 def test_what_no_smollm3_computes_is_refused_by_name(fields: dict, word: str) -> None:
@@ -105,3 +107,53 @@ def test_what_no_smollm3_computes_is_refused_by_name(fields: dict, word: str) ->
 def test_what_no_olmo2_computes_is_refused_by_name(fields: dict, word: str) -> None:
     with pytest.raises(CheckpointError, match=word):
         model_config(fields)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+        {"sliding_window_pattern": 3, "rope_theta": "missing", "rope_local_base_freq": "missing"},
+        {"sliding_window": "missing", "sliding_window_pattern": "missing"},
+        {"layer_types": LOCAL_FIRST * 13, "_sliding_window_pattern": 6, "query_pre_attn_scalar": "missing"},
+        {"rope_parameters": {"full_attention": {"rope_theta": 5e5}}, "head_dim": "missing"},
+        {"rope_parameters": {"sliding_attention": {"rope_type": "default", "rope_theta": 3e4}}, "rope_theta": 7e5},
+    ],
+)
+def test_the_layers_and_rotary_bases_of_gemma3_are_those_of_transformers(change: dict) -> None:
+    fields = {name: value for name, value in (GEMMA3 | change).items() if value != "missing"}
+    config, theirs = model_config(fields), transformers.AutoConfig.for_model(**copy.deepcopy(fields))
+    assert [*map(config.is_local, range(26))] == [kind == "sliding_attention" for kind in theirs.layer_types]
+    rope = theirs.rope_parameters
+    assert config.rope_theta == rope["full_attention"]["rope_theta"]
+    assert config.rope_local_theta == rope["sliding_attention"]["rope_theta"]
+    assert (config.rope_scaling and config.rope_scaling.factor) == rope["full_attention"].get("factor")
+    assert config.sliding_window == theirs.sliding_window and config.head_dim == theirs.head_dim
+    assert (config.query_pre_attn_scalar or config.head_dim) == theirs.query_pre_attn_scalar
+
+
+def test_a_gemma3_without_windows_has_no_rotary_base_for_them() -> None:
+    config = model_config(GEMMA3 | {"layer_types": ["full_attention"] * 26})
+    assert config.sliding_window is None and config.rope_local_theta is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping 30.0"),
+        ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0"),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ({"hidden_activation": "gelu"}, "hidden_activation 'gelu'"),
+        ({"sliding_window": None}, "but no sliding_window"),
+        ({"sliding_window_pattern": 0}, "sliding_window_pattern 0"),
+        ({"layer_types": LOCAL_FIRST}, "of 2 layers; expected 26"),
+        ({"rope_parameters": {"sliding_attention": {"type": "linear", "factor": 2.0}}}, "'linear' for sliding_att"),
+        ({"rope_parameters": {"rope_type": "default"}}, "rope_type 'default'"),
+        ({"query_pre_attn_scalar": -1}, "query_pre_attn_scalar must be"),
+        ({"num_hidden_layers": 10**15}, "num_hidden_layers .* at most 10,000"),
+    ],
+)
+def test_what_no_gemma3_computes_here_is_refused_by_name(fields: dict, word: str) -> None:
+    with pytest.raises(CheckpointError, match=word):
+        model_config(GEMMA3 | fields)

@@ -132,6 +132,9 @@ OPENED = [
     "smollm3",
     "olmo2",
     "olmo2, yarn",
+    "gemma3_text",
+    "gemma3_text, linear",
+    "gemma3_text, yarn",
     *(f"llama, {rope}" for rope in ROPES),
     *WINDOWS,
 ]
@@ -172,6 +175,14 @@ def their_config(name: str, seed: int) -> transformers.PreTrainedConfig:
     if name == "smollm3":
         common |= {"no_rope_layer_interval": random.choice([2, 3]), "mlp_bias": random.random() < 0.5}
         common["num_hidden_layers"] = 3
+    if name == "gemma3_text":
+        common["rope_parameters"] = {
+            "full_attention": common["rope_parameters"],
+            "sliding_attention": {"rope_type": "default", "rope_theta": random.choice([1e3, 1e4])},
+        }
+        pattern = random.choice([["sliding", "full"], ["sliding"], ["full"], ["full", "sliding"]])
+        common |= {"layer_types": [f"{pattern[i % len(pattern)]}_attention" for i in range(layers)]}
+        common |= {"query_pre_attn_scalar": random.choice([width, 24]), "sliding_window": window}
     if name in ("smollm3", "olmo2"):  # the tokens of the originals are beyond these vocabularies
         common |= {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
     if "window" in variant:
@@ -399,6 +410,16 @@ OLMO2 = {  # the one of a billion
     **dict(pad_token_id=100277, rms_norm_eps=1e-06, rope_scaling=None, rope_theta=500000, tie_word_embeddings=False),
     **dict(torch_dtype="float32", transformers_version="4.47.0", use_cache=False, vocab_size=100352),
 }
+GEMMA3 = {  # the one of a billion
+    **dict(architectures=["Gemma3ForCausalLM"], attention_bias=False, attention_dropout=0.0, bos_token_id=2),
+    **dict(attn_logit_softcapping=None, cache_implementation="hybrid", eos_token_id=[1, 106], head_dim=256),
+    **dict(final_logit_softcapping=None, hidden_activation="gelu_pytorch_tanh", hidden_size=1152, pad_token_id=0),
+    **dict(initializer_range=0.02, intermediate_size=6912, max_position_embeddings=32768, model_type="gemma3_text"),
+    **dict(num_attention_heads=4, num_hidden_layers=26, num_key_value_heads=1, query_pre_attn_scalar=256),
+    **dict(rms_norm_eps=1e-06, rope_local_base_freq=10000, rope_scaling=None, rope_theta=1000000, sliding_window=512),
+    **dict(sliding_window_pattern=6, torch_dtype="bfloat16", transformers_version="4.50.0.dev0", use_cache=True),
+    **dict(vocab_size=262144),
+}
 KNOWN = {  # and how many parameters each has
     "gpt2": (GPT2, 124_439_808),
     "distilgpt2": (GPT2 | {"_num_labels": 1, "n_layer": 6, "id2label": {"0": "LABEL_0"}}, 81_912_576),
@@ -410,6 +431,7 @@ KNOWN = {  # and how many parameters each has
     "qwen3": (QWEN3, 596_049_920),
     "smollm3": (SMOLLM3, 3_075_098_624),
     "olmo2": (OLMO2, 1_484_916_736),
+    "gemma3": (GEMMA3, 999_885_952),
     "opt": (OPT, 125_239_296 - 2 * 768),  # without its two rows of positions that are never used
 }
 

@@ -293,6 +293,8 @@ def test_dropout_acts_in_training_alone() -> None:
         (dict(vocab_size=1.5), "vocab_size"),
         (dict(head_dim=7), "head_dim"),
         (dict(qk_norm=False, joint_qk_norm=True), "joint_qk_norm needs qk_norm"),
+        (dict(query_pre_attn_scalar=0), "query_pre_attn_scalar must be a number above 0"),
+        (dict(rope_local_theta=1e4), "rope_local_theta needs rotary positions and a sliding_window"),
         (dict(rope_layers=(True,)), "rope_layers .* each of 2 layers"),
         (dict(rope_layers=(True, False), positions="learned"), "rope_layers needs rotary positions"),
         (dict(sliding_window=0), "sliding_window must be a positive whole number, not 0"),

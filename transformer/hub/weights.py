@@ -13,6 +13,7 @@ from transformer.errors import CheckpointError
 from transformer.files import read_json
 from transformer.inference.finite import all_finite
 from transformer.model import ModelConfig
+from transformer.model.config import GATED
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -89,5 +90,5 @@ def _files(directory: Path) -> list[Path]:
 def _matrices(config: ModelConfig) -> int:
     """The entries of the large matrices, without making them."""
     attention = 2 * config.d_model * config.key_dim * (config.n_heads + config.kv_heads)
-    feed_forward = (3 if config.activation == "swiglu" else 2) * config.d_model * config.feed_forward_dim
+    feed_forward = (3 if config.activation in GATED else 2) * config.d_model * config.feed_forward_dim
     return config.vocab_size * config.d_model + config.n_layers * (attention + feed_forward)

@@ -47,6 +47,9 @@ def quantize(model: Transformer, precision: Precision, make_linear: MakeLinear |
     for layer in quantized.layers:
         layer.dropout = nn.Identity()
         layer.attention_norm, layer.feed_forward_norm = _norm(layer.attention_norm), _norm(layer.feed_forward_norm)
+        if layer.norm_placement == "sandwich":
+            layer.attention_output_norm = _norm(layer.attention_output_norm)
+            layer.feed_forward_output_norm = _norm(layer.feed_forward_output_norm)
         _fuse_attention(layer.attention, make_linear)
         _fuse_feed_forward(layer.feed_forward, make_linear)
     return quantized
@@ -68,12 +71,17 @@ def skip_module_calls(model: Transformer) -> None:
 class FusedProjection(nn.Module):
     """`MultiHeadAttention.project` with one product for queries, keys and values."""
 
+    scale: Tensor | None  # (H + K, 1)
+
     def __init__(self, attention: MultiHeadAttention, make_linear: MakeLinear) -> None:
         super().__init__()
         self.linear = _linear([attention.query, attention.key, attention.value], make_linear)
         self.n_heads, self.n_kv_heads = attention.n_heads, attention.n_kv_heads
         self.key_dim = attention.query.out_features // self.n_heads
         self.rotated = (self.n_heads + self.n_kv_heads) * self.key_dim  # queries and keys come first
+        scale = torch.ones(self.n_heads + self.n_kv_heads, 1, device=attention.query.weight.device)
+        scale[: self.n_heads] = attention.query_scale
+        self.register_buffer("scale", None if attention.query_scale == 1.0 else scale, persistent=False)
         self.norm: nn.Module | None = None
         if attention.qk_norm and isinstance(attention.query_norm, JointRMSNorm):
             self.norm = FastJointNorm(attention.query_norm, attention.key_norm)
@@ -89,6 +97,8 @@ class FusedProjection(nn.Module):
         value = projected[..., self.rotated :].view(batch, new, self.n_kv_heads, -1)  # (B, T, K, V)
         if self.norm is not None:
             both = self.norm(both)
+        if self.scale is not None:
+            both = both * self.scale
         if rotation is not None:
             cosine, sine = rotation  # (T, E) or (B, 1, T, E), for heads before tokens; here tokens come first
             if new > 1:

@@ -119,6 +119,8 @@ class MultiHeadAttention(nn.Module):
         self.value = Linear(config.d_model, config.kv_heads * config.key_dim, bias=config.bias)
         self.output = Linear(config.n_heads * config.key_dim, config.d_model, bias=bool(config.attention_output_bias))
         self.fused: nn.Module | None = None  # replaces `project`, in a model that is quantized for inference
+        # Scores are divided by sqrt(head_dim); where another number is configured, queries make up for it.
+        self.query_scale = math.sqrt(config.key_dim / (config.query_pre_attn_scalar or config.key_dim))
         self.qk_norm = config.qk_norm
         if config.qk_norm:
             make_norm = partial(JointRMSNorm if config.joint_qk_norm else nn.RMSNorm, eps=config.norm_eps)
@@ -161,6 +163,8 @@ class MultiHeadAttention(nn.Module):
             # In fp32 also where the projections came out in bf16.
             query = self.query_norm(query.float()).type_as(value)
             key = self.key_norm(key.float()).type_as(value)
+        if self.query_scale != 1.0:
+            query = query * self.query_scale
         if rotation is not None:
             query, key = apply_rope(query, rotation), apply_rope(key, rotation)
         return query, key, value

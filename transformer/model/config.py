@@ -11,8 +11,9 @@ from transformer.errors import ConfigError
 
 Positions = Literal["sinusoidal", "learned", "rotary"]
 Norm = Literal["layer", "rms"]
-NormPlacement = Literal["pre", "post", "reordered"]
-Activation = Literal["relu", "gelu", "swiglu"]
+NormPlacement = Literal["pre", "post", "reordered", "sandwich"]
+Activation = Literal["relu", "gelu", "swiglu", "geglu"]
+GATED = {"swiglu", "geglu"}  # activations of a feed-forward layer with three matrices
 RopeScalingKind = Literal["linear", "dynamic", "llama3", "yarn"]
 
 
@@ -68,18 +69,20 @@ class ModelConfig:
     n_heads: int = 8  # h (3.2.2)
     n_kv_heads: int | None = None  # grouped-query attention (Ainslie et al., 2023); None: n_heads
     head_dim: int | None = None  # d_k (3.2.2); None: d_model / n_heads
-    d_feed_forward: int | None = None  # d_ff (3.3); None: 4 d_model, or for SwiGLU 8/3 d_model
+    d_feed_forward: int | None = None  # d_ff (3.3); None: 4 d_model, or for SwiGLU and GeGLU 8/3 d_model
 
     positions: Positions = "sinusoidal"  # 3.5
     rope_theta: float = 10_000.0  # base of the rotary frequencies
     rope_scaling: RopeScaling | None = None  # for a context longer than that of the pretraining
     rope_layers: tuple[bool, ...] | None = None  # which rotate (NoPE: Kazemnejad et al., 2023); None: every layer
+    rope_local_theta: float | None = None  # base in layers with a sliding window, unscaled (Gemma 3); None: as others
     norm: Norm = "layer"
     norm_placement: NormPlacement = "post"  # 5.4 normalises after the residual sum; the others: see `DecoderLayer`
     norm_eps: float = 1e-5
     activation: Activation = "relu"  # 3.3
     qk_norm: bool = False  # RMSNorm on queries and keys (Henry et al., 2020), of each head by itself
     joint_qk_norm: bool = False  # qk_norm over all heads of a token together (OLMo 2, 2025)
+    query_pre_attn_scalar: float | None = None  # scores are divided by its square root (Gemma 2); None: head_dim
     sliding_window: int | None = None  # tokens a query looks back over, its own included (Mistral, 2023); None: all
     sliding_window_layers: tuple[bool, ...] | None = None  # which layers have the window; None: every layer
     bias: bool = True  # biases in attention and feed-forward
@@ -98,9 +101,11 @@ class ModelConfig:
                 raise ConfigError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}.")
             object.__setattr__(self, "head_dim", self.d_model // max(self.n_heads, 1))
         if self.d_feed_forward is None:
-            # SwiGLU has three matrices instead of two: 8/3 keeps the parameter count, rounded for fast kernels.
-            width = -(-8 * self.d_model // 3 // 64) * 64 if self.activation == "swiglu" else 4 * self.d_model
+            # A gated layer has three matrices instead of two: 8/3 keeps the parameter count, rounded for fast kernels.
+            width = -(-8 * self.d_model // 3 // 64) * 64 if self.activation in GATED else 4 * self.d_model
             object.__setattr__(self, "d_feed_forward", width)
+        if self.query_pre_attn_scalar == self.head_dim:  # what scores are divided by anyway
+            object.__setattr__(self, "query_pre_attn_scalar", None)
         for name in ("attention_output_bias", "feed_forward_bias"):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, self.bias)
@@ -129,8 +134,9 @@ class ModelConfig:
             raise ConfigError(f"rotary positions need an even head_dim, not {self.head_dim}.")
         if self.positions == "sinusoidal" and self.d_model % 2:
             raise ConfigError(f"sinusoidal positions need an even d_model, not {self.d_model}.")
-        for name in ("norm_eps", "rope_theta"):
-            if not _is_positive(getattr(self, name)):
+        for name in ("norm_eps", "rope_theta", "rope_local_theta", "query_pre_attn_scalar"):
+            is_left_out = getattr(self, name) is None and name in ("rope_local_theta", "query_pre_attn_scalar")
+            if not (is_left_out or _is_positive(getattr(self, name))):
                 raise ConfigError(f"{name} must be a number above 0, not {getattr(self, name)!r}.")
         if self.rope_scaling is not None:
             self._check_rope_scaling(self.rope_scaling)
@@ -160,6 +166,8 @@ class ModelConfig:
 
     def _check_sliding_window(self) -> None:
         window, layers = self.sliding_window, self.sliding_window_layers
+        if self.rope_local_theta is not None and (window is None or self.positions != "rotary"):
+            raise ConfigError("rope_local_theta needs rotary positions and a sliding_window.")
         if window is not None and (type(window) is not int or window < 1):
             raise ConfigError(f"sliding_window must be a positive whole number, not {window!r}.")
         if layers is None:
@@ -234,8 +242,8 @@ def _check_flags(name: str, flags: Any, n_layers: int) -> None:
 _CHOICES: dict[str, tuple[str, ...]] = {
     "positions": ("sinusoidal", "learned", "rotary"),
     "norm": ("layer", "rms"),
-    "norm_placement": ("pre", "post", "reordered"),
-    "activation": ("relu", "gelu", "swiglu"),
+    "norm_placement": ("pre", "post", "reordered", "sandwich"),
+    "activation": ("relu", "gelu", "swiglu", "geglu"),
 }
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from transformer.errors import ConfigError
 from transformer.model.attention import MultiHeadAttention, Update
-from transformer.model.config import ModelConfig
+from transformer.model.config import GATED, ModelConfig
 from transformer.model.linear import Linear
 from transformer.model.positions import Rotation
 
@@ -51,15 +51,16 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": partial(F.gelu, approximate="tanh"),
     "swiglu": F.silu,
+    "geglu": partial(F.gelu, approximate="tanh"),
 }
-GATED = {"swiglu"}
 
 
 class FeedForward(nn.Module):
     """The same two-layer network at every position (Attention Is All You Need, 3.3).
 
     relu: max(0, x W1 + b1) W2 + b2. gelu: GPT-2's tanh approximation in its place.
-    swiglu: (silu(x G) * x W1) W2, a gated unit (GLU Variants Improve Transformer, Shazeer, 2020).
+    swiglu: (silu(x G) * x W1) W2, a gated unit (GLU Variants Improve Transformer, Shazeer, 2020). geglu: with GPT-2's
+    GELU in place of silu (Gemma, 2024).
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -94,6 +95,7 @@ class DecoderLayer(nn.Module):
     post: norm(x + dropout(sublayer(x))), the paper. pre: x + dropout(sublayer(norm(x))), GPT-2 and after: the
     residual stream is then a plain sum, which trains without the paper's long warm-up (Xiong et al., 2020).
     reordered: x + dropout(norm(sublayer(x))), OLMo 2 (Walsh et al., 2025): what is added is normalised.
+    sandwich: x + dropout(norm(sublayer(norm(x)))), with norms before and after (CogView, Ding et al., 2021; Gemma 3).
 
     Args:
         number: of the layer, from 0, where layers differ.
@@ -105,6 +107,8 @@ class DecoderLayer(nn.Module):
         self.attention_norm = make_norm(config)
         self.feed_forward = FeedForward(config)
         self.feed_forward_norm = make_norm(config)
+        if config.norm_placement == "sandwich":
+            self.attention_output_norm, self.feed_forward_output_norm = make_norm(config), make_norm(config)
         self.dropout = Dropout(config.dropout)
         self.norm_placement = config.norm_placement
 
@@ -119,11 +123,17 @@ class DecoderLayer(nn.Module):
         if self.norm_placement == "pre":
             x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), rotation, mask, update))
             return x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
+        # What is added is normalised in the precision of the stream, also where sub-layers come out in bf16.
         if self.norm_placement == "reordered":
-            # Normalised in the precision of the stream, also where sub-layers come out in bf16.
             attended_BTD = self.attention(x_BTD, rotation, mask, update).type_as(x_BTD)
             x_BTD = x_BTD + self.dropout(self.attention_norm(attended_BTD))
             fed_BTD = self.feed_forward(x_BTD).type_as(x_BTD)
             return x_BTD + self.dropout(self.feed_forward_norm(fed_BTD))
+        if self.norm_placement == "sandwich":
+            normed_BTD = self.attention_norm(x_BTD)
+            attended_BTD = self.attention(normed_BTD, rotation, mask, update).type_as(x_BTD)
+            x_BTD = x_BTD + self.dropout(self.attention_output_norm(attended_BTD))
+            fed_BTD = self.feed_forward(self.feed_forward_norm(x_BTD)).type_as(x_BTD)
+            return x_BTD + self.dropout(self.feed_forward_output_norm(fed_BTD))
         x_BTD = self.attention_norm(x_BTD + self.dropout(self.attention(x_BTD, rotation, mask, update)))
         return self.feed_forward_norm(x_BTD + self.dropout(self.feed_forward(x_BTD)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import ClassVar
 
@@ -45,6 +46,9 @@ class Transformer(nn.Module):
         self.token_embedding = Embedding(config.vocab_size, config.d_model)
         self.position_embedding = _added_positions(config)
         self.rotary = make_rotary(config) if config.positions == "rotary" else None  # one table for all layers
+        self.local_rotary = None  # of layers with a sliding window, if theirs is another
+        if config.rope_local_theta is not None:
+            self.local_rotary = make_rotary(replace(config, rope_theta=config.rope_local_theta, rope_scaling=None))
         self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(DecoderLayer(config, number) for number in range(config.n_layers))
         self.is_local, self.rotates = ([*map(of, range(config.n_layers))] for of in (config.is_local, config.rotates))
@@ -181,10 +185,12 @@ class Transformer(nn.Module):
         if self.position_embedding is not None:
             x_BTD = self.position_embedding(x_BTD, positions)
         x_BTD = self.dropout(x_BTD)
-        rotation = None if self.rotary is None else self.rotary(positions)
+        rotation = local_rotation = None if self.rotary is None else self.rotary(positions)
+        if self.local_rotary is not None:
+            local_rotation = self.local_rotary(positions)
         for i, layer in enumerate(self.layers):
             seen = mask if local_mask is None or not self.is_local[i] else local_mask
-            turn = rotation if self.rotates[i] else None
+            turn = (local_rotation if self.is_local[i] else rotation) if self.rotates[i] else None
             x_BTD = layer(x_BTD, turn, seen, None if updates is None else updates[i])
         return self.final_norm(x_BTD)
 

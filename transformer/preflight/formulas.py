@@ -17,13 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from transformer.model import ModelConfig
+from transformer.model.config import GATED
 
 # The choices that these formulas know. A model with any other is not compared.
 _SIZES = "vocab_size context_length d_model n_layers n_heads n_kv_heads head_dim d_feed_forward"
 _CHOICES = (
-    "positions rope_theta rope_layers norm norm_placement norm_eps activation qk_norm joint_qk_norm bias "
-    "attention_output_bias feed_forward_bias head_bias scale_embeddings tie_embeddings dropout "
-    "sliding_window sliding_window_layers"
+    "positions rope_theta rope_layers rope_local_theta norm norm_placement norm_eps activation qk_norm joint_qk_norm "
+    "bias attention_output_bias feed_forward_bias head_bias scale_embeddings tie_embeddings dropout "
+    "query_pre_attn_scalar sliding_window sliding_window_layers"
 )
 _KNOWN = {*_SIZES.split(), *_CHOICES.split()}
 
@@ -104,7 +105,7 @@ def attention(
     key, value = key[:, group], value[:, group]
     scores = query @ key.transpose(-2, -1)
     if scaled:
-        scores = scores / math.sqrt(config.key_dim)
+        scores = scores / math.sqrt(config.query_pre_attn_scalar or config.key_dim)
     weights = scores.masked_fill(~mask[:, None], -math.inf).softmax(dim=softmax_dim).nan_to_num()
     found = weights.masked_fill(~mask[:, None], 0.0) @ value  # (B, H, T, ·)
     joined = found.reshape(batch, length, -1) if mixed_heads else found.transpose(1, 2).flatten(2)
@@ -153,6 +154,10 @@ def layer_sums(layer: nn.Module, config: ModelConfig, x: Tensor, attended: Tenso
         case "reordered":
             middle = x + first(attended)
             return LayerSums("norm(sublayer(x)) + x", x, middle, first(attended), middle + second(fed), second(fed))
+        case "sandwich":
+            added, last = normed("attention_output_norm", attended), normed("feed_forward_output_norm", fed)
+            middle, formula = x + added, "norm(sublayer(norm(x))) + x"
+            return LayerSums(formula, first(x), second(middle), second(added), middle + last, last)
         case other:
             raise ValueError(other)
 
@@ -160,14 +165,16 @@ def layer_sums(layer: nn.Module, config: ModelConfig, x: Tensor, attended: Tenso
 def feed_forward(x: Tensor, module: nn.Module, config: ModelConfig, activation: str | None = None) -> Tensor:
     """(B, T, D) the two layers with the configured activation, or another."""
     hidden = linear(x, module.up)  # type: ignore[arg-type]
-    gate = linear(x, module.gate) if config.activation == "swiglu" else hidden  # type: ignore[arg-type]
+    gate = linear(x, module.gate) if config.activation in GATED else hidden  # type: ignore[arg-type]
     match activation or config.activation:
         case "swiglu":
             hidden = hidden * F.silu(gate)
         case "the gate without its activation":
             hidden = hidden * gate
+        case "geglu":
+            hidden = hidden * _gelu(gate)
         case "gelu":
-            hidden = 0.5 * hidden * (1 + torch.tanh(math.sqrt(2 / math.pi) * (hidden + 0.044715 * hidden**3)))
+            hidden = _gelu(hidden)
         case "the exact GELU":
             hidden = F.gelu(hidden)
         case "relu":
@@ -179,6 +186,11 @@ def feed_forward(x: Tensor, module: nn.Module, config: ModelConfig, activation: 
         case other:
             raise ValueError(other)
     return linear(hidden, module.down)  # type: ignore[arg-type]
+
+
+def _gelu(x: Tensor) -> Tensor:
+    """GPT-2's approximation."""
+    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 def linear(x: Tensor, module: nn.Module) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from transformer.data.batches import IGNORE_INDEX, Batch
 from transformer.model import Transformer
+from transformer.model.config import GATED
 from transformer.model.layers import DecoderLayer
 from transformer.model.positions import apply_rope
 from transformer.preflight import formulas, probe
@@ -211,11 +212,19 @@ class _Comparing:
         return f"In {self.where} what is added for the positions is not what the formula gives at each token's place."
 
     def rotated(self) -> str | float:
-        _, rotation = self.values.of("rotary")
+        distances: list[float] = []
+        for name, theta in (("rotary", self.config.rope_theta), ("local_rotary", self.config.rope_local_theta)):
+            found = 0.0 if theta is None else self._rotated_by(name, theta)
+            if isinstance(found, str):
+                return found
+            distances.append(found)
+        return max(distances)
+
+    def _rotated_by(self, name: str, theta: float) -> str | float:
+        _, rotation = self.values.of(name)
         shape = (len(self.positions), 1, self.positions.shape[1], self.config.key_dim)
         before = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)  # (B, 1, T, E)
         after = apply_rope(before, (rotation[0], rotation[1]))
-        theta = self.config.rope_theta
         distance = self._apart(after, formulas.rotate(before, self.positions, theta))
         if distance <= self.close:
             return distance
@@ -251,7 +260,9 @@ class _Comparing:
 
     def _theta_of(self, layer: int) -> float | None:
         """The base of this layer's rotary frequencies; None: it does not rotate."""
-        return self.config.rope_theta if self.config.rotates(layer) else None
+        config = self.config
+        local = config.rope_local_theta if config.is_local(layer) else None
+        return (local or config.rope_theta) if config.rotates(layer) else None
 
     def _attention_mistakes(self, layer: int, mask: Tensor) -> Iterator[tuple[str, str, Tensor, dict[str, Any]]]:
         """Known mistakes: the part that they belong to, the cause, the mask and the options of the formula."""
@@ -273,6 +284,10 @@ class _Comparing:
             for normalised in ("nothing", "queries", "keys"):
                 cause = f"the norm of queries and keys (qk_norm) is applied to {normalised} alone"
                 yield "attention", cause, mask, dict(normalised=normalised)
+        if config.rotates(layer) and config.rope_local_theta is not None:
+            for theta, kind in ((config.rope_theta, "without"), (config.rope_local_theta, "with")):
+                cause = f"queries and keys are turned as in layers {kind} a sliding window"
+                yield "positions", cause, mask, dict(theta=theta)
         for wrong_mask, cause in (
             (everything, "every token sees the whole window: there is no causal mask"),
             (everything.tril(1), "every token sees the one after it: the causal mask is shifted by one"),
@@ -293,9 +308,9 @@ class _Comparing:
         distance = self._apart(found, formulas.feed_forward(x, module, self.config))
         if distance <= self.close:
             return distance
-        for other in ("no activation", "relu", "gelu", "the exact GELU", "silu", "the gate without its activation"):
-            is_possible = "gate" not in other or self.config.activation == "swiglu"
-            if is_possible and self._apart(found, formulas.feed_forward(x, module, self.config, other)) <= self.close:
+        gated = (*GATED, "the gate without its activation") if self.config.activation in GATED else ()
+        for other in ("no activation", "relu", "gelu", "the exact GELU", "silu", *gated):
+            if self._apart(found, formulas.feed_forward(x, module, self.config, other)) <= self.close:
                 return f"In {self.where} the feed-forward network uses {other} instead of {self.config.activation}."
         return f"In {self.where}, layer {layer}, the feed-forward network does not give what its two matrices give."
 

@@ -26,7 +26,8 @@ _MOST_STEPS = 80
 _LEAST_STEPS = 20  # after which it can be said that nothing is learned
 _PART = 0.6  # of the entropy of its tokens: a loss below that took more than to count them
 _SMALL = 0.5  # nats per token: nothing is left to learn
-_RATES = {"pre": 3e-3, "post": 1e-3, "reordered": 3e-3}  # of AdamW, at which a batch is memorized; post-norm takes less
+# Of AdamW, at which a batch is memorized; post-norm takes less.
+_RATES = {"pre": 3e-3, "post": 1e-3, "reordered": 3e-3, "sandwich": 3e-3}
 _SECONDS = 20.0  # of processor time that memorizing, or the range test, may take at most
 _LOWEST, _HIGHEST, _PER_DECADE = 1e-5, 10.0, 5  # learning rates of the range test
 _MOVED = 0.02  # of the loss at the beginning: it falls

@@ -197,6 +197,8 @@ def _writers(layer: DecoderLayer) -> dict[str, nn.Module]:
     """The modules whose outputs are added to the stream."""
     if layer.norm_placement == "reordered":
         return {"attention": layer.attention_norm, "feed_forward": layer.feed_forward_norm}
+    if layer.norm_placement == "sandwich":
+        return {"attention": layer.attention_output_norm, "feed_forward": layer.feed_forward_output_norm}
     return {"attention": layer.attention, "feed_forward": layer.feed_forward}
 
 

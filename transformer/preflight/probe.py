@@ -41,8 +41,8 @@ def small_config(config: ModelConfig, vocab_size: int, context_length: int) -> M
         head_dim=head_dim,
         d_feed_forward=4 * width if is_fourfold else min(config.feed_forward_dim, 2 * width),
         dropout=0.0,
-        sliding_window=max(1, context_length // 4) if config.has_window else None,
-        sliding_window_layers=tuple(map(config.is_local, layers)) if config.has_window else None,
+        sliding_window=max(1, context_length // 4) if config.has_window else config.sliding_window,
+        sliding_window_layers=None if config.sliding_window is None else tuple(map(config.is_local, layers)),
         rope_layers=None if config.rope_layers is None else tuple(map(config.rotates, layers)),
     )
 

@@ -7,6 +7,7 @@
 | that with biases on queries, keys and values alone | qwen2 |
 | that with layers without rotary positions | smollm3 |
 | rotary, RMSNorm of what each sub-layer adds, SwiGLU, QK-norm of all heads together | olmo2 |
+| rotary, RMSNorm before and after each sub-layer, GeGLU, embeddings times sqrt(d_model) | gemma3_text |
 | learned positions, LayerNorm before, GELU | gpt2 |
 | LayerNorm, ReLU, sinusoidal or learned positions | opt |
 | all else, such as heads averaged or summed | our own format |
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 from transformer.errors import CheckpointError
 from transformer.hub.architectures.adapter import Adapter
+from transformer.hub.architectures.gemma3_text import Gemma3Text
 from transformer.hub.architectures.gpt2 import GPT2
 from transformer.hub.architectures.llama import Llama
 from transformer.hub.architectures.mistral import Mistral
@@ -42,6 +44,7 @@ ADAPTERS: dict[str, Adapter] = {
         Mistral(),
         SmolLM3(),
         OLMo2(),
+        Gemma3Text(),
         OwnFormat(),
     )
 }

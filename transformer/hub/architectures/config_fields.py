@@ -27,8 +27,8 @@ _COMPUTE_NOTHING = {
     "how matrix products are split over processes or in time: the results are the same": """
         pretraining_tp chunk_size_feed_forward""",
     "what a call returns, or keeps for the next one": """
-        use_cache return_dict return_dict_in_generate output_attentions output_hidden_states output_scores
-        torchscript tf_legacy_loss keys_to_ignore_at_inference""",
+        use_cache cache_implementation return_dict return_dict_in_generate output_attentions output_hidden_states
+        output_scores torchscript tf_legacy_loss keys_to_ignore_at_inference""",
     "that it is a decoder, which these architectures always are": "is_decoder",
     "how it was initialised and trained": """
         initializer_range initializer_factor init_std gradient_checkpointing attention_dropout activation_dropout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from transformer.errors import CheckpointError
@@ -54,10 +55,13 @@ class LlamaLike(Adapter):
     default_head_dim: ClassVar[int | None] = None
     default_rope_theta: ClassVar[float] = 10_000.0
     default_tie: ClassVar[bool] = False
+    activation_field: ClassVar[str] = "hidden_act"
+    activation_names: ClassVar[tuple[str, ...]] = ("silu",)  # of one function
 
     def read_fields(self, fields: ConfigFields) -> dict[str, Any]:
-        fields.expect("hidden_act", "silu")
-        theta, scaling = _read_rope(fields, self.default_rope_theta)
+        fields.expect(self.activation_field, *self.activation_names)
+        rope = self.read_rope(fields)
+        scaling = rope["rope_scaling"]
         context = fields["max_position_embeddings"]
         if scaling is not None and scaling.kind == "dynamic":
             context = max(context, int(context * scaling.factor))  # the field is the original context
@@ -71,8 +75,7 @@ class LlamaLike(Adapter):
             "head_dim": fields.get("head_dim", self.default_head_dim),
             "d_feed_forward": fields["intermediate_size"],
             "positions": "rotary",
-            "rope_theta": theta,
-            "rope_scaling": scaling,
+            **rope,
             "norm": "rms",
             "norm_placement": "pre",
             "norm_eps": fields["rms_norm_eps"],
@@ -81,6 +84,22 @@ class LlamaLike(Adapter):
             "feed_forward_bias": False,
             "tie_embeddings": fields.get("tie_word_embeddings", self.default_tie),
             **self.read_window(fields),
+        }
+
+    def read_rope(self, fields: ConfigFields) -> dict[str, Any]:
+        """The base of the rotary frequencies and their scaling, from the places where versions of transformers look."""
+        rope = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
+        fields.get("rope_parameters")  # of both, the first counts
+        theta, scaling = read_rope_parameters(rope, fields, fields.get("rope_theta", self.default_rope_theta))
+        return {"rope_theta": theta, "rope_scaling": scaling}
+
+    def write_rope(self, config: ModelConfig) -> dict[str, Any]:
+        """The fields that `read_rope` reads, where transformers 4 looks for them and where transformers 5 does."""
+        rope = write_rope_parameters(config)
+        return {
+            "rope_theta": config.rope_theta,
+            **({"rope_scaling": rope} if config.rope_scaling else {}),
+            "rope_parameters": {**rope, "rope_theta": config.rope_theta},
         }
 
     def read_window(self, fields: ConfigFields) -> dict[str, Any]:
@@ -98,9 +117,9 @@ class LlamaLike(Adapter):
             "num_key_value_heads": config.kv_heads,
             "head_dim": config.key_dim,
             "intermediate_size": config.feed_forward_dim,
-            "hidden_act": "silu",
+            self.activation_field: self.activation_names[0],
             "rms_norm_eps": config.norm_eps,
-            **_write_rope(config),
+            **self.write_rope(config),
             "attention_bias": config.bias,
         }
 
@@ -111,21 +130,25 @@ class LlamaLike(Adapter):
         return _TENSORS
 
 
-def _read_rope(fields: ConfigFields, default_theta: float) -> tuple[float, RopeScaling | None]:
-    """The base of the rotary frequencies and their scaling, from the places where versions of transformers write them.
+def read_rope_parameters(
+    parameters: Mapping[str, Any], fields: ConfigFields, default_theta: float
+) -> tuple[float, RopeScaling | None]:
+    """The base of the rotary frequencies and their scaling.
+
+    Args:
+        parameters: what `rope_parameters` or `rope_scaling` says. fields: the config.json that it is of.
 
     Raises:
         CheckpointError: if the scaling is of a kind that this program does not compute, or lacks a number.
     """
-    rope = ConfigFields(fields.get("rope_scaling") or fields.get("rope_parameters") or {})
-    fields.get("rope_parameters")  # of both, the first counts
+    rope = ConfigFields(parameters)
     kind = rope.get("rope_type", rope.get("type", "default"))
     rope.get("type")
     if kind not in _ROPE_KINDS:
         raise CheckpointError(f"config.json says rope_type {kind!r}; this program computes {', '.join(_ROPE_KINDS)}.")
     rope.expect("partial_rotary_factor", 1.0)
     fields.expect("partial_rotary_factor", 1.0)
-    theta = float(rope.get("rope_theta", fields.get("rope_theta", default_theta)))
+    theta = float(rope.get("rope_theta", default_theta))
     scaling = None if kind == "default" else _read_scaling(kind, rope, fields)
     rope.ignore(*_ROPE_NUMBERS)  # of other kinds
     rope.expect_no_more()
@@ -158,23 +181,18 @@ def _read_scaling(kind: Any, rope: ConfigFields, fields: ConfigFields) -> RopeSc
     )
 
 
-def _write_rope(config: ModelConfig) -> dict[str, Any]:
-    """The fields that `_read_rope` reads, where transformers 4 looks for them and where transformers 5 does."""
+def write_rope_parameters(config: ModelConfig) -> dict[str, Any]:
+    """What `read_rope_parameters` reads, without the base."""
     scaling = config.rope_scaling
     if scaling is None:
-        rope: dict[str, Any] = {"rope_type": "default"}
-    else:
-        rope = {"rope_type": scaling.kind, "factor": scaling.factor}
-        if scaling.kind in ("llama3", "yarn"):
-            rope["original_max_position_embeddings"] = scaling.original_context
-        rope |= {name: getattr(scaling, name) for name in _ROPE_NUMBERS_OF.get(scaling.kind, ())}
-        if scaling.attention_factor is None:
-            rope.pop("attention_factor", None)
-    return {
-        "rope_theta": config.rope_theta,
-        **({"rope_scaling": rope} if scaling else {}),
-        "rope_parameters": {**rope, "rope_theta": config.rope_theta},
-    }
+        return {"rope_type": "default"}
+    rope: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
+    if scaling.kind in ("llama3", "yarn"):
+        rope["original_max_position_embeddings"] = scaling.original_context
+    rope |= {name: getattr(scaling, name) for name in _ROPE_NUMBERS_OF.get(scaling.kind, ())}
+    if scaling.attention_factor is None:
+        rope.pop("attention_factor", None)
+    return rope
 
 
 def _original_context(config: ModelConfig) -> int:

@@ -34,7 +34,7 @@ def read_layers(fields: ConfigFields, window: int | None, rule: Callable[[int], 
     """
     types = fields.get("layer_types")
     if types is None:
-        local = each_layer(fields, rule) if window is not None else ()
+        local = each_layer(fields, rule)
     else:
         if other := {str(kind) for kind in types} - {_LOCAL, _GLOBAL}:
             raise CheckpointError(f"config.json says layer_types {min(other)!r}; expected {_LOCAL} or {_GLOBAL}.")
@@ -46,7 +46,7 @@ def read_layers(fields: ConfigFields, window: int | None, rule: Callable[[int], 
     if not any(local):
         return {}
     if window is None:
-        raise CheckpointError(f"config.json says layer_types {_LOCAL!r} without a sliding_window.")
+        raise CheckpointError(f"config.json says that layers have {_LOCAL}, but no sliding_window.")
     return {"sliding_window": window, "sliding_window_layers": local}
 
 
@@ -70,7 +70,7 @@ class SwitchedWindow(LlamaLike):
         rule = self.has_window(fields)
         window = fields.get_unless_null("sliding_window", self.default_window)
         if fields.get("use_sliding_window", False):
-            return read_layers(fields, window, rule)
+            return read_layers(fields, window, lambda layer: window is not None and rule(layer))
         return super().read_window(fields)
 
     def write_fields(self, config: ModelConfig) -> dict[str, Any]:
