@@ -1,15 +1,68 @@
 """What the config.json of single architectures says, beyond what `test_formats.py` asks of all of them."""
 
 import copy
+from pathlib import Path
 
 import pytest
+import torch
 import transformers
 from models import model_config
 from test_formats import GEMMA3, MISTRAL, OLMO2, QWEN2, QWEN3, SMOLLM3
 
 from transformer.errors import CheckpointError
+from transformer.hub import checkpoint
+from transformer.inference import SamplingOptions, TorchBackend
+from transformer.inference.decoder import Decoder
 
+SIZES = dict(vocab_size=500, hidden_size=48, intermediate_size=80, num_hidden_layers=4, num_attention_heads=4)
+SIZES |= dict(num_key_value_heads=2, head_dim=20, max_position_embeddings=260)
+SIZES |= dict(pad_token_id=None, bos_token_id=None, eos_token_id=None)
+YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32, "rope_theta": 1e4}
+LONG = {
+    "mistral": transformers.MistralConfig(**SIZES, sliding_window=33),
+    "qwen2": transformers.Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=17, max_window_layers=2),
+    "qwen3": transformers.Qwen3Config(**SIZES, use_sliding_window=True, sliding_window=50, max_window_layers=1),
+    "smollm3": transformers.SmolLM3Config(**SIZES, rope_parameters=YARN, tie_word_embeddings=False),
+    "smollm3, window": transformers.SmolLM3Config(
+        **SIZES, use_sliding_window=True, sliding_window=20, no_rope_layers=[1, 0, 1, 0]
+    ),
+    "olmo2": transformers.Olmo2Config(**SIZES, rope_parameters=YARN, attention_bias=True),
+    "gemma3_text": transformers.Gemma3TextConfig(
+        **SIZES,
+        **dict(sliding_window=24, sliding_window_pattern=3, query_pre_attn_scalar=30, attention_bias=True),
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    ),
+}
 LOCAL_FIRST = ["sliding_attention", "full_attention"]
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_200_tokens_beyond_the_window_and_the_original_context_are_those_of_transformers(
+    name: str, tmp_path: Path
+) -> None:
+    """Alone and side by side, from prompts of different lengths; and the logits of the longest text."""
+    torch.manual_seed(0)
+    theirs = transformers.AutoModelForCausalLM.from_config(LONG[name]).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    theirs.save_pretrained(tmp_path)
+    ours = checkpoint.load_model(tmp_path)
+    ids = torch.randint(3, 500, (1, 260), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-4, rtol=0)
+    prompts = [ids[0, :length].tolist() for length in (41, 2, 19)]
+    greedy = {"do_sample": False, "max_new_tokens": 200, "pad_token_id": 0}
+    expected = [theirs.generate(torch.tensor([prompt]), **greedy)[0].tolist() for prompt in prompts]
+    backend = TorchBackend(ours, "fp32")
+    for together in ([0], [1], [0, 1, 2]):
+        decoder = Decoder(backend, [prompts[i] for i in together], SamplingOptions(max_tokens=200, temperature=0), [])
+        for _ in range(200):
+            decoder.next()
+        assert decoder.tokens == [expected[i] for i in together]
 
 
 @pytest.mark.parametrize(

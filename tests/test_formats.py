@@ -30,6 +30,11 @@ WITH_A_HUB_FORMAT = {
     "modern-with-biases": ("modern", {"qk_norm": False, "bias": True, "rope_theta": 5e5}, "LlamaForCausalLM"),
     "modern-attention-biases": ("modern", {"bias": True, "feed_forward_bias": False}, "Qwen3ForCausalLM"),
     "modern-feed-forward-biases": ("modern", {"qk_norm": False, "feed_forward_bias": True}, "LlamaForCausalLM"),
+    "modern-window": ("modern", {"qk_norm": False, "sliding_window": 7}, "MistralForCausalLM"),
+    "local": ("local", {}, "Qwen3ForCausalLM"),
+    "nope": ("nope", {}, "SmolLM3ForCausalLM"),
+    "reordered": ("reordered", {}, "Olmo2ForCausalLM"),
+    "sandwich": ("sandwich", {"tie_embeddings": False}, "Gemma3ForCausalLM"),
 }
 IDS = torch.randint(0, 300, (2, 32), generator=torch.Generator().manual_seed(1))
 
