@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,11 @@ import transformers.utils  # noqa: F401
 
 PACKAGE = Path(__file__).parent.parent / "transformer"
 BASE = dict(vocab_size=300, d_model=32, n_layers=2, n_heads=4, context_length=32, batch_size=8, precision="fp32")
+# What single architectures of the Hub have beside the preset.
+LOCAL = dict(architecture=dict(sliding_window=8, sliding_window_layers=(True, False), rope_local_theta=50.0))
+NOPE = dict(architecture=dict(rope_layers=(True, False)))
+REORDERED = dict(architecture=dict(norm_placement="reordered", joint_qk_norm=True))
+SANDWICH = dict(architecture=dict(norm_placement="sandwich", activation="geglu", query_pre_attn_scalar=50))
 BF16 = dict(precision="bf16", context_length=160, batch_size=4)  # long enough for several blocks of attention
 
 
@@ -40,7 +45,7 @@ class Mutation:
     """One line broken.
 
     file: within the package. old, new: the text and what replaces it. checks: by which it may be named. options: of the
-    run, beside BASE.
+    run, beside BASE. "architecture" among them: changes of the model's config.
     """
 
     name: str
@@ -143,7 +148,64 @@ MUTATIONS: tuple[Mutation, ...] = (
         "attention",
     ),
     _model("keys are not normalised", "attention", "self.key_norm(key.float()).type_as(value)", "key", "attention"),
+    _model(
+        "the sliding window is not applied",
+        "attention",
+        "return causal_attention(query, key, value, window)",
+        "return causal_attention(query, key, value)",
+        "attention",
+        **LOCAL,
+    ),
+    _model(
+        "the sliding window is a token too long",
+        "attention",
+        "causal.triu(diagonal=past - window + 1)",
+        "causal.triu(diagonal=past - window)",
+        "attention",
+        **LOCAL,
+    ),
+    _model(
+        "the sliding window is not applied between documents",
+        "transformer",
+        "seen = mask if local_mask is None or not self.is_local[i] else local_mask",
+        "seen = mask",
+        "attention",
+        separate_documents=True,
+        **LOCAL,
+    ),
+    _model(
+        "decoding looks back beyond the sliding window",
+        "attention",
+        "key, value = key[:, :, -window:], value[:, :, -window:]",
+        "pass",
+        "cached decoding",
+        **LOCAL,
+    ),
+    _model(
+        "scores are not divided by the configured number",
+        "attention",
+        "query = query * self.query_scale",
+        "pass",
+        "attention",
+        **SANDWICH,
+    ),
     # ---- positions ----
+    _model(
+        "rotary: in a layer without it",
+        "transformer",
+        " if self.rotates[i] else None",
+        "",
+        "positions",
+        **NOPE,
+    ),
+    _model(
+        "rotary: the same base in every layer",
+        "transformer",
+        "turn = (local_rotation if self.is_local[i] else rotation)",
+        "turn = rotation",
+        "positions",
+        **LOCAL,
+    ),
     _model(
         "rotary: a sign",
         "positions",
@@ -210,6 +272,38 @@ MUTATIONS: tuple[Mutation, ...] = (
         "self.attention(self.attention_norm(x_BTD), rotation",
         "self.attention(x_BTD, rotation",
         "residuals and norms",
+    ),
+    _model(
+        "what is added is not normalised",
+        "layers",
+        "self.dropout(self.attention_norm(attended_BTD))",
+        "self.dropout(attended_BTD)",
+        "residuals and norms",
+        **REORDERED,
+    ),
+    _model(
+        "what is added is not normalised, sandwich",
+        "layers",
+        "self.dropout(self.feed_forward_output_norm(fed_BTD))",
+        "self.dropout(fed_BTD)",
+        "residuals and norms",
+        **SANDWICH,
+    ),
+    _model(
+        "queries are normalised head by head",
+        "attention",
+        "return super().forward(joined).unflatten(2, (x.shape[1], -1)).transpose(1, 2)",
+        "return F.rms_norm(x, x.shape[-1:]) * self.weight.view(1, x.shape[1], 1, -1)",
+        "attention",
+        **REORDERED,
+    ),
+    _model(
+        "another gate",
+        "layers",
+        '"geglu": partial(F.gelu, approximate="tanh")',
+        '"geglu": F.silu',
+        "feed-forward",
+        **SANDWICH,
     ),
     _model(
         "the final norm does nothing",
@@ -480,6 +574,10 @@ UNCHANGED: tuple[dict[str, Any], ...] = (
     dict(preset="gpt2", dropout=0.2),
     dict(preset="paper", dropout=0.2),
     dict(preset="blog", optimizer="muon", gradient_accumulation_steps=2),
+    LOCAL,
+    NOPE,
+    REORDERED,
+    SANDWICH,
 )
 
 
@@ -554,12 +652,17 @@ def _preflight(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     from transformer.training.train_config import TrainConfig
 
     begin = time.process_time()
+    architecture = options.pop("architecture", {})
     config = TrainConfig.from_options(
         output=str(folder / "output"), token_cache=str(folder / "tokens"), device="cpu", **options
     )
     engine = Engine(config.run.device)
     try:
-        return {**preflight(build(config, engine), config, engine).to_json(), "seconds": time.process_time() - begin}
+        parts = build(config, engine)
+        if architecture:
+            model = type(parts.model)(replace(parts.model.config, **architecture))
+            parts = replace(parts, model=model)
+        return {**preflight(parts, config, engine).to_json(), "seconds": time.process_time() - begin}
     finally:
         engine.close()
 

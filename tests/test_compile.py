@@ -14,9 +14,10 @@ from transformer.training.loss import LanguageModelLoss
 
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
-def test_the_compiled_step_has_the_gradients_of_the_plain_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("preset", ["modern", "sandwich"])
+def test_the_compiled_step_has_the_gradients_of_the_plain_one(preset: str, tmp_path: Path) -> None:
     # A compiler can give the right loss and wrong gradients (experiments/LOG.md), which no first loss shows.
-    model, _ = checkpoint.load(tiny_model_directory(tmp_path / "m"))
+    model, _ = checkpoint.load(tiny_model_directory(tmp_path / "m", preset))
     tokens = torch.randint(5, 100, (2, 17), generator=torch.Generator().manual_seed(0))
     loss = LanguageModelLoss(model)
 
@@ -31,10 +32,11 @@ def test_the_compiled_step_has_the_gradients_of_the_plain_one(tmp_path: Path) ->
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
-def test_a_compiled_step_is_the_same_step() -> None:
+@pytest.mark.parametrize("preset", ["modern", "sandwich"])
+def test_a_compiled_step_is_the_same_step(preset: str) -> None:
     """On the CPU; past the context; and the cache of one text serves the next, without compiling again."""
     tokenizer = tiny_tokenizer()
-    model = tiny_model(vocab_size=tokenizer.vocab_size, n_layers=1)
+    model = tiny_model(preset, vocab_size=tokenizer.vocab_size, n_layers=2)
     compiled = CompiledBackend(model, "fp32")
     options = SamplingOptions(max_tokens=50, min_tokens=50, temperature=0)
     alone = "".join(Generator(model, tokenizer, "fp32").generate("The river", options))

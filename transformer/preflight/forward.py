@@ -289,11 +289,11 @@ class _Comparing:
                 cause = f"queries and keys are turned as in layers {kind} a sliding window"
                 yield "positions", cause, mask, dict(theta=theta)
         for wrong_mask, cause in (
+            (self.mask, "the sliding window is not applied"),
             (everything, "every token sees the whole window: there is no causal mask"),
             (everything.tril(1), "every token sees the one after it: the causal mask is shifted by one"),
             (everything.tril(-1), "no token sees itself: the causal mask is shifted by one"),
             (causal, "the mask that keeps documents or padding apart is not applied"),
-            (self.mask, "the sliding window is not applied"),
         ):
             yield "attention", cause, wrong_mask, {}
         if config.n_heads != config.kv_heads:

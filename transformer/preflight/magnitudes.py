@@ -24,9 +24,10 @@ from transformer.preflight.subject import Subject, cut
 _LOSS_ROWS, _LOSS_LENGTH = 4, 128
 _LOSS_WARN, _LOSS_FAIL = 1.0, 3.0  # nats from ln(vocabulary)
 _LOST = 50.0  # times the norm of the tokens: they are lost in the positions
-_ADDED = 1.5  # times the norm of the stream may be added to it after a norm,
+# Times the norm of the stream that may be added to it: in pre-norm models it begins as small as the embeddings. Other
+# placements normalise what is added, which is of one size however the weights are drawn.
+_LIMITS = {"post": 1.5, "pre": 8.0}
 _GAIN = 1.5  # times the values of one head may be written when all agree
-_ADDED_TO_NARROW = 8.0  # and before one, where the stream begins as small as the embeddings
 
 
 def initial_loss(subject: Subject) -> Check:
@@ -125,10 +126,10 @@ def residual(subject: Subject) -> Check:
     number where they are summed. (What a trained projection makes of it is its own.)
     """
     name = "share of the residual"
-    limit = _ADDED if subject.model.config.norm_placement == "post" else _ADDED_TO_NARROW
-    expected = (
-        f"less than {limit:.3g} of the stream; heads that agree write no more than {_GAIN:.3g} times one's values"
-    )
+    limit = _LIMITS.get(subject.model.config.norm_placement, math.inf)
+    expected = f"heads that agree write no more than {_GAIN:.3g} times one's values"
+    if limit < math.inf:
+        expected = f"less than {limit:.3g} of the stream; {expected}"
     tokens = subject.text_row
     natural, _ = _added(subject.fresh(dropout=False), tokens, subject)
     agreeing = subject.fresh(dropout=False)

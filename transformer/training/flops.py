@@ -17,11 +17,13 @@ def flops_per_token(model: Transformer, context: int) -> int:
     """Floating-point operations of forward and backward for one token: 6 N + 12 L H E T.
 
     N: the weights that are multiplied with, so without the embeddings that are only looked up, but with the head. The
-    second term is attention over T tokens; that a causal kernel leaves out half of it is not taken off.
+    second term is attention over T tokens, or over those of a layer's sliding window; that a causal kernel leaves out
+    half of it is not taken off.
     """
     config = model.config
+    attended = sum(min(config.window_of(layer) or context, context) for layer in range(config.n_layers))
     multiplied = sum(p.numel() for p in model.layers.parameters() if p.dim() == 2) + model.head.weight.numel()
-    return 6 * multiplied + 12 * config.n_layers * config.n_heads * config.key_dim * context
+    return 6 * multiplied + 12 * attended * config.n_heads * config.key_dim
 
 
 @torch.no_grad()
