@@ -52,6 +52,7 @@ RULES = {
     r"\.venv/bin/python -m transformer push": "publish",
     r"make kernel": "kernel",
     r"make train ARGS=--help": "look",
+    r"make train ARGS=\"--init-from weights": "fine-tune",
     r"make train ": "train",
     r"make serve": "serve",
     r"curl ": "request",
@@ -357,16 +358,31 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare(tmp_path_factory.mktemp("workshop"))
 
 
+def shortened(command: str) -> str:
+    """A training that ends after three steps."""
+    shorter = re.sub(r'"$', ' --max-steps 3"', command)
+    assert shorter != command
+    return shorter
+
+
 @pytest.mark.slow  # a training of the default size, with its preflight
 @each("train")
 def test_train_your_own_and_predict(command: str, workshop: Path, environment: dict[str, str]) -> None:
-    shorter = re.sub(r'"$', ' --max-steps 3"', command)
-    assert shorter != command
-    run(shorter, workshop, environment)
+    run(shortened(command), workshop, environment)
     model, _ = checkpoint.load(workshop / "mine")
     assert model.config.d_model == 256 and model.config.n_layers == 6
     for after in {c.text for c in COMMANDS if rule(c) == "after training"}:
         assert run(after, workshop, environment).startswith("The history of the city")
+
+
+@pytest.mark.slow  # a training of the default model, with its preflight
+@each("fine-tune")
+def test_fine_tune_the_default_model(command: str, workshop: Path, environment: dict[str, str]) -> None:
+    run(shortened(command), workshop, environment)
+    model, tokenizer = checkpoint.load(workshop / "tuned")
+    before, tokenizer_before = checkpoint.load(workshop / "weights")
+    assert model.config == before.config and tokenizer.backend.to_str() == tokenizer_before.backend.to_str()
+    assert not torch.equal(model.head.weight, before.head.weight)
 
 
 @pytest.mark.slow  # three epochs of the default model, with its preflight
