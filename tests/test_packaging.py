@@ -1,11 +1,13 @@
 """The package as pip sees it: its dependencies, and the files that it needs beside its modules."""
 
+import os
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from readme_commands import ROOT
 
@@ -47,6 +49,31 @@ def test_an_installed_package_has_its_files_and_says_that_it_has_no_model(tmp_pa
     text = transformer("predict", "--model", str(ROOT / "weights"), "--max-tokens", "3", "The river")
     assert text.stdout.startswith("The river"), text.stderr
     assert transformer("--version").stdout.split()[-1] == text_version()
+
+
+@pytest.mark.parametrize(
+    ("missing", "command"),
+    [
+        ("datasets", ["evaluate", "--data", "folder"]),
+        ("pyarrow", ["evaluate", "--data", "rows.parquet", "--split", "train"]),
+        ("accelerate", ["preflight", "--data", "text.txt"]),
+        ("tyro", ["train", "--data", "text.txt"]),
+    ],
+)
+def test_a_command_that_needs_an_extra_names_it(missing: str, command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text.txt").write_text("The river")
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1")
+    program = f"import sys; sys.modules[{missing!r}] = None; from transformer.cli import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *command],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"{missing}" in done.stderr and "decoder-only-transformer[train]" in done.stderr
 
 
 def text_version() -> str:

@@ -40,3 +40,23 @@ class PreflightError(TransformerError):
 
 class ChatError(TransformerError):
     """A conversation cannot be written as the model's chat template has it."""
+
+
+_TRAIN_EXTRA = ("accelerate", "datasets", "pyarrow", "tyro", "yaml")
+
+
+def sentence(error: TransformerError | ModuleNotFoundError) -> str:
+    """What the command line says of an error; of a module that is missing, the extra that has it.
+
+    Raises:
+        ModuleNotFoundError: the error itself, if the module belongs to no extra.
+    """
+    if not isinstance(error, ModuleNotFoundError):
+        return str(error)
+    name = (error.name or "").partition(".")[0]
+    if name not in _TRAIN_EXTRA:
+        raise error
+    return (
+        f"this needs {name}, which is not installed: pip install 'decoder-only-transformer[train]', or '.[train]' in a "
+        "checkout."
+    )

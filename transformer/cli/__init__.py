@@ -22,7 +22,7 @@ from transformer.cli.show_command import add_show
 from transformer.cli.train_command import add_train
 from transformer.console import never_fail_on_characters
 from transformer.credentials import guard_output
-from transformer.errors import TransformerError
+from transformer.errors import TransformerError, sentence
 
 __all__ = ["DEFAULT_MODEL", "DEFAULT_PROMPT", "main"]
 _COMMANDS = (  # in the order of --help
@@ -55,8 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
     try:
         return options.run(options) or 0
-    except TransformerError as error:
-        print(f"transformer: {error}", file=sys.stderr)
+    except (TransformerError, ModuleNotFoundError) as error:
+        print(f"transformer: {sentence(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(file=sys.stderr)

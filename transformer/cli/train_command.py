@@ -9,7 +9,7 @@ import sys
 from transformer.cli.shared_options import Commands, add_training_command
 from transformer.console import never_fail_on_characters
 from transformer.credentials import guard_output
-from transformer.errors import ConfigError, TransformerError
+from transformer.errors import ConfigError, TransformerError, sentence
 from transformer.training.interrupt import Interrupted
 
 
@@ -47,7 +47,5 @@ def _train(arguments: list[str], program: str) -> None:
         from transformer.training.options import parse
         from transformer.training.run import train
     except ModuleNotFoundError as error:
-        if error.name not in ("tyro", "yaml"):
-            raise
-        raise ConfigError(f"{error.name} is not installed: install decoder-only-transformer[train].") from error
+        raise ConfigError(sentence(error)) from error
     train(parse(arguments, program))

@@ -68,7 +68,7 @@ def read_rows(path: str, position: Position | None = None, columns: Collection[s
         if format == "parquet":
             return ParquetRows(file, path, position, columns)
         return JsonRows(file, path, position) if format == "json" else TextLines(file, path, position)
-    except CorpusError:
+    except (CorpusError, ModuleNotFoundError):  # of pyarrow, which belongs to an extra
         raise
     except Exception as error:
         raise unreadable(path, error) from error
