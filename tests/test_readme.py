@@ -342,7 +342,7 @@ def test_predictions_over_http(checkout: Path, environment: dict[str, str]) -> N
         predict = partial(post, url, "/predictions")
         with replicate_api(lambda inputs: predict(inputs)["output"], "you/your-model") as api:
             account = {**environment, "REPLICATE_BASE_URL": api, "REPLICATE_API_TOKEN": "r8_test"}
-            for command in (command.text for command in COMMANDS if rule(command) == "replicate"):
+            for command in dict.fromkeys(c.text for c in COMMANDS if rule(c) == "replicate"):
                 said = run(f".venv/bin/python -c {shlex.quote(command)}", checkout, account)
                 assert len(said.split()) > 5
         for command in predicts:
