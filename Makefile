@@ -38,18 +38,19 @@ speedrun sprint: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.speedrun output/$@
 	$(BIN)/python -m transformer evaluate --model output/$@ $(TEXT)
 
+WORKERS := -n auto --dist loadfile --no-loadscope-reorder  # the order is that of tests/conftest.py
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest $(WORKERS)
 
 # The edit loop: tests without servers, trainings and compilers.
 FAST := $(addprefix tests/test_,model.py structure.py stream_decoder.py stop_sequences.py docs.py walkthrough.py \
 	inference.py batches.py text.py chat.py evaluation.py options.py source.py questions.py tokenizer_files.py \
 	formats.py backends.py)
 test-fast: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -n auto --dist loadfile $(FAST)
+	$(BIN)/python -m pytest $(WORKERS) $(FAST)
 
 coverage: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -n auto --dist loadfile --cov=transformer --cov-report=term $(FAST)
+	$(BIN)/python -m pytest $(WORKERS) --cov=transformer --cov-report=term $(FAST)
 
 # A static site in site/.
 docs: $(VENV)/dev.stamp

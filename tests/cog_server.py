@@ -94,6 +94,13 @@ def parse_events(lines: Iterable[str]) -> Iterator[Event]:
             data.append(value)
 
 
+def assert_only_fault(reply: httpx.Response, name: str) -> None:
+    """The request was refused because of this input, which may be wrong in two ways at once."""
+    assert reply.status_code == 422
+    faults = reply.json()["detail"]
+    assert faults and all(fault["loc"] == ["body", "input", name] and fault["msg"] for fault in faults)
+
+
 @contextmanager
 def cog_server(environment: Mapping[str, str], mode: str = "predict") -> Iterator[CogServer]:
     """A server in the project's folder, as cog.yaml describes it; it may still be starting, see `wait_for`.

@@ -23,6 +23,21 @@ settings.register_profile("deterministic", derandomize=True, deadline=None)
 settings.load_profile("deterministic")
 
 
+# The files that take longest, the longest first. By itself xdist begins with those that have most tests, and ends with
+# one worker in a long file while the others wait.
+LONGEST = (
+    *("test_preflight.py", "test_readme.py", "test_training.py", "test_resume.py", "test_training_server.py"),
+    *("test_distributed.py", "test_publish.py", "test_fuzz_training.py", "test_formats.py", "test_compile.py"),
+    *("test_hub_server.py", "test_cog_server.py", "test_preflight_gallery.py", "test_original.py", "test_backends.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files; for several workers it takes --no-loadscope-reorder."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Nothing that a test fetches or tokenises stays in the user's cache."""

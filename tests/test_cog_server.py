@@ -1,18 +1,13 @@
-"""predict.py and train.py within the real Cog HTTP server, which is all of a container but the container."""
+"""predict.py within the real Cog HTTP server, which is all of a container but the container."""
 
-import base64
-import functools
 import json
-import threading
 from collections.abc import Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from cog_server import CONFIG, ROOT, CogServer, Webhooks, cog_server
-from models import SENTENCES, tiny_model_directory
+from cog_server import CONFIG, ROOT, CogServer, Webhooks, assert_only_fault, cog_server
+from models import tiny_model_directory
 
 from tools import cog_schema
 from transformer.data.conversation import CHAT_TEMPLATE
@@ -179,13 +174,6 @@ def wrong_inputs() -> Iterator[Any]:
             yield wrong(name, value)
 
 
-def assert_only_fault(reply: httpx.Response, name: str) -> None:
-    """The request was refused because of this input, which may be wrong in two ways at once."""
-    assert reply.status_code == 422
-    faults = reply.json()["detail"]
-    assert faults and all(fault["loc"] == ["body", "input", name] and fault["msg"] for fault in faults)
-
-
 @pytest.mark.parametrize(("name", "value"), wrong_inputs())
 def test_a_wrong_input_is_named(running: CogServer, name: str, value: Any) -> None:
     reply = running.http.post("/predictions", json={"input": {"prompt": "a", name: value}})
@@ -326,86 +314,3 @@ def test_a_model_that_is_not_there(environment: dict[str, str], sentence: str) -
         assert health["status"] == "SETUP_FAILED"
         assert sentence in health["setup"]["logs"] and "Traceback" not in health["setup"]["logs"]
         assert server.http.post("/predictions", json={"input": {"prompt": "a"}}).status_code == 503
-
-
-# ---- a training, and predictions with what came of it ----
-
-
-def data_url(text: str, kind: str = "text/plain") -> str:
-    return f"data:{kind};base64,{base64.b64encode(text.encode()).decode()}"
-
-
-@pytest.fixture(scope="module")
-def trainer() -> Iterator[CogServer]:
-    with cog_server({}, mode="train") as server:
-        server.wait_for("READY")
-        yield server
-
-
-SMALL = dict(
-    from_scratch=True,
-    max_steps=2.0,
-    train_batch_size=2,
-    context_length=16,
-    d_model=16,
-    n_layers=1,
-    n_heads=2,
-    vocab_size=300,
-)
-
-
-def train(server: CogServer, **inputs: Any) -> dict[str, Any]:
-    server.wait_for("READY")
-    reply = server.http.post("/trainings", json={"input": inputs})
-    assert reply.status_code == 200, reply.text
-    return reply.json()
-
-
-def test_training_and_predicting_with_it(trainer: CogServer, tmp_path: Path) -> None:
-    answer = train(trainer, train_data=data_url("\n".join(SENTENCES * 10)), **SMALL)
-    assert answer["status"] == "succeeded", answer
-    kind, content = answer["output"]["weights"].split(",", 1)
-    assert kind.startswith("data:") and kind.endswith(";base64")
-    (tmp_path / "weights.tar").write_bytes(base64.b64decode(content))
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *arguments: Any) -> None:
-            pass
-
-    files = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=tmp_path))
-    threading.Thread(target=files.serve_forever, daemon=True).start()
-    try:
-        url = f"http://127.0.0.1:{files.server_port}/weights.tar"
-        with cog_server({"COG_WEIGHTS": url}) as server:
-            assert server.predict(prompt="The river", max_tokens=5, min_tokens=5)["metrics"]["completion_tokens"] == 5
-    finally:
-        files.shutdown()
-        files.server_close()
-
-
-@pytest.mark.parametrize("kind", ["application/jsonl", "application/octet-stream"])  # clients send the second
-def test_training_on_json_lines(trainer: CogServer, kind: str) -> None:
-    rows = "\n".join(json.dumps({"prompt": sentence[:9], "completion": sentence[9:]}) for sentence in SENTENCES * 10)
-    answer = train(trainer, train_data=data_url(rows, kind), **SMALL)
-    assert answer["status"] == "succeeded", answer
-
-
-def test_training_on_nothing(trainer: CogServer) -> None:
-    answer = train(trainer, train_data=data_url(" \n"), **SMALL)
-    assert answer["status"] == "failed"
-    assert answer["error"].endswith("has no text.")
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [("max_steps", 0), ("preset", "unknown"), ("learning_rate", "fast"), ("train_data", 3)]
-)
-def test_a_wrong_training_input_is_named(trainer: CogServer, name: str, value: Any) -> None:
-    reply = trainer.http.post("/trainings", json={"input": {"train_data": data_url("a"), name: value}})
-    assert_only_fault(reply, name)
-
-
-def test_a_failing_preflight_stops_the_training_with_its_sentence(trainer: CogServer) -> None:
-    lines = [f"{sentence} {number} [SEP]" for number in range(50) for sentence in SENTENCES]
-    answer = train(trainer, train_data=data_url("\n".join(lines)), **SMALL)
-    assert answer["status"] == "failed"
-    assert "ends with '[SEP]'" in answer["error"] and "take it out of the text" in answer["error"], answer["error"]

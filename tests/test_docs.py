@@ -94,6 +94,11 @@ def test_the_commands_that_ci_runs_exist() -> None:
     assert fast is not None
     for name in fast[2].split():
         assert (ROOT / f"{fast[1]}{name}").exists(), f"FAST in the Makefile names {name}, which does not exist"
+    conftest = (ROOT / "tests" / "conftest.py").read_text("utf-8")
+    longest = re.search(r"^LONGEST = \((.*?)^\)", conftest, re.MULTILINE | re.DOTALL)
+    assert longest is not None
+    for name in re.findall(r'"([^"]+)"', longest[1]):
+        assert (ROOT / "tests" / name).exists(), f"LONGEST in tests/conftest.py names {name}, which does not exist"
 
 
 ADDING = (ROOT / "docs/adding-an-architecture.md").read_text("utf-8")

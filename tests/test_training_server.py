@@ -1,7 +1,9 @@
-"""The training server: what it may read, what it leaves behind, and how it ends; with the defaults of a request."""
+"""The training server: what it trains on and returns, what it may read, what it leaves behind, and how it ends."""
 
 import base64
 import contextlib
+import functools
+import json
 import os
 import signal
 import subprocess
@@ -9,13 +11,14 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import cog_server as server_module
 import pytest
-from cog_server import CogServer, cog_server
+from cog_server import CogServer, assert_only_fault, cog_server
 from models import SENTENCES
 from ordinary_texts import ORDINARY_TEXTS
 
@@ -29,8 +32,8 @@ OURS = ("training-*", "trained-*", "model-*", "weights*.tar", "tmp*file*")
 DEFAULTS_TRIED = ("prose", "prompts", "code")  # of all twenty: tests/twenty_trainings.py
 
 
-def data_url(text: str) -> str:
-    return f"data:text/plain;base64,{base64.b64encode(text.encode()).decode()}"
+def data_url(text: str, kind: str = "text/plain") -> str:
+    return f"data:{kind};base64,{base64.b64encode(text.encode()).decode()}"
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +62,62 @@ def left_in_the_end(server: CogServer) -> list[str]:
     while left(server) and time.monotonic() < deadline:
         time.sleep(0.1)
     return left(server)
+
+
+# ---- a training, and predictions with what came of it ----
+
+
+def test_training_and_predicting_with_it(trainer: CogServer, tmp_path: Path) -> None:
+    answer = train(trainer, data_url("\n".join(SENTENCES * 10)), **SMALL, max_steps=2.0)
+    assert answer["status"] == "succeeded", answer
+    kind, content = answer["output"]["weights"].split(",", 1)
+    assert kind.startswith("data:") and kind.endswith(";base64")
+    (tmp_path / "weights.tar").write_bytes(base64.b64decode(content))
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *arguments: Any) -> None:
+            pass
+
+    files = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=tmp_path))
+    threading.Thread(target=files.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{files.server_port}/weights.tar"
+        with cog_server({"COG_WEIGHTS": url}) as server:
+            assert server.predict(prompt="The river", max_tokens=5, min_tokens=5)["metrics"]["completion_tokens"] == 5
+    finally:
+        files.shutdown()
+        files.server_close()
+
+
+@pytest.mark.parametrize("kind", ["application/jsonl", "application/octet-stream"])  # clients send the second
+def test_training_on_json_lines(trainer: CogServer, kind: str) -> None:
+    rows = "\n".join(json.dumps({"prompt": sentence[:9], "completion": sentence[9:]}) for sentence in SENTENCES * 10)
+    answer = train(trainer, data_url(rows, kind), **SMALL, max_steps=2, preflight="off")
+    assert answer["status"] == "succeeded", answer
+
+
+def test_training_on_nothing(trainer: CogServer) -> None:
+    answer = train(trainer, data_url(" \n"), **SMALL, max_steps=2)
+    assert answer["status"] == "failed"
+    assert answer["error"].endswith("has no text.")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("max_steps", 0), ("preset", "unknown"), ("learning_rate", "fast"), ("train_data", 3)]
+)
+def test_a_wrong_training_input_is_named(trainer: CogServer, name: str, value: Any) -> None:
+    reply = trainer.http.post("/trainings", json={"input": {"train_data": data_url("a"), name: value}})
+    assert_only_fault(reply, name)
+
+
+def test_a_failing_preflight_stops_the_training_with_its_sentence(trainer: CogServer) -> None:
+    lines = [f"{sentence} {number} [SEP]" for number in range(50) for sentence in SENTENCES]
+    answer = train(trainer, data_url("\n".join(lines)), **SMALL, max_steps=2)
+    assert answer["status"] == "failed"
+    assert "ends with '[SEP]'" in answer["error"] and "take it out of the text" in answer["error"], answer["error"]
+
+
+# ---- what a training may read, and what it leaves ----
 
 
 @pytest.mark.parametrize("name", DEFAULTS_TRIED)
