@@ -15,13 +15,11 @@ from hub_faults import FaultyServer, Refusal, Reply, Request
 from hub_server import Hub
 from models import tiny_model_directory
 
-import transformer.hub.client
 from transformer.checksum import checksum, is_intact
 from transformer.data.tokenizer import Tokenizer
 from transformer.errors import CheckpointError
 from transformer.hub import archive as archives
-from transformer.hub import checkpoint
-from transformer.hub import download as downloads
+from transformer.hub import checkpoint, retry
 from transformer.hub.resolve import fetch, pack
 
 ROOT = Path(__file__).parents[1]
@@ -32,8 +30,7 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
-    monkeypatch.setattr(downloads, "WAITS", [0.0, 0.0])
-    monkeypatch.setattr(transformer.hub.client, "WAITS", [0.0, 0.0])
+    monkeypatch.setattr(retry, "WAITS", [0.0, 0.0])
 
 
 @pytest.fixture

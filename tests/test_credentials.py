@@ -18,8 +18,7 @@ from transformer.credentials import clean_token, guard_output, redact, scrub
 from transformer.data.corpus import has_split
 from transformer.data.tokenizer import Tokenizer
 from transformer.errors import CheckpointError, CorpusError, PublishError, TransformerError
-from transformer.hub import client
-from transformer.hub import download as downloads
+from transformer.hub import retry
 from transformer.hub.client import ask
 from transformer.hub.publish import prepare
 from transformer.hub.resolve import fetch
@@ -81,7 +80,7 @@ def test_another_odd_character_is_a_sentence_at_once(hub: Hub, token: str, monke
     def never(seconds: float) -> None:
         raise AssertionError("it is tried again")
 
-    monkeypatch.setattr(client, "time", SimpleNamespace(sleep=never))
+    monkeypatch.setattr(retry, "time", SimpleNamespace(sleep=never))
     calls = [lambda: prepare("user/lm", token=token)]
     monkeypatch.setenv("HF_TOKEN", token)
     calls += [lambda: prepare("user/lm"), lambda: fetch("user/lm"), lambda: Tokenizer.load("user/lm")]
@@ -249,7 +248,7 @@ class Guarded(FaultyServer):
 def test_the_password_in_a_url_is_sent_to_its_host_and_shown_nowhere(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(downloads, "WAITS", [])
+    monkeypatch.setattr(retry, "WAITS", [])
     with Guarded() as server, caplog.at_level(logging.INFO):
         address = server.url.removeprefix("http://")
         for path, word in (("w.tar?sig=s3cr3t", "not a tar"), ("moved", "403")):

@@ -8,6 +8,7 @@ from hub_faults import FaultyServer, Refusal, Reply, Request, serve
 
 from transformer.errors import CheckpointError
 from transformer.hub import download as downloads
+from transformer.hub import retry
 from transformer.hub.download import download
 
 CONTENT = bytes(range(256)) * 40
@@ -34,7 +35,7 @@ class Store(FaultyServer):
 
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    monkeypatch.setattr(downloads, "WAITS", [0.0, 0.0])
+    monkeypatch.setattr(retry, "WAITS", [0.0, 0.0])
     with Store() as store:
         yield store
 
@@ -57,7 +58,7 @@ def test_a_cut_download_goes_on_where_it_was(store: Store, target: Path) -> None
 def test_a_later_process_goes_on_where_an_earlier_one_gave_up(store: Store, target: Path) -> None:
     store.fault("GET /w.tar", "cut", after=1000)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(downloads, "WAITS", [])
+        patch.setattr(retry, "WAITS", [])
         with pytest.raises(CheckpointError, match=r"cannot be downloaded: it broke off at 1,000 of 10,240 bytes"):
             download(f"{store.url}/w.tar", target)
     assert not target.exists()
@@ -76,23 +77,23 @@ def test_without_ranges_it_begins_again(store: Store, target: Path) -> None:
 def test_a_file_that_changed_meanwhile_is_not_mixed_with_the_old_one(
     store: Store, target: Path, checks_version: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(downloads, "WAITS", [])
+    monkeypatch.setattr(retry, "WAITS", [])
     store.fault("GET /w.tar", "cut")
     with pytest.raises(CheckpointError):
         download(f"{store.url}/w.tar", target)
     store.content, store.etag, store.checks_version = CONTENT[::-1] + b"more", "two", checks_version
-    monkeypatch.setattr(downloads, "WAITS", [0.0])
+    monkeypatch.setattr(retry, "WAITS", [0.0])
     download(f"{store.url}/w.tar", target)
     assert target.read_bytes() == store.content
 
 
 def test_a_file_that_became_shorter_is_brought_anew(store: Store, target: Path, monkeypatch) -> None:
-    monkeypatch.setattr(downloads, "WAITS", [])
+    monkeypatch.setattr(retry, "WAITS", [])
     store.fault("GET /w.tar", "cut")
     with pytest.raises(CheckpointError):
         download(f"{store.url}/w.tar", target)
     store.content, store.checks_version = CONTENT[:100], False
-    monkeypatch.setattr(downloads, "WAITS", [0.0])
+    monkeypatch.setattr(retry, "WAITS", [0.0])
     download(f"{store.url}/w.tar", target)
     assert target.read_bytes() == CONTENT[:100]
 

@@ -19,9 +19,9 @@ from hub_server import Account, Hub
 from models import SENTENCES, tiny_model_directory
 
 import train as entry
-import transformer.hub.client
 from transformer import cli
 from transformer.errors import CheckpointError, PublishError
+from transformer.hub import retry
 from transformer.hub.checkpoint import load
 from transformer.hub.publish import prepare, push
 from transformer.hub.resolve import MODEL_FILES, fetch
@@ -36,7 +36,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A Hub that the client of this process knows, and is logged in to."""
     with Hub() as hub:
         hub.serve_this_process(monkeypatch, tmp_path / "hub-cache")
-        monkeypatch.setattr(transformer.hub.client, "WAITS", [0.0, 0.0])
+        monkeypatch.setattr(retry, "WAITS", [0.0, 0.0])
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         monkeypatch.setenv("HF_TOKEN", "hf_test")
         yield hub

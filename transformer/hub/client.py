@@ -5,7 +5,6 @@ Import this late: a model that is here already needs no network client.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -20,10 +19,8 @@ from huggingface_hub.errors import (
 
 from transformer.credentials import check_login, redact, scrub
 from transformer.errors import TransformerError
+from transformer.hub.retry import wait_of_response, with_retries
 
-WAITS = [2.0, 10.0]  # seconds before the second and the third attempt
-_LONGEST_WAIT = 60.0  # that a Hub may ask for
-_PASSING = (429, 500, 502, 503, 504)
 # RuntimeError is how the client says that the Hub refused an upload.
 _FAILURES = (httpx2.HTTPError, OSError, RuntimeError)
 _FINAL = (
@@ -43,46 +40,42 @@ class DamagedFile(OSError):
 
 
 def ask(request: Callable[[], T], failure: str, kind: type[TransformerError], token: str | None = None) -> T:
-    """What `request` gives; it must be one that may be made again.
+    """What `request` returns; it must be one that may be repeated.
 
     Args:
         failure: what did not work then, in words: the beginning of the sentence.
         token: what the request is made with, if it is not the client's own; it has been checked.
 
     Raises:
-        kind: if the token cannot be one, the Hub says no, or does not answer in three attempts.
+        kind: if the token cannot be one, the Hub says no, or does not answer however often it is asked.
     """
-    for wait in (*WAITS, None):
-        try:
-            if token is None:
-                check_login()
-            return request()
-        except TransformerError:
-            raise
-        except Exception as error:  # the client lets through those of the libraries that it uses
-            seconds = None if wait is None else _wait(error, wait)
-            if seconds is None:
-                raise kind(f"{failure}: {_cause(error)}") from scrub(error)
-        time.sleep(seconds)
-    raise AssertionError("the last attempt returns or raises")
+
+    def attempt() -> T:
+        if token is None:
+            check_login()
+        return request()
+
+    try:
+        return with_retries(attempt, _wait_asked)
+    except TransformerError:
+        raise
+    except Exception as error:  # the client lets through those of the libraries that it uses
+        raise kind(f"{failure}: {_cause(error)}") from scrub(error)
 
 
-def _wait(error: Exception, seconds: float) -> float | None:
-    """Seconds after which another attempt makes sense; None if it does not."""
-    if isinstance(error, DamagedFile) and isinstance(error.__cause__, Exception):  # and could not be fetched again
-        return None if isinstance(error.__cause__, httpx2.ConnectError) else _wait(error.__cause__, seconds)
+def _wait_asked(error: BaseException) -> float | None:
+    """Seconds that the Hub asks to wait, 0 if it does not; None if another attempt makes no sense."""
+    reason = error.__cause__
+    if isinstance(error, DamagedFile) and isinstance(reason, Exception):  # and could not be fetched again
+        return None if isinstance(reason, httpx2.ConnectError) else _wait_asked(reason)
     if isinstance(error, _FINAL) or not isinstance(error, _FAILURES):
         return None
     if isinstance(error, LocalEntryNotFoundError):  # nothing in the cache, and for this reason not from the Hub either
-        reason = error.__cause__
-        unreachable = reason is None or isinstance(reason, (OfflineModeIsEnabled, httpx2.ConnectError))
-        return None if unreachable or not isinstance(reason, Exception) else _wait(reason, seconds)
+        unreachable = isinstance(reason, (OfflineModeIsEnabled, httpx2.ConnectError))
+        return None if unreachable or not isinstance(reason, Exception) else _wait_asked(reason)
     if isinstance(error, HfHubHTTPError) and error.response is not None:
-        if error.response.status_code not in _PASSING:
-            return None
-        asked = error.response.headers.get("retry-after", "")
-        return min(max(seconds, float(asked)), _LONGEST_WAIT) if asked.isdigit() else seconds
-    return seconds
+        return wait_of_response(error.response.status_code, error.response.headers.get("retry-after"))
+    return 0.0
 
 
 def _cause(error: Exception) -> str:

@@ -12,7 +12,6 @@ import logging
 import re
 import socket
 import string
-import time
 import urllib.error
 import urllib.request
 from dataclasses import asdict, dataclass
@@ -25,11 +24,9 @@ from transformer.checksum import checksum, is_intact
 from transformer.credentials import redact, scrub, split_credentials
 from transformer.errors import CheckpointError
 from transformer.files import settle
+from transformer.hub.retry import wait_of_response, with_retries
 
 logger = logging.getLogger("transformer")
-WAITS = [1.0, 3.0, 10.0, 30.0]  # seconds before another attempt; progress begins them again
-_LONGEST_WAIT = 60.0  # that a server may ask for
-_PASSING = (408, 425, 429, 500, 502, 503, 504)
 _TIMEOUT = 60  # seconds without a byte
 _QUESTION_TIMEOUT = 10  # the same where there is a file already
 _MAX_BYTES = 32 * 2**30
@@ -84,23 +81,15 @@ def download(url: str, target: Path) -> None:
             if not file.seek(0, 2):
                 partial.unlink()
             return
-        waits = iter(WAITS)
-        while True:
-            before = file.seek(0, 2)
-            try:
-                version = _receive(url, file, partial_version)
-                break
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                if file.seek(0, 2) > before:
-                    waits = iter(WAITS)
-                seconds = _wait(error, next(waits, None))
-                if seconds is None:
-                    if not file.tell():
-                        partial.unlink()
-                        partial_version.unlink(missing_ok=True)
-                    raise CheckpointError(f"{url} cannot be downloaded: {error}") from scrub(error)
-                logger.info("the download of %s broke off at %s bytes; it goes on", redact(url), f"{file.tell():,}")
-                time.sleep(seconds)
+        try:
+            version = with_retries(
+                lambda: _receive(url, file, partial_version), _wait_asked, progress=lambda: file.seek(0, 2)
+            )
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            if not file.seek(0, 2):
+                partial.unlink()
+                partial_version.unlink(missing_ok=True)
+            raise CheckpointError(f"{url} cannot be downloaded: {error}") from scrub(error)
         settle(partial, target)
     _write(version_file, _Version(version.etag, version.modified, version.length, checksum(target)))
     partial_version.unlink(missing_ok=True)
@@ -211,15 +200,12 @@ def _write(version_file: Path, version: _Version) -> None:
     version_file.write_text(json.dumps(asdict(version)), encoding="utf-8")
 
 
-def _wait(error: Exception, seconds: float | None) -> float | None:
-    """Seconds after which another attempt makes sense; None if it does not."""
+def _wait_asked(error: BaseException) -> float | None:
+    """Seconds that the server asks to wait, 0 if it does not; None if another attempt makes no sense."""
+    if isinstance(error, urllib.error.HTTPError):
+        return wait_of_response(error.code, error.headers.get("Retry-After"))
     if isinstance(error, urllib.error.URLError) and isinstance(error.reason, (ConnectionRefusedError, socket.gaierror)):
-        return None  # nobody is there
+        return None  # there is no server
     if isinstance(error, (http.client.InvalidURL, ValueError)):  # it is no URL
         return None
-    if seconds is None or not isinstance(error, urllib.error.HTTPError):
-        return seconds
-    if error.code not in _PASSING:
-        return None
-    asked = error.headers.get("Retry-After", "")
-    return min(max(seconds, float(asked)), _LONGEST_WAIT) if asked.isdigit() else seconds
+    return 0.0 if isinstance(error, (OSError, http.client.HTTPException)) else None
