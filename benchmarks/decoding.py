@@ -208,7 +208,7 @@ def draw(path: str, results: dict) -> None:
     for (name, precision, size), runs in results.items():
         group = groups.setdefault(precision if size == 1 else f"{precision}, {size} texts", {})
         group[name] = statistics.median(run["speed"] for run in runs)
-    draw_bars(path, f"tokens per second, {describe(torch.device('cpu'))}", groups)
+    draw_bars(path, f"Speed on {describe(torch.device('cpu'))}", "tokens per second", groups)
 
 
 def installed(name: str) -> bool:

@@ -1,38 +1,41 @@
-"""Bars as one SVG that needs no style sheet and no program to be seen."""
+"""Bars as one SVG file."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from transformer.files import whole_file
+from transformer.reporting.charts import BLUE, INK, svg
 
-_WIDTH, _LABEL, _VALUE, _ROW = 720, 190, 80, 22  # of the picture, of what stands before and behind a bar; of a bar
-_OURS, _OTHERS = "#0072b2", "#b8bcc4"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_OTHERS = "#b8bcc4"
+_ROW = 22  # pixels
 
 
-def draw_bars(path: str | Path, title: str, groups: Mapping[str, Mapping[str, float]]) -> None:
-    """Draw the values of each group, by name, one scale for all; what is called "ours" stands out."""
-    most = max(value for group in groups.values() for value in group.values())
-    drawn, y = f'<text x="12" y="22" font-weight="600">{escape(title)}</text>', 34
+def draw_bars(path: str | Path, title: str, unit: str, groups: Mapping[str, Mapping[str, float]]) -> None:
+    """Draw the values of each group, by name, on one scale; what is called "ours" stands out."""
+    rows: list[tuple[str, float | None]] = []
     for group, values in groups.items():
-        y += _ROW
-        drawn += f'<text x="12" y="{y}" font-weight="600" fill="#555b66">{escape(group)}</text>'
-        for name, value in values.items():
-            y += _ROW
-            length = (_WIDTH - _LABEL - _VALUE) * value / most
-            color = _OURS if name == "ours" else _OTHERS
-            drawn += (
-                f'<text x="{_LABEL - 8}" y="{y}" text-anchor="end">{escape(name)}</text>'
-                f'<rect x="{_LABEL}" y="{y - 12}" width="{length:.1f}" height="{_ROW - 6}" rx="2" fill="{color}"/>'
-                f'<text x="{_LABEL + length + 6:.1f}" y="{y}">{value:,.0f}</text>'
-            )
-        y += 6
+        rows += [(group, None), *values.items()]
+
+    def draw(axes: Axes) -> None:
+        names, numbers = zip(*rows, strict=True)
+        colours = [BLUE if name == "ours" else _OTHERS for name in names]
+        bars = axes.barh(range(len(rows)), [number or 0.0 for number in numbers], height=0.75, color=colours)
+        axes.bar_label(bars, ["" if number is None else f"{number:,.0f}" for number in numbers], padding=6)
+        axes.set_yticks(range(len(rows)), names)
+        for (_, number), label in zip(rows, axes.get_yticklabels(), strict=True):
+            if number is None:
+                label.set(fontweight="bold", color=INK)
+        axes.set_ylim(len(rows) - 0.5, -0.5)  # the first on top
+        axes.grid(visible=False, axis="y")
+        axes.margins(x=0.1)
+        axes.set(title=title, xlabel=unit)
+
     with whole_file(path) as partial:
-        partial.write_text(
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {y + 14}" width="{_WIDTH}" '
-            'font-family="system-ui, sans-serif" font-size="13" fill="#20242c">'
-            f'<rect width="100%" height="100%" fill="#fff"/>{drawn}</svg>\n',
-            encoding="utf-8",
-        )
+        picture = svg("bars", f"{title}, in {unit}", draw, 720, 110 + _ROW * len(rows), left=160)
+        partial.write_text(picture + "\n", encoding="utf-8")

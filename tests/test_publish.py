@@ -334,8 +334,10 @@ def test_a_training_publishes_its_model_and_writes_the_token_nowhere(
     published = hub.repos["user/lm"].files()
     assert published.keys() - {".gitattributes"} == PUBLISHED | {"loss.svg"}
     assert b"![Loss in nats per token, by step](loss.svg)" in published["README.md"]
-    lines = [line for line in ElementTree.fromstring(published["loss.svg"]).iter() if line.tag.endswith("polyline")]
-    assert len(lines) == 2 and all(line.get("points") for line in lines), "of training and of validation"
+    drawn = {
+        group.get("id") for group in ElementTree.fromstring(published["loss.svg"]).iter() if group.tag.endswith("}g")
+    }
+    assert {"loss-training", "loss-validation"} <= drawn
     results = huggingface_hub.ModelCard(published["README.md"].decode()).data.eval_results
     assert {result.metric_type for result in results} == {"perplexity", "word_perplexity", "bits_per_byte"}
     assert all(result.metric_value > 1 and result.dataset_args["context"] == 16 for result in results)

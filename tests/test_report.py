@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -11,17 +13,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from transformer.reporting.training_report import (
-    Axis,
-    linear,
-    logarithmic,
-    loss_axis,
-    moving_mean,
-    read_rows,
-    short,
-    thin,
-)
+from transformer.errors import ConfigError
+from transformer.reporting.charts import limits, loss_limits
+from transformer.reporting.display import short
+from transformer.reporting.loss_curve import draw_curve
+from transformer.reporting.metrics_reader import moving_mean, read_metrics, thin
 from transformer.reporting.training_report import write_report as write
+
+SVG = "{http://www.w3.org/2000/svg}"
+LINK = "{http://www.w3.org/1999/xlink}href"
 
 Row = dict[str, Any]
 
@@ -49,11 +49,41 @@ def page_of(directory: Path, rows: list[Row], tail: str = "", title: str = "A ru
 
 
 def charts(page: ElementTree.Element) -> dict[str, ElementTree.Element]:
-    return {figure.findtext(".//b", ""): figure for figure in page.iter("figure")}
+    """The charts by what they show."""
+    return {chart.get("aria-label", "").split(" in ")[0]: chart for chart in page.iter(f"{SVG}svg")}
 
 
-def of_class(element: ElementTree.Element, *names: str) -> list[ElementTree.Element]:
-    return [part for part in element.iter() if set(names) <= set(part.get("class", "").split())]
+def part(chart: ElementTree.Element, kind: str) -> ElementTree.Element | None:
+    """What is drawn of one kind, such as the line "training"."""
+    return next((group for group in chart.iter(f"{SVG}g") if group.get("id", "").endswith(f"-{kind}")), None)
+
+
+def marks(chart: ElementTree.Element, kind: str) -> np.ndarray:
+    """The places (across, down) of the marks of one kind, in pixels."""
+    group = part(chart, kind)
+    uses = [] if group is None else group.iter(f"{SVG}use")
+    return np.array([[float(use.get(axis)) for axis in "xy"] for use in uses]).reshape(-1, 2)
+
+
+def points(chart: ElementTree.Element, kind: str) -> np.ndarray:
+    """The corners (across, down) of a line, in pixels."""
+    drawn = part(chart, kind).find(f"{SVG}path").get("d")
+    return np.array(re.findall(r"[ML] (\S+) (\S+)", drawn), dtype=float)
+
+
+def words(chart: ElementTree.Element) -> list[str]:
+    """All texts of a chart."""
+    return [text(element) for element in chart.iter(f"{SVG}text")]
+
+
+def scale(chart: ElementTree.Element, axis: int) -> dict[float, float]:
+    """The numbers along an axis (1: across, 2: up), each with where its tick is, in pixels."""
+    found = {}
+    for tick in part(chart, f"matplotlib.axis_{axis}"):
+        if "tick_" in tick.get("id", ""):
+            number = text(next(tick.iter(f"{SVG}text"))).replace(",", "").replace("k", "e3").replace("M", "e6")
+            found[float(number)] = float(next(tick.iter(f"{SVG}use")).get("xy"[axis - 1]))
+    return found
 
 
 def text(element: ElementTree.Element) -> str:
@@ -63,12 +93,6 @@ def text(element: ElementTree.Element) -> str:
 def tiles(page: ElementTree.Element) -> dict[str, str]:
     """Name and value, with unit, of the numbers at the head."""
     return {tile.findtext("dt", ""): " ".join(tile.find("dd").itertext()) for tile in page.findall(".//dl/div")}
-
-
-def points(chart: ElementTree.Element, kind: str) -> np.ndarray:
-    """The corners (across, down) of a line, each from 0 to 1000 within the chart."""
-    line = chart.find(f".//polyline[@class='{kind}']")
-    return np.array([[float(number) for number in pair.split(",")] for pair in line.get("points").split()])
 
 
 def test_a_run_is_shown_with_its_numbers_charts_and_samples(tmp_path: Path) -> None:
@@ -91,16 +115,18 @@ def test_a_run_is_shown_with_its_numbers_charts_and_samples(tmp_path: Path) -> N
     }
     drawn = charts(page)
     assert list(drawn) == ["Loss", "Compression of the validation text", "Learning rate", "Speed", "Gradient norm"]
+    for name, chart in drawn.items():
+        assert name in words(chart) and "step" in words(chart), "a chart has a title and says what is across"
+    for name, unit in (("Loss", "nats per token"), ("Speed", "tokens per second"), ("Learning rate", "step size")):
+        assert unit in words(drawn[name]), "and in which unit its numbers are"
     for name in ("Loss", "Compression of the validation text"):
-        marks = of_class(drawn[name], "mark")
-        assert [float(mark.get("cx")[:-1]) for mark in marks] == pytest.approx([33.33, 66.67, 100])
-        assert [text(mark).split(":")[0] for mark in of_class(drawn[name], "mark", "best")] == ["step 200"]
-    assert [text(mark) for mark in of_class(drawn["Loss"], "mark")] == [
-        f"step {step}: {loss:.4f} nats per token" for step, loss in losses.items()
-    ]
-    assert [text(label) for label in of_class(drawn["Loss"], "name")] == ["step", "tokens"]
-    labels = [text(label) for label in of_class(drawn["Loss"], "x")]
-    assert labels[labels.index("100") : labels.index("100") + 2] == ["100", "410k"]  # 100 steps of 4,096 tokens
+        across = scale(drawn[name], 1)
+        places = [np.interp(step, list(across), list(across.values())) for step in losses]
+        assert marks(drawn[name], "validation")[:, 0] == pytest.approx(places)
+        assert marks(drawn[name], "lowest").tolist() == [marks(drawn[name], "validation")[1].tolist()]
+    assert "lowest: 4.2000 at step 200" in words(drawn["Loss"])
+    labels = words(drawn["Loss"])
+    assert labels[labels.index("100") + 1] == "410k tokens"  # 100 steps of 4,096 tokens
     assert [text(article.find("p")) for article in page.iter("article")] == [
         f"The text of step {step}" for step in (300, 200, 100)
     ]
@@ -111,24 +137,30 @@ def test_the_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
     page = page_of(tmp_path, [a_step(1), a_validation(1, 5.0, sample="x")])
     assert not {part.tag for part in page.iter()} & {"script", "link", "img", "iframe"}
     assert not any(part.get("src") or part.get("href") for part in page.iter())
-    assert "url(" not in page.findtext(".//style") and "@import" not in page.findtext(".//style")
+    styles = [style.text for style in page.iter() if style.tag in ("style", f"{SVG}style")]
+    assert styles and not any("url(" in style or "@import" in style for style in styles)
+    links = [element.get(LINK) for element in page.iter() if element.get(LINK)]
+    ids = [element.get("id") for element in page.iter() if element.get("id")]
+    assert links and all(link.removeprefix("#") in ids for link in links) and len(ids) == len(set(ids))
 
 
 def test_a_mark_lies_where_its_loss_belongs_on_the_scale(tmp_path: Path) -> None:
     rows = [a_step(step) for step in range(1, 301)] + [a_validation(300, 4.5)]
     loss = charts(page_of(tmp_path, rows))["Loss"]
-    labels = {float(text(y)): float(y.get("y")[:-1]) for y in of_class(loss, "y") if "name" not in y.get("class")}
-    (mark,) = of_class(loss, "mark")
-    assert float(mark.get("cy")[:-1]) == pytest.approx(
-        np.interp(4.5, sorted(labels), sorted(labels.values())[::-1]), abs=0.1
-    )
+    ((_, down),) = marks(loss, "validation")
+    up = scale(loss, 2)
+    assert down == pytest.approx(np.interp(4.5, sorted(up), [up[tick] for tick in sorted(up)]), abs=0.1)
 
 
 def test_a_mark_that_is_off_the_scale_lies_on_its_edge_and_looks_so(tmp_path: Path) -> None:
     rows = [a_validation(1, 11.0)] + [a_step(step) for step in range(1, 301)] + [a_validation(300, 4.1)]
-    first, last = of_class(charts(page_of(tmp_path, rows))["Loss"], "mark")
-    assert first.get("class") == "mark off" and first.get("cy") == "0.00%" and "11.0000" in text(first)
-    assert last.get("class") == "mark best" and 0 < float(last.get("cy")[:-1]) <= 100
+    loss = charts(page_of(tmp_path, rows))["Loss"]
+    ((across, down),) = marks(loss, "off-the-scale")
+    left, top = points(loss, "patch_2").min(axis=0)  # the frame of the plot
+    assert "off the scale" in words(loss) and down == top and left < across < left + 10
+    assert len(marks(loss, "lowest")) == 1 and marks(loss, "lowest")[0, 1] > down
+    calm = charts(page_of(tmp_path, rows[1:]))["Loss"]
+    assert not len(marks(calm, "off-the-scale")) and "off the scale" not in words(calm)
 
 
 def test_what_a_model_wrote_is_text_and_never_markup(tmp_path: Path) -> None:
@@ -149,7 +181,7 @@ def test_half_a_character_in_a_sample_does_not_stop_the_page(tmp_path: Path) -> 
 )
 def test_lines_that_are_no_record_are_passed_over(tail: str, tmp_path: Path) -> None:
     page = page_of(tmp_path, [a_step(1), a_step(2), a_step(3), a_validation(3, 5.0)], tail)
-    assert tiles(page)["Length"] == "3 steps" and len(of_class(charts(page)["Loss"], "mark")) == 1
+    assert tiles(page)["Length"] == "3 steps" and len(marks(charts(page)["Loss"], "validation")) == 1
 
 
 @pytest.mark.parametrize(
@@ -170,7 +202,7 @@ def test_charts_of_what_was_not_recorded_are_left_out(tmp_path: Path) -> None:
     rows = [{"step": step, "loss": 5.0} for step in range(1, 10)]
     page = page_of(tmp_path, rows)
     assert list(charts(page)) == ["Loss"] and list(tiles(page)) == ["Training loss", "Length"]
-    assert [text(label) for label in of_class(charts(page)["Loss"], "name")] == ["step"]
+    assert not any("tokens" in word for word in words(charts(page)["Loss"]))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None])
@@ -180,20 +212,20 @@ def test_a_loss_that_is_no_number_is_marked_where_it_happened(value: float | Non
     rows.sort(key=lambda row: row["step"])
     rows.append(a_validation(100, value))
     page = page_of(tmp_path, rows)
-    crosses = of_class(charts(page)["Loss"], "cross")
-    assert float(crosses[0].get("x")[:-1]) == pytest.approx(80) and float(crosses[-1].get("x")[:-1]) == pytest.approx(
-        100
-    )
-    assert "first at step 80" in text(charts(page)["Loss"].find("figcaption"))
+    loss = charts(page)["Loss"]
+    across = scale(loss, 1)
+    crosses = marks(loss, "not-a-number")
+    assert crosses[[0, -1], 0] == pytest.approx([across[80], across[100]])
+    assert "not a number, first at step 80" in words(loss)
     assert tiles(page)["Validation loss"].endswith("step 50")
-    for kind in ("raw", "train", "validation"):
-        assert np.isfinite(points(charts(page)["Loss"], kind)).all()
+    for kind in ("raw", "training", "validation"):
+        assert np.isfinite(points(loss, kind)).all()
 
 
 def test_a_run_that_was_resumed_counts_no_step_twice(tmp_path: Path) -> None:
     rows = [a_step(step) for step in (1, 2, 3, 4)] + [a_validation(4, 1.0), a_step(3, loss=7.0), a_step(4)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    read, every = read_rows(tmp_path / "metrics.jsonl")
+    read, every = read_metrics(tmp_path / "metrics.jsonl")
     assert every == 1 and [row["step"] for row in read] == [1, 2, 3, 4] and read[2]["loss"] == 7.0
 
 
@@ -206,21 +238,44 @@ def test_a_long_run_makes_a_small_page_that_misses_no_validation_and_no_break(tm
     page = page_of(tmp_path, rows)
     assert (tmp_path / "report.html").stat().st_size < 400_000
     loss = charts(page)["Loss"]
-    assert len(of_class(loss, "mark")) == 20
-    assert [text(cross) for cross in of_class(loss, "cross")] == ["×step 123,457: not a number"]
+    assert len(marks(loss, "validation")) == 20
+    assert len(marks(loss, "not-a-number")) == 1 and "not a number, first at step 123,457" in words(loss)
     assert tiles(page)["Length"] == "200,000 steps"
-    raw, mean = points(loss, "raw"), points(loss, "train")
+    raw, mean = points(loss, "raw"), points(loss, "training")
     assert 400 <= len(raw) <= 802 and np.ptp(raw[:, 1]) > 5 * np.ptp(mean[:, 1])
-    assert "training, one step in" in text(loss.find("figcaption"))
+    assert any(word.startswith("training, one step in") for word in words(loss))
 
 
 def test_a_gradient_norm_that_explodes_is_drawn_on_a_logarithmic_scale(tmp_path: Path) -> None:
     calm = charts(page_of(tmp_path, [a_step(step) for step in range(1, 50)]))["Gradient norm"]
     wild = charts(page_of(tmp_path, [a_step(step, gradient_norm=10.0 ** (step % 5)) for step in range(1, 50)]))
-    assert "logarithmic" not in text(calm.find("figcaption"))
-    assert "logarithmic" in text(wild["Gradient norm"].find("figcaption"))
-    labels = [text(y) for y in of_class(wild["Gradient norm"], "y") if "name" not in y.get("class")]
-    assert labels == ["1", "10", "100", "1,000", "10k"]
+    assert "norm before clipping" in words(calm)
+    assert "norm before clipping, logarithmic" in words(wild["Gradient norm"])
+    places = scale(wild["Gradient norm"], 2)
+    assert list(places) == [1, 10, 100, 1000, 10_000] and np.ptp(np.diff(list(places.values()))) < 1e-3
+
+
+def test_the_picture_of_the_card_is_the_same_each_time_and_has_no_date(tmp_path: Path) -> None:
+    page_of(tmp_path, [a_step(1), a_step(2), a_validation(2, 5.0)])
+    first = draw_curve(tmp_path).read_text()
+    assert draw_curve(tmp_path).read_text() == first and "date" not in first
+    picture = ElementTree.fromstring(first)
+    assert {"Loss", "step", "nats per token"} <= set(words(picture))
+    assert len(points(picture, "training")) == 2 and len(marks(picture, "validation")) == 1
+
+
+def test_without_matplotlib_the_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ConfigError, match=r"needs matplotlib: install decoder-only-transformer\[train\]"):
+        page_of(tmp_path, [a_step(1)])
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_run_without_a_validation_has_no_picture(tmp_path: Path) -> None:
+    page_of(tmp_path, [a_step(1), a_validation(1, 5.0)])
+    assert draw_curve(tmp_path) == tmp_path / "loss.svg"
+    page_of(tmp_path, [a_step(1)])
+    assert draw_curve(tmp_path) is None and not (tmp_path / "loss.svg").exists()
 
 
 def test_the_page_of_a_directory_without_a_record_is_an_error(tmp_path: Path) -> None:
@@ -233,32 +288,16 @@ def test_the_scale_of_the_loss_is_not_that_of_the_first_steps_or_of_one_spike() 
     steps = np.arange(1, 1001)
     losses = 3 + 2 * np.exp(-steps / 200) + 6 * np.exp(-steps / 10)
     losses[500] = 1000.0
-    axis = loss_axis(steps, losses)
-    assert 2.5 < axis.low <= losses.min() and losses[100] < axis.high < 6
+    low, high = loss_limits(steps, losses)
+    assert 2.5 < low <= losses.min() and losses[100] < high < 6
 
 
-@example(5e-324, 5e-324, 3)  # a tenth of this is 0
-@example(-1e9, -1e9, 3)
-@given(st.floats(-1e9, 1e9), st.floats(-1e9, 1e9), st.integers(3, 8))
-def test_a_linear_scale_holds_its_data_between_a_few_even_ticks(a: float, b: float, ticks: int) -> None:
-    axis = linear(min(a, b), max(a, b), ticks)
-    slack = 1e-6 * (axis.high - axis.low)
-    assert axis.low - slack <= min(a, b) and max(a, b) <= axis.high + slack
-    assert 2 <= len(axis.ticks) <= 3 * ticks
-    assert np.allclose(np.diff(axis.ticks), np.diff(axis.ticks)[0])
-    assert len({axis.text(tick) for tick in axis.ticks}) > 1
-
-
-@given(st.floats(1e-9, 1e9), st.floats(1.1, 1e9))
-def test_a_logarithmic_scale_holds_its_data(low: float, ratio: float) -> None:
-    axis = logarithmic(low, low * ratio)
-    assert axis.low <= low * (1 + 1e-6) and low * ratio <= axis.high * (1 + 1e-6)
-    assert 1 <= len(axis.ticks) <= 7 and all(axis.low <= tick <= axis.high * (1 + 1e-9) for tick in axis.ticks)
-
-
-def test_a_value_far_off_the_scale_stays_within_reach_of_svg() -> None:
-    axis = Axis(0, 1, (0, 1))
-    assert axis.place(np.array([-1e300, 0.5, 1e300])).tolist() == [-1, 0.5, 2]
+@example(5e-324, 5e-324)  # a tenth of this is 0
+@example(-1e9, -1e9)
+@given(st.floats(-1e9, 1e9), st.floats(-1e9, 1e9))
+def test_a_scale_holds_its_data(a: float, b: float) -> None:
+    low, high = limits(min(a, b), max(a, b))
+    assert low < min(a, b) and max(a, b) < high
 
 
 @given(st.lists(st.floats(-1e6, 1e6) | st.just(math.nan), min_size=1, max_size=60), st.sampled_from([1, 3, 5]))

@@ -145,7 +145,8 @@ def test_the_command_runs_a_turn_writes_its_files_and_does_not_run_it_again(
     page = (output / "README.md").read_text()
     assert table(runs) in page and "old" not in page and page.endswith("the end\n")
     picture = ElementTree.parse(output / "plots" / "overwritten.svg").getroot()
-    assert len([line for line in picture.iter("{http://www.w3.org/2000/svg}polyline")]) == 6  # three and their keys
+    lines = [group for group in picture.iter("{http://www.w3.org/2000/svg}g") if "-run-" in group.get("id", "")]
+    assert len(lines) == 3 and all(line.find("{*}path").get("d") for line in lines)
 
 
 def test_what_is_between_the_marks_of_a_page_is_replaced(tmp_path: Path) -> None:

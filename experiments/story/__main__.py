@@ -81,7 +81,7 @@ def write(results: dict, output: Path, settings: Settings) -> int:
     (output / "plots").mkdir(exist_ok=True)
     for name, turn in TURNS.items():
         if {turn.control, *turn.others} <= results.keys():
-            (output / "plots" / f"{name}.svg").write_text(picture(turn, results), encoding="utf-8")
+            (output / "plots" / f"{name}.svg").write_text(picture(name, turn, results), encoding="utf-8")
     if (output / "README.md").exists():
         fill_in(output / "README.md", "table", table(results))
     print(table(results))

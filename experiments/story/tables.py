@@ -48,17 +48,17 @@ def verdict(report: dict[str, Any], mistake: bool) -> str:
     return "; ".join(words) or ("**not caught**" if mistake else "passes")
 
 
-def picture(turn: Turn, results: Results) -> str:
+def picture(name: str, turn: Turn, results: Results) -> str:
     """Loss on the held-out lines by step; dashed, what a run with a mistake reported of itself while it trained."""
     lines = []
-    for colour, name in enumerate((turn.control, *turn.others)):
-        run = results[name]
-        lines.append(Line(VARIANTS[name].what, [tuple(point) for point in run["curve"]], colour))
-        if name in turn.mistakes:
+    for colour, variant in enumerate((turn.control, *turn.others)):
+        run = results[variant]
+        lines.append(Line(VARIANTS[variant].what, [tuple(point) for point in run["curve"]], colour))
+        if variant in turn.mistakes:
             part = run["steps"] / len(run["training_curve"])
             points = [((i + 0.5) * part, loss) for i, loss in enumerate(run["training_curve"])]
             lines.append(Line("what it reports", points, colour, dashed=True))
-    return curves(turn.title, lines)
+    return curves(name, turn.title, lines)
 
 
 def fill_in(page: Path, name: str, text: str) -> None:

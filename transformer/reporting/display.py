@@ -73,3 +73,14 @@ def clock(seconds: float) -> str:
     hours, rest = divmod(round(seconds), 3600)
     minutes, seconds = divmod(rest, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def short(value: float, digits: int = 4) -> str:
+    """19,234,816 as 19.23M; a number below ten thousand as it is."""
+    value = float(f"{value:.{digits}g}")
+    if abs(value) >= 1e15:
+        return f"{value:g}"
+    for size, unit, letter in ((1e12, 1e12, "T"), (1e9, 1e9, "B"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / unit:.{digits}g}{letter}"
+    return f"{value:,.0f}" if value.is_integer() else f"{value:g}"

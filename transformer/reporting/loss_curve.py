@@ -1,19 +1,32 @@
-"""The loss of a run as one picture, for the model card: an SVG that needs no style sheet and no program to be seen."""
+"""The loss of a run by step, for its page and for the model card."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from transformer.files import whole_file
+from transformer.reporting.charts import BLUE, VERMILION, loss_limits, number_axes, svg
+from transformer.reporting.display import short
+from transformer.reporting.metrics_reader import (
+    Row,
+    column,
+    is_validation,
+    mean_width,
+    moving_mean,
+    number,
+    read_metrics,
+    thin,
+)
 from transformer.reporting.model_card import CURVE_FILE
-from transformer.reporting.training_report import Axis, linear, loss_axis, moving_mean, read_rows, thin
 
-_WIDTH, _HEIGHT = 720, 360  # of the picture
-_LEFT, _TOP, _RIGHT, _BOTTOM = 64, 40, 20, 48  # around the curves
-_TRAIN, _VALIDATION = "#0072b2", "#d55e00"  # of Okabe and Ito (2008), told apart by colour-blind readers too
-_MEAN_SHARE = 0.02  # of the steps, that one point of the moving mean averages
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_MOST_MARKS = 300  # of the validations; more of them are a line alone
 
 
 def draw_curve(directory: Path) -> Path | None:
@@ -26,68 +39,68 @@ def draw_curve(directory: Path) -> Path | None:
     metrics, picture = directory / "metrics.jsonl", directory / CURVE_FILE
     if not metrics.exists():
         return picture if picture.exists() else None
-    rows, _ = read_rows(metrics)
-    steps, losses = _points(rows, "loss")
-    at, scores = _points(rows, "validation_loss")
-    if not len(at):
+    rows, every = read_metrics(metrics)
+    if not np.isfinite(column(rows, "validation_loss")).any():
         picture.unlink(missing_ok=True)  # of another run
         return None
-    x = linear(0, max(steps.max(initial=1), at.max()), outward=False, least=1)
-    y = loss_axis(np.concatenate((steps, at)), np.concatenate((losses, scores)))
-    width = 2 * max(1, round(len(losses) * _MEAN_SHARE / 2)) + 1
-    mean = moving_mean(losses, width) if len(losses) > width else losses
-    drawn = _grid(x, y) + _line(x, y, steps, mean, _TRAIN, 1.5) + _line(x, y, at, scores, _VALIDATION, 2.5)
     with whole_file(picture) as partial:
-        partial.write_text(_picture(drawn), encoding="utf-8")
+        partial.write_text(loss_chart(rows, every) + "\n", encoding="utf-8")
     return picture
 
 
-def _points(rows: list[dict[str, object]], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and finite values of the rows that have `key`."""
-    pairs = [(float(row["step"]), float(row[key])) for row in rows if isinstance(row.get(key), int | float)]  # type: ignore[arg-type]
-    steps, values = np.array(pairs, dtype=float).reshape(-1, 2).T
-    finite = np.isfinite(values)
-    return steps[finite], values[finite]
+def loss_chart(rows: list[Row], every: int) -> str:
+    """Loss of the training steps, each and in the mean, and of the validations, as SVG; `every` of `read_metrics`."""
+    training = [row for row in rows if not is_validation(row)]
+    validations = [row for row in rows if is_validation(row)]
+    steps, losses = column(training, "step"), column(training, "loss")
+    at, scores = column(validations, "step"), column(validations, "validation_loss")
+    recorded = np.array(["loss" in row for row in training], dtype=bool)
+    broken = np.union1d(steps[recorded & ~np.isfinite(losses)], at[~np.isfinite(scores)])
+    counted = [row for row in rows if math.isfinite(number(row, "tokens"))]
+    read_at, read = (np.append(0.0, column(counted, key)) for key in ("step", "tokens"))
+
+    def step_label(step: float) -> str:
+        return f"{short(step)}\n{short(float(np.interp(step, read_at, read)), 3)} tokens" if counted else short(step)
+
+    def draw(axes: Axes) -> None:
+        number_axes(axes, max((row["step"] for row in rows), default=1), step_label)
+        axes.set_ylim(*loss_limits(np.concatenate((steps, at)), np.concatenate((losses, scores))))
+        if np.isfinite(losses).any():
+            width, each = mean_width(losses), "each step" if every == 1 else f"one step in {every}"
+            axes.plot(*thin(steps, losses), color=BLUE, alpha=0.3, linewidth=1, label=f"training, {each}", gid="raw")
+            mean = moving_mean(losses, width)
+            axes.plot(*thin(steps, mean), color=BLUE, label=f"mean of {width * every:,} steps", gid="training")
+        finite = np.isfinite(scores)
+        draw_validations(axes, at[finite], scores[finite])
+        if len(broken):
+            _draw_broken(axes, broken)
+        axes.set(title="Loss", xlabel="step", ylabel="nats per token")
+        if axes.lines:
+            axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
+
+    return svg("loss", "Loss in nats per token, by step", draw, 1000, 440, top=72)
 
 
-def _across(x: Axis, steps: np.ndarray) -> np.ndarray:
-    return _LEFT + (_WIDTH - _LEFT - _RIGHT) * x.place(steps)
+def draw_validations(axes: Axes, steps: np.ndarray, values: np.ndarray) -> None:
+    """A line with a mark for each value; the lowest is a ring, and one off the scale a triangle on its edge."""
+    if not len(steps):
+        return
+    low, high = axes.get_ylim()
+    best = int(values.argmin())
+    marker = "o" if len(steps) <= _MOST_MARKS else ""
+    axes.plot(steps, values, marker=marker, markersize=5, color=VERMILION, label="validation", gid="validation")
+    lowest = slice(best, best + 1)
+    label = f"lowest: {values[best]:.4f} at step {steps[best]:,.0f}"
+    (ring,) = axes.plot(steps[lowest], values[lowest], "o", color=VERMILION, label=label, gid="lowest", clip_on=False)
+    ring.set(markersize=9, markerfacecolor="none")
+    if len(off := np.flatnonzero((values < low) | (values > high))):
+        edge = np.clip(values[off], low, high)
+        axes.plot(steps[off], edge, "^", color=VERMILION, label="off the scale", gid="off-the-scale", clip_on=False)
 
 
-def _down(y: Axis, losses: np.ndarray) -> np.ndarray:
-    return _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * y.place(losses)
-
-
-def _line(x: Axis, y: Axis, steps: np.ndarray, losses: np.ndarray, color: str, width: float) -> str:
-    steps, losses = thin(steps, losses)
-    points = " ".join(f"{a:.1f},{d:.1f}" for a, d in zip(_across(x, steps), _down(y, losses), strict=True))
-    return (
-        f'<polyline clip-path="url(#plot)" fill="none" stroke="{color}" stroke-width="{width}" '
-        f'stroke-linejoin="round" points="{points}"/>'
-    )
-
-
-def _grid(x: Axis, y: Axis) -> str:
-    right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
-    drawn = ""
-    for tick, down in zip(y.ticks, _down(y, np.array(y.ticks)), strict=True):
-        drawn += f'<path stroke="#e1e3e8" d="M{_LEFT} {down:.1f}H{right}"/>'
-        drawn += f'<text x="{_LEFT - 8}" y="{down + 4:.1f}" text-anchor="end">{y.text(tick)}</text>'
-    for tick, across in zip(x.ticks, _across(x, np.array(x.ticks)), strict=True):
-        drawn += f'<text x="{across:.1f}" y="{bottom + 20}" text-anchor="middle">{x.text(tick)}</text>'
-    return drawn + f'<text x="{right}" y="{bottom + 38}" text-anchor="end" font-style="italic">step</text>'
-
-
-def _picture(drawn: str) -> str:
-    plot = f'x="{_LEFT}" y="{_TOP}" width="{_WIDTH - _LEFT - _RIGHT}" height="{_HEIGHT - _TOP - _BOTTOM}"'
-    return f"""<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{_HEIGHT}">
-<title>Loss in nats per token, by step</title>
-<rect width="100%" height="100%" fill="#ffffff"/>
-<clipPath id="plot"><rect {plot}/></clipPath>
-<g font-family="sans-serif" font-size="12" fill="#636b7a">
-<text x="{_LEFT}" y="24" font-size="13">Loss in nats per token:
-<tspan fill="{_TRAIN}">training steps, moving mean;</tspan>
-<tspan fill="{_VALIDATION}">validation text</tspan></text>
-{drawn}
-</g></svg>
-"""
+def _draw_broken(axes: Axes, steps: np.ndarray) -> None:
+    """A cross at the top for the steps whose loss was no number, one for a hundredth of the width."""
+    shown = steps[np.unique((100 * steps / max(1, steps.max())).astype(int), return_index=True)[1]]
+    label = f"not a number, first at step {steps[0]:,.0f}"
+    (crosses,) = axes.plot(shown, np.ones(len(shown)), "x", color=VERMILION, label=label, gid="not-a-number")
+    crosses.set(transform=axes.get_xaxis_transform(), clip_on=False)
