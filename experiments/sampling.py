@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from itertools import islice, product
 
 from transformer.cli import DEFAULT_MODEL
-from transformer.data.corpus import documents
 from transformer.hub.checkpoint import load
+from transformer.hub.text_sources import documents
 from transformer.inference import Generator, SamplingOptions
 
 PROMPT_TOKENS = 32

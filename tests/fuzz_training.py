@@ -459,8 +459,8 @@ def judge_model(run: Run, arguments: dict[str, tuple[str, ...]], output: Path) -
     """What is wrong with a run that ended with status 0; "": nothing."""
     import torch
 
-    from transformer.data.corpus import documents
     from transformer.hub import checkpoint
+    from transformer.hub.text_sources import documents
     from transformer.reporting.model_card import TrainingFacts
 
     if wrong := [f"--{name} {values[0]!r}" for name, values in arguments.items() if {*values} & {*_values(name)[1]}]:

@@ -25,6 +25,7 @@ from transformer.data.document import Document
 from transformer.data.streaming import StreamBatches
 from transformer.data.tokenize import TokenStream, tokenize
 from transformer.errors import ConfigError, CorpusError
+from transformer.hub.text_sources import find_text
 
 TOKENIZER = tiny_tokenizer()
 END = TOKENIZER.end_of_text_id
@@ -186,7 +187,7 @@ def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         return lambda rank, world_size: EpochBatches(Windows(STREAM, 8), 4, 5, rank, world_size)
     where = write_corpus(tmp_path_factory.mktemp("corpus"), request.param)
     options = dict(tokenizer=TOKENIZER, length=16, batch_size=4, seed=5, block_windows=30)
-    return lambda rank, world_size: StreamBatches(where, None, "train", rank=rank, world_size=world_size, **options)  # type: ignore[arg-type]
+    return lambda rank, world_size: StreamBatches(find_text(where), rank=rank, world_size=world_size, **options)  # type: ignore[arg-type]
 
 
 def rows(batch: Batch) -> list[tuple]:
@@ -231,7 +232,7 @@ def test_the_batches_do_not_depend_on_the_number_of_processes(make: Make, world_
 
 
 def test_a_stream_holds_every_token_in_each_epoch_in_blocks_of_even_batches(tmp_path: Path) -> None:
-    source = StreamBatches(write_corpus(tmp_path, "files"), None, "train", TOKENIZER, 16, 4, seed=0, block_windows=30)
+    source = StreamBatches(find_text(write_corpus(tmp_path, "files")), TOKENIZER, 16, 4, seed=0, block_windows=30)
     assert source.steps_in_epoch is None
     epochs: list[list[int]] = [[], []]
     order: list[list[int]] = [[], []]
@@ -252,4 +253,4 @@ def test_a_stream_with_nothing_to_read_or_to_learn_is_refused(tmp_path: Path) ->
     for row, word in (({"text": " "}, "no text"), ({"prompt": "a", "completion": ""}, "nothing")):
         (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
         with pytest.raises(CorpusError, match=word):
-            StreamBatches(str(tmp_path / "a.jsonl"), None, "train", TOKENIZER, 16, 4, seed=0)
+            StreamBatches(find_text(str(tmp_path / "a.jsonl")), TOKENIZER, 16, 4, seed=0)

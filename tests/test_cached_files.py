@@ -20,7 +20,7 @@ from transformer.data.tokenizer import Tokenizer
 from transformer.errors import CheckpointError
 from transformer.hub import archive as archives
 from transformer.hub import checkpoint, retry
-from transformer.hub.resolve import fetch, pack
+from transformer.hub.resolve import fetch, fetch_tokenizer, pack
 
 ROOT = Path(__file__).parents[1]
 
@@ -333,10 +333,10 @@ def test_files_in_a_store_that_repositories_share_are_known_by_their_own_checksu
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_tokenizer_is_fetched_again(hub: Hub, damage: str) -> None:
-    ids = Tokenizer.load("user/lm").encode_prompt("The river")
+    ids = Tokenizer.load(fetch_tokenizer("user/lm")).encode_prompt("The river")
     folder = next(Path(huggingface_hub.constants.HF_HUB_CACHE).rglob("snapshots/*"))
     DAMAGES[damage]((folder / "tokenizer.json").resolve())
-    assert Tokenizer.load("user/lm").encode_prompt("The river") == ids
+    assert Tokenizer.load(fetch_tokenizer("user/lm")).encode_prompt("The river") == ids
 
 
 # ---- checksums ----

@@ -15,13 +15,12 @@ from hub_server import Hub
 
 from transformer import credentials
 from transformer.credentials import clean_token, guard_output, redact, scrub
-from transformer.data.corpus import has_split
-from transformer.data.tokenizer import Tokenizer
 from transformer.errors import CheckpointError, CorpusError, PublishError, TransformerError
 from transformer.hub import retry
 from transformer.hub.client import ask
 from transformer.hub.publish import prepare
-from transformer.hub.resolve import fetch
+from transformer.hub.resolve import fetch, fetch_tokenizer
+from transformer.hub.text_sources import has_split
 from transformer.reporting.model_card import command_line
 
 ROOT = Path(__file__).parents[1]
@@ -83,7 +82,7 @@ def test_another_odd_character_is_a_sentence_at_once(hub: Hub, token: str, monke
     monkeypatch.setattr(retry, "time", SimpleNamespace(sleep=never))
     calls = [lambda: prepare("user/lm", token=token)]
     monkeypatch.setenv("HF_TOKEN", token)
-    calls += [lambda: prepare("user/lm"), lambda: fetch("user/lm"), lambda: Tokenizer.load("user/lm")]
+    calls += [lambda: prepare("user/lm"), lambda: fetch("user/lm"), lambda: fetch_tokenizer("user/lm")]
     for call in calls:
         with pytest.raises(
             (PublishError, CheckpointError), match=r"character U\+[0-9A-F]{4,} at position \d+"
@@ -130,7 +129,11 @@ def test_a_server_that_repeats_the_token_does_not_reach_the_message(hub: Hub, mo
         prepare("user/lm", token="hf_explicit")
     assert "hf_explicit" not in shown(refusal.value)
     monkeypatch.setenv("HF_TOKEN", "hf_environment")
-    for call in (lambda: prepare("user/lm"), lambda: fetch("user/lm"), lambda: Tokenizer.load("user/lm")):
+    for call in (
+        lambda: prepare("user/lm"),
+        lambda: fetch("user/lm"),
+        lambda: fetch_tokenizer("user/lm"),
+    ):
         with pytest.raises(TransformerError) as refusal:
             call()
         assert "hf_environment" not in shown(refusal.value)

@@ -21,7 +21,7 @@ from test_hub_server import run
 from transformer.cli import main
 from transformer.data import row_reader
 from transformer.data.batches import Batch
-from transformer.data.corpus import Corpus, documents, fingerprint, has_conversations, has_split, pieces
+from transformer.data.corpus import Corpus
 from transformer.data.document import Document
 from transformer.data.file_format import looks_like_json
 from transformer.data.shards import tokenized
@@ -29,6 +29,7 @@ from transformer.data.streaming import StreamBatches
 from transformer.errors import CorpusError
 from transformer.evaluation import evaluate
 from transformer.hub import checkpoint
+from transformer.hub.text_sources import documents, find_text, has_conversations, has_split, pieces
 from transformer.training.distributed import Engine
 from transformer.training.options import parse
 from transformer.training.run_components import build
@@ -238,7 +239,7 @@ def test_half_a_utf16_pair_is_replaced(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '{"text": "a\\ud83d b \\ud83e\\udd9e"}')
     (found,) = documents(path)
     assert found.text == "a\ufffd b 🦞"
-    assert len(tokenized(path, None, "train", tiny_tokenizer(), tmp_path / "cache").tokens) > 3
+    assert len(tokenized(find_text(path), tiny_tokenizer(), tmp_path / "cache").tokens) > 3
 
 
 @pytest.mark.parametrize(
@@ -321,7 +322,7 @@ def test_messages_name_the_file_and_the_split_that_would_work(tmp_path: Path) ->
         write(folder / name, "text")
     assert "it has validation, test, for --split" in refusal(str(folder))
     with pytest.raises(CorpusError, match="has no split 'train'"):
-        fingerprint(str(folder), None, "train")
+        find_text(str(folder)).fingerprint()
     assert has_split(str(folder), None, "test") and not has_split(str(folder), None, "train")
     for nothing in ("", "  "):
         assert refusal(nothing).startswith("no data is named")
@@ -422,9 +423,9 @@ def test_a_text_column_of_any_name(tmp_path: Path) -> None:
     no_text = write(tmp_path / "c.jsonl", lines([{"id": "a", "content": text} for text in TEXTS]))
     assert "--text-column content" in refusal(no_text)
     tokenizer = tiny_tokenizer()
-    streams = [tokenized(path, None, "train", tokenizer, tmp_path / "cache", text_column=c) for c in ("content", None)]
+    streams = [tokenized(find_text(path), tokenizer, tmp_path / "cache", text_column=c) for c in ("content", None)]
     assert [tokenizer.decode(s.tokens.tolist()) for s in streams] == ["".join(TEXTS), "other" * 3]
-    batches = StreamBatches(path, None, "train", tokenizer, 64, 4, 0, text_column="content")
+    batches = StreamBatches(find_text(path), tokenizer, 64, 4, 0, text_column="content")
     batch: Batch = batches.next()
     assert tokenizer.decode(batch.inputs[0][batch.targets[0] >= 0].tolist()) == "".join(TEXTS)
 
@@ -461,21 +462,21 @@ def test_a_position_is_returned_to(kind: str, tmp_path: Path, monkeypatch: pytes
         write(Path(source), BOM + "\r\n".join(f"é{number}" for number in range(30)) + "\r")
     else:
         write(Path(source), BOM + CONTAINERS[kind](rows))
-    whole, corpus, positions, found = list(pieces(source)), Corpus(source), [], []
+    whole, corpus, positions, found = list(pieces(source)), Corpus(find_text(source)), [], []
     while read := list(corpus.read(1)):
         found.append(read)
         positions.append(json.loads(json.dumps(corpus.position())))
     assert "".join(d.text for read in found for d in read) == "".join(d.text for d in whole)
     assert kind == "text" or [d.text for d in whole] == texts
     for number, position in enumerate(positions):
-        again = Corpus(source)
+        again = Corpus(find_text(source))
         again.go_to(position)
         assert again.position() == position
         rest = [list(again.read(1)) for _ in found[number + 1 :]]
         assert rest == found[number + 1 :] and list(again.read(1)) == []
     if kind == "lines":
         with pytest.raises(CorpusError, match="position"):
-            Corpus(source).go_to({"row": 3, "reader": {}})
+            Corpus(find_text(source)).go_to({"row": 3, "reader": {}})
 
 
 # ---- any bytes ----
@@ -605,10 +606,11 @@ def test_json_lines_of_the_hub_are_read_row_by_row_too(tmp_path: Path) -> None:
             tmp_path,
             """
             from transformer.errors import CorpusError
-            from transformer.data.corpus import Corpus, documents, fingerprint, has_split
-            corpus = Corpus("user/rows")
+            from transformer.data.corpus import Corpus
+            from transformer.hub.text_sources import documents, find_text, has_split
+            corpus = Corpus(find_text("user/rows"))
             next(corpus.read(1))
-            again = Corpus("user/rows")
+            again = Corpus(find_text("user/rows"))
             again.go_to(corpus.position())
             try:
                 list(documents("user/rows", split="validation"))
@@ -618,7 +620,7 @@ def test_json_lines_of_the_hub_are_read_row_by_row_too(tmp_path: Path) -> None:
                 "train": [d.text for d in documents("user/rows")],
                 "rest": [d.text for d in again.read()],
                 "splits": [has_split("user/rows", None, split) for split in ("test", "validation")],
-                "fingerprint": len(fingerprint("user/rows", None, "train")),
+                "fingerprint": len(find_text("user/rows").fingerprint()),
                 "said": said,
             }
             """,

@@ -7,13 +7,13 @@ import torch
 
 from tests.models import tiny_model
 from transformer.data.batches import EpochBatches, ShortWindowsFirst, Windows
-from transformer.data.corpus import pieces
 from transformer.data.document import Document, first_documents
 from transformer.data.shards import tokenized
 from transformer.data.tokenize import tokenize
 from transformer.data.tokenizer import Tokenizer
 from transformer.errors import CheckpointError, ConfigError
 from transformer.hub.checkpoint import load_model
+from transformer.hub.text_sources import find_text, pieces
 from transformer.training.averaging import WeightAverage, without_average
 from transformer.training.options import parse
 from transformer.training.run import train
@@ -139,7 +139,7 @@ def test_only_the_first_documents_are_read(tmp_path):
     assert [d.text for d in pieces(str(path), max_documents=3)] == [row["text"] for row in rows[:3]]
     tokenizer = Tokenizer.train([TEXT], 300)
     few, more = (
-        tokenized(str(path), None, "train", tokenizer, tmp_path / "cache", max_documents=count) for count in (3, 4)
+        tokenized(find_text(str(path)), tokenizer, tmp_path / "cache", max_documents=count) for count in (3, 4)
     )
     assert (len(few.starts), len(more.starts)) == (3, 4)
 

@@ -7,7 +7,7 @@ import pytest
 
 from transformer.cli import main
 from transformer.data.article_questions import conversations, facts_of, sentences
-from transformer.data.corpus import documents
+from transformer.hub.text_sources import documents
 
 VERNE = (
     "Jules Gabriel Verne (8 February 1828 – 24 March 1905) was a French novelist, poet, and playwright. He is best "

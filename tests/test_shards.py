@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from models import SENTENCES, tiny_tokenizer
 
-from transformer.data.corpus import documents
 from transformer.data.document import Document, pieces_of
 from transformer.data.shards import tokenized
 from transformer.data.tokenize import TokenStream, tokenize
 from transformer.errors import CorpusError
+from transformer.hub.text_sources import documents, find_text
 
 TOKENIZER = tiny_tokenizer()
 END = TOKENIZER.end_of_text_id
@@ -73,11 +73,11 @@ def test_nothing_to_train_on_is_refused() -> None:
 def test_shards_are_the_same_tokens_and_are_made_once(learned: bool, tmp_path: Path) -> None:
     names = ("text",) if learned else ("prompt", "completion")
     source = write_rows(tmp_path / "a.jsonl", *(dict.fromkeys(names, s) for s in SENTENCES))
-    first = tokenized(source, None, "train", TOKENIZER, tmp_path / "cache")
+    first = tokenized(find_text(source), TOKENIZER, tmp_path / "cache")
     assert_same(first, tokenize(documents(source), TOKENIZER))
     assert isinstance(first.tokens, np.memmap) and (first.learned is None) == learned
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")}
-    assert_same(tokenized(source, None, "train", TOKENIZER, tmp_path / "cache"), first)
+    assert_same(tokenized(find_text(source), TOKENIZER, tmp_path / "cache"), first)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")} == made
 
 
@@ -86,11 +86,11 @@ def test_a_changed_text_tokenizer_or_split_has_its_own_shards(tmp_path: Path) ->
     folder.mkdir()
     write_rows(folder / "train.jsonl", {"text": "the river"})
     write_rows(folder / "validation.jsonl", {"text": "the sea"})
-    seen = [tokenized(str(folder), None, "train", TOKENIZER, cache)]
-    seen.append(tokenized(str(folder), None, "validation", TOKENIZER, cache))
-    seen.append(tokenized(str(folder), None, "train", tiny_tokenizer(290), cache))
+    seen = [tokenized(find_text(str(folder)), TOKENIZER, cache)]
+    seen.append(tokenized(find_text(str(folder), split="validation"), TOKENIZER, cache))
+    seen.append(tokenized(find_text(str(folder)), tiny_tokenizer(290), cache))
     write_rows(folder / "train.jsonl", {"text": "the hills"})  # of the same length
-    seen.append(tokenized(str(folder), None, "train", TOKENIZER, cache))
+    seen.append(tokenized(find_text(str(folder)), TOKENIZER, cache))
     assert len(list(cache.iterdir())) == len(seen) == 4
     assert TOKENIZER.decode(seen[-1].tokens.tolist()) == "the hills"
 
@@ -98,7 +98,7 @@ def test_a_changed_text_tokenizer_or_split_has_its_own_shards(tmp_path: Path) ->
 @pytest.mark.parametrize("damage", ["cut", "gone", "meta"])
 def test_damaged_shards_are_made_again(damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = write_rows(tmp_path / "a.jsonl", *({"text": s} for s in SENTENCES))
-    whole = tokenized(source, None, "train", TOKENIZER, tmp_path / "cache")
+    whole = tokenized(find_text(source), TOKENIZER, tmp_path / "cache")
     (folder,) = (tmp_path / "cache").iterdir()
     tokens = folder / "tokens"
     if damage == "cut":
@@ -109,17 +109,17 @@ def test_damaged_shards_are_made_again(damage: str, tmp_path: Path, caplog: pyte
         (folder / "meta.json").write_text("{")
     whole = tokenize(documents(source), TOKENIZER)
     with caplog.at_level(logging.WARNING):
-        assert_same(tokenized(source, None, "train", TOKENIZER, tmp_path / "cache"), whole)
+        assert_same(tokenized(find_text(source), TOKENIZER, tmp_path / "cache"), whole)
     assert "damaged" in caplog.text
     caplog.clear()
-    assert_same(tokenized(source, None, "train", TOKENIZER, tmp_path / "cache"), whole)
+    assert_same(tokenized(find_text(source), TOKENIZER, tmp_path / "cache"), whole)
     assert not caplog.text and list((tmp_path / "cache").iterdir()) == [folder]
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "a.jsonl", {"text": "good"}, {"text": 5})
     with pytest.raises(CorpusError):
-        tokenized(source, None, "train", TOKENIZER, tmp_path / "cache")
+        tokenized(find_text(source), TOKENIZER, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -129,7 +129,7 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # writing fails there, as on a disk that is full
     try:
         with pytest.raises(CorpusError, match="cannot be written"):
-            tokenized(source, None, "train", TOKENIZER, tmp_path / "cache")
+            tokenized(find_text(source), TOKENIZER, tmp_path / "cache")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list((tmp_path / "cache").iterdir()) == []
@@ -138,13 +138,13 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
 def test_a_cache_that_cannot_be_made_says_so(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "a.jsonl", {"text": "good"})
     with pytest.raises(CorpusError, match="XDG_CACHE_HOME"):
-        tokenized(source, None, "train", TOKENIZER, Path(source) / "cache")
+        tokenized(find_text(source), TOKENIZER, Path(source) / "cache")
 
 
 def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_rows(tmp_path / "a.jsonl", {"text": "good"})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    tokenized(source, None, "train", TOKENIZER)
+    tokenized(find_text(source), TOKENIZER)
     assert len(list((tmp_path / "xdg" / "decoder-only-transformer" / "tokens").iterdir())) == 1
 
 
@@ -152,12 +152,12 @@ def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: py
 def test_several_at_once_do_not_harm_each_other(damaged: bool, tmp_path: Path) -> None:
     source = write_rows(tmp_path / "a.jsonl", *({"text": s} for s in SENTENCES * 20))
     if damaged:
-        tokenized(source, None, "train", TOKENIZER, tmp_path / "cache")
+        tokenized(find_text(source), TOKENIZER, tmp_path / "cache")
         (folder,) = (tmp_path / "cache").iterdir()
         (folder / "starts").write_bytes(b"")
     # Each with a tokenizer of its own: the library's switch for special tokens is not for threads.
     with ThreadPoolExecutor(4) as pool:
-        made = list(pool.map(lambda t: tokenized(source, None, "train", t, tmp_path / "cache"), [tiny_tokenizer()] * 4))
+        made = list(pool.map(lambda t: tokenized(find_text(source), t, tmp_path / "cache"), [tiny_tokenizer()] * 4))
     for stream in made:
         assert_same(stream, tokenize(documents(source), TOKENIZER))
     assert len(list((tmp_path / "cache").iterdir())) == 1

@@ -12,10 +12,9 @@ import pytest
 import torch
 from models import tiny_model_directory
 
-from transformer.data.tokenizer import Tokenizer
 from transformer.errors import CheckpointError
 from transformer.hub import checkpoint
-from transformer.hub.resolve import fetch, pack
+from transformer.hub.resolve import fetch, fetch_tokenizer, pack
 
 
 @pytest.fixture
@@ -98,7 +97,7 @@ def test_what_is_not_there_says_so(source: str, word: str) -> None:
 
 def test_a_hub_model_that_cannot_be_had_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    for get in (fetch, Tokenizer.load):
+    for get in (fetch, fetch_tokenizer):
         with pytest.raises(CheckpointError, match="nobody/nothing"):
             get("nobody/nothing@v1")
 

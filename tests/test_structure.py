@@ -13,7 +13,7 @@ SHARED = {"checksum", "cog_folders", "credentials", "errors", "files", "device"}
 PACKAGES = {
     "credentials": set(),
     "errors": {"credentials"},
-    "checksum": set(),
+    "checksum": {"files"},
     "cog_folders": set(),
     "files": {"errors"},
     "device": {"errors"},
@@ -58,6 +58,17 @@ def test_imports_point_down(package: str) -> None:
     for file in files:
         packages = {name.split(".")[1] for name in imports(file) if name.startswith("transformer.")}
         assert packages <= allowed, f"{file.name} imports {packages - allowed}"
+
+
+NETWORK = {"huggingface_hub", "datasets", "fsspec", "httpx", "httpx2", "requests", "urllib", "urllib3", "aiohttp"}
+NETWORK |= {"http", "socket", "ssl", "ftplib"}
+
+
+@pytest.mark.parametrize("package", ["model", "data", "inference", "evaluation", "legacy"])
+def test_below_the_hub_nothing_opens_a_network_connection(package: str) -> None:
+    for file in (ROOT / "transformer" / package).rglob("*.py"):
+        libraries = {name.split(".")[0] for name in imports(file)}
+        assert not libraries & NETWORK, f"{file.name} imports {libraries & NETWORK}"
 
 
 def test_entry_points_are_imported_by_no_module() -> None:

@@ -17,10 +17,10 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 
 from transformer.data.conversation import conversation, conversation_prompt
-from transformer.data.corpus import documents, has_split, pieces
 from transformer.data.document import PIECE, Document, articles
 from transformer.data.tokenizer import Tokenizer
 from transformer.errors import CheckpointError, ConfigError, CorpusError
+from transformer.hub.text_sources import documents, has_split, pieces
 
 TOKENIZER = tiny_tokenizer()
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from models import tiny_tokenizer
 
-from transformer.data.corpus import documents, pieces
 from transformer.data.document import PIECE, Document
 from transformer.data.shards import tokenized
 from transformer.data.wikipedia import MIN_CHARACTERS, clean_article, clean_articles, fault_of
 from transformer.errors import CorpusError
+from transformer.hub.text_sources import documents, find_text, pieces
 
 PROSE = (
     "The River Ouse rises in the hills near the old town, and it meets the sea at the port some 240.5 km to the east. "
@@ -124,7 +124,7 @@ def test_a_corpus_is_read_cleaned(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert found[0] == Document.of(ARTICLE) and "".join(piece.text for piece in found[1:]) == long
     assert [piece.continues for piece in found] == [False, False, *[True] * (len(found) - 2)] and len(found) > 2
     tokenizer = tiny_tokenizer()
-    clean, as_it_is = (tokenized(path, None, "train", tokenizer, tmp_path / "c", how) for how in ("wikipedia", None))
+    clean, as_it_is = (tokenized(find_text(path), tokenizer, tmp_path / "c", how) for how in ("wikipedia", None))
     assert len(clean.starts) == 2 and len(as_it_is.starts) == 3
     assert tokenizer.decode(clean.tokens.tolist()) == ARTICLE + long
     assert tokenizer.decode(as_it_is.tokens.tolist()) == "".join(document.text for document in documents(path))

@@ -9,16 +9,9 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
+from transformer.files import cache_folder
+
 _BLOCK = 2**20
-
-
-def cache_folder() -> Path:
-    """Where this package keeps what it can bring or compute again.
-
-    Raises:
-        RuntimeError: for a user without a home, unless XDG_CACHE_HOME is set.
-    """
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "decoder-only-transformer"
 
 
 def checksum(file: Path, git: bool = False) -> str:

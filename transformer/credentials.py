@@ -20,7 +20,6 @@ from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit, urluns
 MASK = "***"
 _SHORTEST = 6  # characters; a shorter secret would mask ordinary words
 _SECRET_VARIABLES = re.compile(r"(TOKEN|SECRET|PASSWORD|API_KEY)$")
-_LOGIN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _SECRET_PARAMETERS = re.compile(r"auth|credential|key|pass|secret|sig|token", re.IGNORECASE)
 _NOT_OF_A_TOKEN = re.compile(r"[^A-Za-z0-9._~+/=-]")  # RFC 6750, section 2.1
 _HUB_TOKEN = re.compile(r"\b(?:hf|api_org)_(?:jwt_|oauth_)?[A-Za-z0-9][A-Za-z0-9.-]{14,}[A-Za-z0-9]")
@@ -66,22 +65,6 @@ def clean_token(token: str | None, source: str = "the Hub token") -> str | None:
             "token has: copy it again from https://huggingface.co/settings/tokens."
         )
     return token or None
-
-
-def check_login() -> None:
-    """Check the token that the Hub's client would send by itself: of the environment, or of `hf auth login`.
-
-    Raises:
-        ValueError: as `clean_token`.
-    """
-    from huggingface_hub import constants, get_token  # imported late: what is local needs no network client
-
-    if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
-        return
-    for name in _LOGIN_VARIABLES:
-        if clean_token(os.environ.get(name), name) is not None:
-            return
-    clean_token(get_token(), "the token of `hf auth login`")
 
 
 def split_credentials(url: str) -> tuple[str, str | None]:

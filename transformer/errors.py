@@ -60,3 +60,8 @@ def sentence(error: TransformerError | ModuleNotFoundError) -> str:
         f"this needs {name}, which is not installed: pip install 'decoder-only-transformer[train]', or '.[train]' in a "
         "checkout."
     )
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

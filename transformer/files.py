@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and small untrusted ones read with care."""
+"""Files written whole or not at all, small untrusted ones read with care, and the folder of this package's cache."""
 
 import json
 import os
@@ -10,6 +10,15 @@ from typing import Any
 from transformer.errors import CheckpointError, WriteError
 
 _MAX_JSON_BYTES = 16 * 2**20  # the index of a model of a thousand layers is a tenth of it
+
+
+def cache_folder() -> Path:
+    """Where this package keeps what it can bring or compute again.
+
+    Raises:
+        RuntimeError: for a user without a home, unless XDG_CACHE_HOME is set.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "decoder-only-transformer"
 
 
 @contextmanager

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from transformer.data.corpus import documents
 from transformer.data.tokenizer import Tokenizer
 from transformer.evaluation import evaluate
 from transformer.hub import checkpoint
+from transformer.hub.resolve import fetch_tokenizer
+from transformer.hub.text_sources import documents
 from transformer.legacy.padded_evaluation import BLOCK, evaluate_padded, padded_lines, padding_shares
 from transformer.model import ModelConfig, Transformer
 
@@ -67,7 +68,7 @@ def main() -> None:
     parser.add_argument("--stride", type=int, default=2, help="tokens from one measured window to the next")
     options = parser.parse_args()
 
-    tokenizer, validation = Tokenizer.load(options.tokenizer), texts(options.data, "validation")
+    tokenizer, validation = Tokenizer.load(fetch_tokenizer(options.tokenizer)), texts(options.data, "validation")
     lengths = np.array([len(ids) - BLOCK for ids in padded_lines(validation, tokenizer)])
     shares = padding_shares(lengths)
     begin = time.perf_counter()

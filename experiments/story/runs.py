@@ -28,12 +28,12 @@ from experiments.story.layouts import (
 )
 from experiments.story.variants import PRETRAINED, Variant
 from transformer.data.batches import IGNORE_INDEX, Batch, BatchSource, EpochBatches, Windows
-from transformer.data.corpus import documents
 from transformer.data.document import Document
 from transformer.data.tokenize import TokenStream, tokenize
 from transformer.data.tokenizer import Tokenizer
 from transformer.files import whole_file
 from transformer.hub.embeddings import pretrained_embeddings, use_embeddings
+from transformer.hub.text_sources import documents
 from transformer.legacy import model_class, saved_config
 from transformer.model import Transformer
 from transformer.preflight import Report, preflight

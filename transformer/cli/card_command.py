@@ -20,10 +20,10 @@ def add_card(commands: Commands) -> None:
 
 def card(options: argparse.Namespace) -> None:
     """Measure a model on validation texts and write its card."""
-    from transformer.data.corpus import documents
     from transformer.evaluation import Scores, agreement
     from transformer.evaluation import evaluate as score
     from transformer.hub.checkpoint import load
+    from transformer.hub.text_sources import documents
     from transformer.inference import select_backend
     from transformer.reporting.loss_curve import draw_curve
     from transformer.reporting.model_card import write_card

@@ -22,8 +22,9 @@ def conversations(options: argparse.Namespace) -> None:
     """Write conversations about the articles of a data set, as JSON lines to fine-tune on."""
     from transformer.data.conversation_dataset import conversation_rows, titled_articles
     from transformer.files import whole_file
+    from transformer.hub.text_sources import find_text
 
-    articles = titled_articles(options.data, options.data_config)
+    articles = titled_articles(find_text(options.data, options.data_config))
     rows = conversation_rows(articles, options.text_share, seed=options.seed)
     with whole_file(options.output) as partial, partial.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -35,9 +35,9 @@ def add_evaluate(commands: Commands) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Print what was measured."""
-    from transformer.data.corpus import documents
     from transformer.evaluation import DETOKENIZERS
     from transformer.evaluation import evaluate as score
+    from transformer.hub.text_sources import documents
 
     generator = load_generator(options)
     texts = documents(options.data, options.data_config, options.split, options.text_column)

@@ -24,10 +24,12 @@ def import_original(options: argparse.Namespace) -> None:
     """A checkpoint of the project that this one grew from, as a model directory of the blog preset."""
     from transformer.data.tokenizer import Tokenizer
     from transformer.hub.checkpoint import save
+    from transformer.hub.resolve import fetch_tokenizer
     from transformer.legacy.checkpoint_import import load_original
 
     model = load_original(options.checkpoint, options.heads, options.pad_token_id)
-    save(model, Tokenizer.load(options.tokenizer) if options.tokenizer else None, options.output)
+    tokenizer = Tokenizer.load(fetch_tokenizer(options.tokenizer)) if options.tokenizer else None
+    save(model, tokenizer, options.output)
     print(f"{options.output}: {model.parameter_count():,} parameters, {model.config}")
     if not options.tokenizer:
         print("It has no tokenizer yet, which generating text needs: give --tokenizer the one it was trained with.")

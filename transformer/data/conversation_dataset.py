@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from transformer.data.article_questions import Turn, conversations
-from transformer.data.corpus import columns
+from transformer.data.corpus import columns_of
+from transformer.data.text_source import TextSource
 from transformer.data.wikipedia import clean_article, fault_of
 from transformer.errors import ConfigError
 
@@ -27,13 +28,13 @@ _SYSTEM_PROMPTS = (
 )
 
 
-def titled_articles(source: str, config: str | None = None, split: str = "train") -> Iterator[tuple[str, str]]:
+def titled_articles(source: TextSource) -> Iterator[tuple[str, str]]:
     """Title and cleaned text of the articles of a data set with columns "title" and "text".
 
     Raises:
         CorpusError: if it cannot be read, or has no such columns.
     """
-    for title, text in columns(source, ("title", "text"), config, split):
+    for title, text in columns_of(source, ("title", "text")):
         cleaned = clean_article(text)
         if fault_of(cleaned) is None:
             yield title.strip(), cleaned

@@ -14,6 +14,7 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from transformer.data.text_source import Opener
 from transformer.errors import CorpusError
 
 Format = Literal["text", "json", "parquet"]
@@ -76,24 +77,17 @@ def suffix(path: str) -> str:
     return (found.with_suffix("").suffix if found.suffix.lower() == ".gz" else found.suffix).lower()
 
 
-def open_file(path: str) -> tuple[BinaryIO, Format]:
+def open_unpacked(path: str, open_file: Opener) -> tuple[BinaryIO, Format]:
     """A file, unpacked, at its beginning, and what it holds.
 
     Args:
-        path: a file, or an address that `fsspec` opens.
+        path: what `open_file` opens.
 
     Raises:
         CorpusError: if it cannot be opened, or holds nothing that can be read as text.
     """
-    file: BinaryIO
     try:
-        if "://" in path:
-            import fsspec  # type: ignore[import-untyped]  # imported late: local files do not need it
-
-            filesystem, inside = fsspec.core.url_to_fs(path)
-            file = filesystem.open(inside, "rb")
-        else:
-            file = open(path, "rb")  # noqa: SIM115  # the reader of its rows keeps it
+        file = open_file(path)  # the reader of its rows keeps it
         if file.read(2) == _GZIP:
             file.seek(0)
             file = gzip.GzipFile(fileobj=file)  # type: ignore[assignment]

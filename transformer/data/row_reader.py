@@ -16,7 +16,8 @@ import tempfile
 from collections.abc import Collection
 from typing import Any, BinaryIO, Protocol
 
-from transformer.data.file_format import BOM, is_json_name, looks_like_json, not_utf8, open_file, unreadable
+from transformer.data.file_format import BOM, is_json_name, looks_like_json, not_utf8, open_unpacked, unreadable
+from transformer.data.text_source import Opener, open_local
 from transformer.errors import CorpusError
 
 Position = dict[str, Any]  # can be written as JSON
@@ -52,18 +53,23 @@ class RowReader(Protocol):
         """Close the file."""
 
 
-def read_rows(path: str, position: Position | None = None, columns: Collection[str] | None = None) -> RowReader:
+def read_rows(
+    path: str,
+    position: Position | None = None,
+    columns: Collection[str] | None = None,
+    open_file: Opener = open_local,
+) -> RowReader:
     """Open a file of any kind.
 
     Args:
-        path: a file, or an address that `fsspec` opens.
+        path: what `open_file` opens.
         position: where an earlier reader of it stood; None: the beginning.
         columns: those of a parquet file that are wanted; None: all.
 
     Raises:
         CorpusError: if it cannot be opened, or holds no rows or text.
     """
-    file, format = open_file(path)
+    file, format = open_unpacked(path, open_file)
     try:
         if format == "parquet":
             return ParquetRows(file, path, position, columns)

@@ -18,12 +18,14 @@ from pathlib import Path
 
 import numpy as np
 
-from transformer.data.corpus import fingerprint, pieces
+from transformer.data.corpus import Corpus
 from transformer.data.document import Document
+from transformer.data.text_source import TextSource
 from transformer.data.tokenize import TokenStream, token_dtype, token_parts
 from transformer.data.tokenizer import Tokenizer
 from transformer.data.wikipedia import VERSION as CLEANING
 from transformer.errors import CorpusError
+from transformer.files import cache_folder
 
 logger = logging.getLogger("transformer")
 _FORMAT = 2  # to be raised when the same text and tokenizer give other tokens, or other files
@@ -34,9 +36,7 @@ _ABANDONED_SECONDS = 24 * 3600  # a partial folder that nobody has written to fo
 
 
 def tokenized(
-    source: str,
-    config: str | None,
-    split: str,
+    source: TextSource,
     tokenizer: Tokenizer,
     cache: Path | None = None,
     clean: str | None = None,
@@ -48,53 +48,45 @@ def tokenized(
     Memory does not grow with the corpus. Several processes may do this at the same time.
 
     Args:
-        source, config, split, text_column: as in `transformer.data.corpus.documents`. clean, max_documents: as in its
-            `pieces`.
-        cache: folder of shards; None: decoder-only-transformer/tokens in $XDG_CACHE_HOME, or else in ~/.cache.
+        clean, text_column, max_documents: as of `Corpus` and its `pieces`.
+        cache: folder of shards; None: "tokens" in the cache of this package, see `cache_folder`.
 
     Raises:
         CorpusError: if the corpus cannot be read or has nothing to learn, or the tokens cannot be written.
     """
-    cache = cache or _default_cache()
-    text = (source, config, split, clean, text_column, max_documents)
-    folder = cache / _key(tokenizer, *text)
+    cache = cache or cache_folder() / "tokens"
+    folder = cache / _key(source, tokenizer, clean, text_column, max_documents)
     if folder.exists():
         try:
             return _open(folder)
         except _DAMAGED as error:
             logger.warning("the tokens in %s are damaged (%s) and are made again", folder, error)
-    logger.info("tokenising %s (%s)", source, split)
+    logger.info("tokenising %s (%s)", source.name, source.split)
     try:
         with _partial_folder(folder) as partial:
-            _write(partial, tokenizer, pieces(*text), source)
+            _write(partial, tokenizer, Corpus(source, text_column).pieces(clean, max_documents), source.name)
             stream = _open(partial)  # what is mapped stays, whatever other processes do to the folder
             _put_in_place(partial, folder)
             return stream
     except OSError as error:
         raise CorpusError(
-            f"the tokens of {source} cannot be written to {cache}: {error}. "
+            f"the tokens of {source.name} cannot be written to {cache}: {error}. "
             "Make room there, or let XDG_CACHE_HOME name a folder with more."
         ) from error
 
 
-def _default_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "decoder-only-transformer" / "tokens"
-
-
 def _key(
+    source: TextSource,
     tokenizer: Tokenizer,
-    source: str,
-    config: str | None,
-    split: str,
     clean: str | None,
     text_column: str | None,
     max_documents: int | None,
 ) -> str:
-    everything = [_FORMAT, tokenizer.backend.to_str(), tokenizer.end_of_text, config, split]
+    everything = [_FORMAT, tokenizer.backend.to_str(), tokenizer.end_of_text, source.config, source.split]
     everything += [clean, CLEANING] if clean else []
     everything += ["text column", text_column] if text_column else []
     everything += [max_documents] if max_documents else []
-    return hashlib.sha256(json.dumps([*everything, fingerprint(source, config, split)]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([*everything, source.fingerprint()]).encode()).hexdigest()
 
 
 def _open(folder: Path) -> TokenStream:

@@ -8,6 +8,7 @@ import numpy as np
 
 from transformer.data.batches import Batch, Windows, listed, rows_of_rank
 from transformer.data.corpus import Corpus
+from transformer.data.text_source import TextSource
 from transformer.data.tokenize import tokenize
 from transformer.data.tokenizer import Tokenizer
 
@@ -22,14 +23,12 @@ class StreamBatches:
     Every process reads all of the corpus.
 
     Raises:
-        CorpusError: as `transformer.data.corpus.documents`, here or at any batch.
+        CorpusError: as `Corpus`, here or at any batch.
     """
 
     def __init__(
         self,
-        source: str,
-        config: str | None,
-        split: str,
+        source: TextSource,
         tokenizer: Tokenizer,
         length: int,
         batch_size: int,
@@ -39,12 +38,12 @@ class StreamBatches:
         block_windows: int = 2048,
         text_column: str | None = None,
     ) -> None:
-        self._where = (source, config, split, text_column)
+        self._source, self._text_column = source, text_column
         self._tokenizer, self._length, self._batch_size, self._seed = tokenizer, length, batch_size, seed
         self._rank, self._world_size = rank, world_size
         self._characters = max(block_windows, batch_size) * length * _CHARACTERS_IN_TOKEN
         self._pad_id = tokenizer.pad_id if tokenizer.pad_id is not None else tokenizer.end_of_text_id
-        self._corpus = Corpus(*self._where)
+        self._corpus = Corpus(self._source, self._text_column)
         self._epoch, self._block, self._taken = 0, 0, 0  # taken: batches of this block
         self._load_block()
 
@@ -68,7 +67,7 @@ class StreamBatches:
 
     def restore(self, state: dict[str, Any]) -> None:
         self._epoch, self._block, self._taken = state["epoch"], state["block"], state["taken"]
-        self._corpus = Corpus(*self._where)
+        self._corpus = Corpus(self._source, self._text_column)
         self._corpus.go_to(state["begins"])
         self._load_block()
 
@@ -87,7 +86,7 @@ class StreamBatches:
         documents = list(self._corpus.read(self._characters))
         if not documents:
             self._epoch, self._block = self._epoch + 1, 0
-            self._corpus = Corpus(*self._where)
+            self._corpus = Corpus(self._source, self._text_column)
             self._begins = self._corpus.position()
             documents = list(self._corpus.read(self._characters))
         self._windows = Windows(tokenize(documents, self._tokenizer), self._length, self._pad_id)

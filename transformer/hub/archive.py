@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from transformer.errors import CheckpointError
+from transformer.errors import CheckpointError, first_line
 from transformer.files import whole_file
 
 _MAX_BYTES = 32 * 2**30  # unpacked
@@ -66,7 +66,7 @@ def unpack(archive: Path, wanted: Callable[[str], bool], name: str | None = None
             raise CheckpointError(f"{name} cannot be unpacked: {error.strerror} ({directory}).") from error
         # tarfile and gzip raise these, and others where a header is broken on purpose
         if isinstance(error, (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, ArithmeticError)):
-            raise DamagedArchive(f"{name} is not a tar that can be read: {_first_line(error)}") from error
+            raise DamagedArchive(f"{name} is not a tar that can be read: {first_line(error)}") from error
         raise
     return directory
 
@@ -156,7 +156,3 @@ class _Bounded(io.BufferedIOBase):
 
     def tell(self) -> int:
         return self._file.tell()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -17,7 +17,8 @@ from transformer.data.tokenizer import Tokenizer
 from transformer.errors import CheckpointError
 from transformer.files import read_json, whole_file
 from transformer.hub.architectures import adapter_for, default_adapter
-from transformer.hub.weights import WEIGHTS, open_weights
+from transformer.hub.resolve import WEIGHTS
+from transformer.hub.weights import open_weights
 from transformer.legacy import model_class
 from transformer.model import Transformer
 

@@ -5,10 +5,12 @@ Import this late: a model that is here already needs no network client.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TypeVar
 
 import httpx2  # what huggingface_hub speaks HTTP with, and whose errors it lets through
+from huggingface_hub import constants, get_token
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -17,10 +19,11 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
 )
 
-from transformer.credentials import check_login, redact, scrub
+from transformer.credentials import clean_token, redact, scrub
 from transformer.errors import TransformerError
 from transformer.hub.retry import wait_of_response, with_retries
 
+_LOGIN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 # RuntimeError is how the client says that the Hub refused an upload.
 _FAILURES = (httpx2.HTTPError, OSError, RuntimeError)
 _FINAL = (
@@ -61,6 +64,20 @@ def ask(request: Callable[[], T], failure: str, kind: type[TransformerError], to
         raise
     except Exception as error:  # the client lets through those of the libraries that it uses
         raise kind(f"{failure}: {_cause(error)}") from scrub(error)
+
+
+def check_login() -> None:
+    """Check the token that the Hub's client would send by itself: of the environment, or of `hf auth login`.
+
+    Raises:
+        ValueError: as `clean_token`.
+    """
+    if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+        return
+    for name in _LOGIN_VARIABLES:
+        if clean_token(os.environ.get(name), name) is not None:
+            return
+    clean_token(get_token(), "the token of `hf auth login`")
 
 
 def _wait_asked(error: BaseException) -> float | None:

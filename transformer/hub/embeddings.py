@@ -14,10 +14,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from transformer.errors import CheckpointError, ConfigError
-from transformer.hub.resolve import fetch
+from transformer.hub.resolve import INDEX, WEIGHTS, fetch
 from transformer.model import Transformer
 
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # What the token embedding is called: its name ends in one of these. The first that is there counts.
 _NAMES = (
     "shared",  # T5, BART: the one matrix that encoder and decoder share, before their own names for it
@@ -42,14 +41,14 @@ def pretrained_embeddings(source: str) -> Tensor:
     Raises:
         CheckpointError: if there is no model, or no token embedding in it, or more than one.
     """
-    directory = fetch(source, ("config.json", _WEIGHTS, _INDEX))
-    if (directory / _WEIGHTS).exists():
-        table = _from_safetensors(directory / _WEIGHTS)
-    elif (directory / _INDEX).exists():
-        shard = _shard(directory / _INDEX)
+    directory = fetch(source, ("config.json", WEIGHTS, INDEX))
+    if (directory / WEIGHTS).exists():
+        table = _from_safetensors(directory / WEIGHTS)
+    elif (directory / INDEX).exists():
+        shard = _shard(directory / INDEX)
         table = _from_safetensors(fetch(source, ("config.json", shard)) / shard)
     else:
-        raise CheckpointError(f"{source} has no weights: expected {_WEIGHTS} or {_INDEX}; pickles (.bin) are not read.")
+        raise CheckpointError(f"{source} has no weights: expected {WEIGHTS} or {INDEX}; pickles (.bin) are not read.")
     if table.dim() != 2 or not table.is_floating_point():
         raise CheckpointError(
             f"the token embedding of {source} is {table.dtype} of shape {tuple(table.shape)}, expected a matrix of "

@@ -9,17 +9,17 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from transformer.checksum import cache_folder, cached_checksum, checksum, is_intact
+from transformer.checksum import cached_checksum, checksum, is_intact
 from transformer.errors import CheckpointError
+from transformer.files import cache_folder
 from transformer.hub import archive as archives
 
 # What a model directory is made of, as patterns of names. Unless asked for by name, nothing else is fetched or
 # unpacked: no pickles, no code.
-MODEL_FILES = (
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"  # one file, or several with an index
+WEIGHT_FILES = (WEIGHTS, INDEX, "model-*-of-*.safetensors")
+TOKENIZER_FILES = (
     "config.json",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "model-*-of-*.safetensors",
     "tokenizer.json",
     "tokenizer_config.json",
     "vocab.json",
@@ -27,9 +27,8 @@ MODEL_FILES = (
     "vocab.txt",
     "chat_template.jinja",
     "generation_config.json",
-    "README.md",
-    "loss.svg",
 )
+MODEL_FILES = (*WEIGHT_FILES, *TOKENIZER_FILES, "README.md", "loss.svg")
 _REPETITIONS = 2  # of a download that was no model
 
 
@@ -56,6 +55,23 @@ def fetch(source: str | Path, files: Sequence[str] = MODEL_FILES) -> Path:
     if text.count("/") == 1 and not text.startswith((".", "/")):
         return _from_hub(text, files)
     raise CheckpointError(f"there is no model at {text}: expected a folder, a tar, a URL, or a Hub id like user/name.")
+
+
+def fetch_tokenizer(source: str | Path) -> Path:
+    """The file or folder of a tokenizer, for `Tokenizer.load`; that of a model on the Hub is brought here.
+
+    Args:
+        source: a file, a folder, or a model on the Hub, `user/name` or `user/name@revision`.
+
+    Raises:
+        CheckpointError: if it is not there.
+    """
+    path, text = Path(source), str(source)
+    if path.exists():
+        return path
+    if text.count("/") > 1 or text.startswith((".", "/")):
+        raise CheckpointError(f"there is no tokenizer at {text}: expected a file, a folder, or a Hub id.")
+    return _from_hub(text, TOKENIZER_FILES)
 
 
 def pack(directory: str | Path, archive: str | Path) -> Path:

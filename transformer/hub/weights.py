@@ -11,12 +11,11 @@ from torch import Tensor
 
 from transformer.errors import CheckpointError
 from transformer.files import read_json
+from transformer.hub.resolve import INDEX, WEIGHTS
 from transformer.inference.finite import all_finite
 from transformer.model import ModelConfig
 from transformer.model.config import GATED
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 _MAX_TABLE = 2**25  # numbers in a table of positions, which no file bounds: 262,144 tokens with heads of 128
 _MAX_HEADER = 2**24  # bytes; a tensor takes about a hundred
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from transformer.data.batches import IGNORE_INDEX, Batch, BatchSource, Windows, validation_batches
-from transformer.data.corpus import pieces
 from transformer.data.document import Document, join_pieces
 from transformer.data.tokenize import TokenStream, tokenize
 from transformer.data.tokenizer import Tokenizer
 from transformer.device import computes_in_bf16
+from transformer.hub.text_sources import pieces
 from transformer.model import Transformer
 from transformer.preflight.rows import Rows
 from transformer.training import trainer

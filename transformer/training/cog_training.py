@@ -21,8 +21,7 @@ import time
 from pathlib import Path
 
 from transformer.errors import CorpusError, TransformerError
-from transformer.hub.resolve import pack
-from transformer.hub.weights import WEIGHTS
+from transformer.hub.resolve import WEIGHTS, pack
 from transformer.training.interrupt import Interrupted
 from transformer.training.run import train
 from transformer.training.train_config import TrainConfig

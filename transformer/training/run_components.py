@@ -13,7 +13,6 @@ import torch
 
 from transformer.data.batches import BatchSource, EpochBatches, ShortWindowsFirst, Windows
 from transformer.data.conversation import CHAT_TEMPLATE
-from transformer.data.corpus import documents, has_conversations, has_split, pieces
 from transformer.data.shards import tokenized
 from transformer.data.streaming import StreamBatches
 from transformer.data.tokenize import TokenStream, tokenize
@@ -22,7 +21,8 @@ from transformer.errors import ConfigError
 from transformer.hub import checkpoint
 from transformer.hub.archive import discard
 from transformer.hub.embeddings import pretrained_embeddings, use_embeddings
-from transformer.hub.resolve import fetch
+from transformer.hub.resolve import fetch, fetch_tokenizer
+from transformer.hub.text_sources import documents, find_text, has_conversations, has_split, pieces
 from transformer.legacy import model_class
 from transformer.model import Transformer
 from transformer.training import run_state
@@ -89,7 +89,7 @@ def _tokenizer(config: TrainConfig, engine: Engine, start: Path | None) -> Token
     if start:
         tokenizer = Tokenizer.load(start)
     elif data.tokenizer:
-        tokenizer = Tokenizer.load(data.tokenizer)
+        tokenizer = Tokenizer.load(fetch_tokenizer(data.tokenizer))
     else:
         logger.info("training a tokenizer of %s tokens on %s", f"{data.vocab_size:,}", data.data)
         found = pieces(data.data, data.data_config, "train", data.clean, data.text_column, data.max_documents)
@@ -174,17 +174,19 @@ def _text(
     pad = tokenizer.pad_id if tokenizer.pad_id is not None else tokenizer.end_of_text_id
     if data.stream:
         validation = Windows(_streamed_validation(data, tokenizer), context, pad)
-        text = (data.data, data.data_config, "train", tokenizer)
-        source: BatchSource = StreamBatches(*text, context, batch_size, seed, *processes, text_column=data.text_column)
+        text = find_text(data.data, data.data_config)
+        source: BatchSource = StreamBatches(
+            text, tokenizer, context, batch_size, seed, *processes, text_column=data.text_column
+        )
         return source, None, validation
 
     cache = Path(data.token_cache) if data.token_cache else None
 
     def read(source: str, configuration: str | None, split: str) -> TokenStream:
-        return tokenized(source, configuration, split, tokenizer, cache, text_column=data.text_column)
+        return tokenized(find_text(source, configuration, split), tokenizer, cache, text_column=data.text_column)
 
-    train = (data.data, data.data_config, "train")
-    stream = tokenized(*train, tokenizer, cache, data.clean, data.text_column, data.max_documents)
+    text = find_text(data.data, data.data_config)
+    stream = tokenized(text, tokenizer, cache, data.clean, data.text_column, data.max_documents)
     logger.info("%s tokens to train on (%s)", f"{len(stream.tokens):,}", data.data)
     span = None
     if data.validation_data:
