@@ -386,7 +386,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     _training(
         "documents are not told apart",
         "loss",
-        "segment_ids_BT=document",
+        "segment_ids_BT=segment_ids",
         "segment_ids_BT=None",
         "across documents",
         separate_documents=True,
@@ -401,8 +401,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     _batches(
         "the last target overwritten",
-        "return inputs, targets, document",
-        "targets[-1] = self.pad_id; return inputs, targets, document",
+        "return inputs, targets, segment_ids",
+        "targets[-1] = self.pad_id; return inputs, targets, segment_ids",
         "rows in the text",
         "the same in every row",
     ),
@@ -540,7 +540,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     _training(
         "optimizer state is not saved",
         "run_state",
-        '                tensors[f"optimizer.{names[parameter]}.{key}"] = whole(value)\n',
+        '                tensors[f"optimizer.{names[parameter]}.{key}"] = full_tensor(value)\n',
         "                pass\n",
         "resuming",
     ),

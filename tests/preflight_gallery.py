@@ -550,8 +550,8 @@ def with_stream(
         old = parts.training
         tokens = old.stream.tokens.copy()
         change(tokens, parts.tokenizer.end_of_text_id)
-        mask = old.stream.learned if learned is None else np.full(len(tokens), learned)
-        stream = dataclasses.replace(old.stream, tokens=tokens, learned=mask)
+        mask = old.stream.loss_mask if learned is None else np.full(len(tokens), learned)
+        stream = dataclasses.replace(old.stream, tokens=tokens, loss_mask=mask)
         training = Windows(stream, old.length, old.pad_id, (old.first, old.stop))
         validation = parts.validation
         if validation.stream is old.stream and learned is None:
@@ -563,7 +563,7 @@ def with_stream(
 
 def unlearned_validation(parts: RunComponents) -> RunComponents:
     old = parts.validation
-    stream = dataclasses.replace(old.stream, learned=np.zeros(len(old.stream.tokens), bool))
+    stream = dataclasses.replace(old.stream, loss_mask=np.zeros(len(old.stream.tokens), bool))
     return dataclasses.replace(parts, validation=Windows(stream, old.length, old.pad_id, (old.first, old.stop)))
 
 

@@ -82,7 +82,7 @@ def test_windows_that_cannot_be_cut_are_refused(options: dict) -> None:
 
 def test_document_numbers_change_at_the_end_of_text() -> None:
     batch = everything(Windows(STREAM, 8, pad_id=1))
-    row, inputs = batch.document.flatten(), batch.inputs.flatten()
+    row, inputs = batch.segment_ids.flatten(), batch.inputs.flatten()
     assert (row.diff() >= 0).all() and row[0] == 0
     starts = (row.diff() > 0).nonzero().flatten() + 1
     assert (inputs[starts] == END).all() and len(starts) == len(SENTENCES) - 1

@@ -88,7 +88,7 @@ class Collator:
         batch = self.source.next()
         inputs, targets = batch.inputs.numpy().copy(), batch.targets.numpy().copy()
         self.change(inputs, targets)
-        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), batch.document)
+        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), batch.segment_ids)
 
     def state(self) -> dict[str, Any]:
         return self.source.state()
@@ -301,7 +301,7 @@ def test_a_learned_prompt_is_named(data: str, tokenizer: Tokenizer) -> None:
     def with_prompts(stream: TokenStream) -> TokenStream:
         learned = np.ones(len(stream.tokens), bool)
         learned[::5] = False
-        return dataclasses.replace(stream, learned=learned)
+        return dataclasses.replace(stream, loss_mask=learned)
 
     healthy = check(data, tokenizer, change=with_prompts)
     assert not healthy.failed, healthy.table()
@@ -321,7 +321,7 @@ def test_wrong_documents_are_named(data: str, tokenizer: Tokenizer, monkeypatch)
     class Stuck(EpochBatches):
         def next(self) -> Batch:
             batch = super().next()
-            return Batch(batch.inputs, batch.targets, stuck.document[: len(batch.inputs)])
+            return Batch(batch.inputs, batch.targets, stuck.segment_ids[: len(batch.inputs)])
 
     config = TrainConfig.from_options(data=data, separate_documents=True, **SMALL)
     model = new_model(config.model.architecture(tokenizer.vocab_size))
@@ -611,8 +611,8 @@ def test_documents_that_see_each_other_are_named(data: str, tokenizer: Tokenizer
 def test_a_loss_that_counts_what_is_ignored_is_named(data: str, tokenizer: Tokenizer, monkeypatch) -> None:
     forward = losses.LanguageModelLoss.forward
 
-    def counting(self, inputs, targets, document=None):
-        return forward(self, inputs, targets.clamp(min=0), document)
+    def counting(self, inputs, targets, segment_ids=None):
+        return forward(self, inputs, targets.clamp(min=0), segment_ids)
 
     monkeypatch.setattr(losses.LanguageModelLoss, "forward", counting)
     assert_named(check(data, tokenizer), "what the loss counts", "IGNORE_INDEX is taken for a token")

@@ -31,8 +31,8 @@ def write_rows(path: Path, *rows: object) -> str:
 
 def assert_same(a: TokenStream, b: TokenStream) -> None:
     assert np.array_equal(a.tokens, b.tokens) and np.array_equal(a.starts, b.starts) and a.n_bytes == b.n_bytes
-    assert (a.learned is None) == (b.learned is None)
-    assert a.learned is None or np.array_equal(a.learned, b.learned)
+    assert (a.loss_mask is None) == (b.loss_mask is None)
+    assert a.loss_mask is None or np.array_equal(a.loss_mask, b.loss_mask)
 
 
 # ---- in memory ----
@@ -42,7 +42,7 @@ def test_documents_are_packed_with_the_end_of_text_between_them() -> None:
     stream = tokenize([Document.of("river"), Document.of("sea")], TOKENIZER)
     assert stream.tokens.tolist() == [END, *encode("river"), END, *encode("sea"), END]
     assert stream.starts.tolist() == [0, 1 + len(encode("river"))]
-    assert stream.n_bytes == 8 and stream.learned is None
+    assert stream.n_bytes == 8 and stream.loss_mask is None
 
 
 def test_what_is_only_read_is_marked_and_so_is_the_end_of_a_text_that_ends_with_it() -> None:
@@ -50,7 +50,7 @@ def test_what_is_only_read_is_marked_and_so_is_the_end_of_a_text_that_ends_with_
     stream = tokenize([read_last, Document.of(" blue", prompt="Q:")], TOKENIZER)
     question, red, more, blue = (len(encode(text)) for text in ("Q:", " red", "\nQ: more?", " blue"))
     expected = [True] + [False] * question + [True] * red + [False] * (more + 1 + question) + [True] * (blue + 1)
-    assert stream.learned is not None and stream.learned.tolist() == expected
+    assert stream.loss_mask is not None and stream.loss_mask.tolist() == expected
     assert stream.n_bytes == len(" red blue")
 
 
@@ -75,7 +75,7 @@ def test_shards_are_the_same_tokens_and_are_made_once(learned: bool, tmp_path: P
     source = write_rows(tmp_path / "a.jsonl", *(dict.fromkeys(names, s) for s in SENTENCES))
     first = tokenized(find_text(source), TOKENIZER, tmp_path / "cache")
     assert_same(first, tokenize(documents(source), TOKENIZER))
-    assert isinstance(first.tokens, np.memmap) and (first.learned is None) == learned
+    assert isinstance(first.tokens, np.memmap) and (first.loss_mask is None) == learned
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")}
     assert_same(tokenized(find_text(source), TOKENIZER, tmp_path / "cache"), first)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")} == made

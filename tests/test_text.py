@@ -112,7 +112,7 @@ def test_a_vocabulary_is_the_same_however_the_texts_are_cut_at_line_ends(size: i
 
 
 def test_more_text_than_is_needed_is_thinned_out_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transformer.data.tokenizer._TRAINING_CHARACTERS", 4000)
+    monkeypatch.setattr("transformer.data.tokenizer_training.TRAINING_CHARACTERS", 4000)
     texts = [f"{word}\n" for word in ["early"] * 4000 + ["later"] * 4000]
     vocabulary = Tokenizer.train(texts, 300).backend.get_vocab()
     assert {"early", "later"} <= set(vocabulary)

@@ -11,7 +11,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
 from transformer.data.tokenizer import Tokenizer
-from transformer.data.tokenizer import _cut_runs as cut_runs
+from transformer.data.tokenizer_training import cut_runs
 from transformer.errors import ConfigError
 
 N = 800_000

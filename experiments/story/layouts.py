@@ -131,4 +131,4 @@ def overwrite_last_target(batch: Batch, end: int) -> Batch:
     """Planted: inputs shifted within the window, where the last has no successor; end of text is put in its place."""
     targets = batch.targets.clone()
     targets[:, -1] = end
-    return Batch(batch.inputs, targets, batch.document)
+    return Batch(batch.inputs, targets, batch.segment_ids)

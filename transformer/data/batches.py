@@ -22,14 +22,14 @@ IGNORE_INDEX = -100  # the target that no loss counts: PyTorch's own default
 
 @dataclass(frozen=True)
 class Batch:
-    """inputs, targets: (B, T) token ids, targets IGNORE_INDEX where nothing is learned.
+    """inputs, targets: (B, T) token ids, targets IGNORE_INDEX where the loss counts nothing.
 
-    document: (B, T), its number.
+    segment_ids: (B, T), the number of each token's document.
     """
 
     inputs: Tensor
     targets: Tensor
-    document: Tensor
+    segment_ids: Tensor
 
 
 class Windows:
@@ -79,11 +79,11 @@ class Windows:
     def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
         """The windows of these numbers, B of them."""
         rows = [self._window(int(index)) for index in indices]
-        inputs, targets, document = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
-        return Batch(inputs, targets, document)
+        inputs, targets, segment_ids = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
+        return Batch(inputs, targets, segment_ids)
 
     def _window(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """inputs, targets, document: (T,) each."""
+        """inputs, targets, segment_ids: (T,) each."""
         start = self.first + index * self.stride
         stop = min(start + self.length, self.stop - 1)
         n = stop - start
@@ -91,12 +91,12 @@ class Windows:
         targets = np.full(self.length, IGNORE_INDEX, np.int64)
         inputs[:n] = self.stream.tokens[start:stop]
         targets[:n] = self.stream.tokens[start + 1 : stop + 1]
-        if self.stream.learned is not None:
-            targets[:n][~self.stream.learned[start + 1 : stop + 1]] = IGNORE_INDEX
+        if self.stream.loss_mask is not None:
+            targets[:n][~self.stream.loss_mask[start + 1 : stop + 1]] = IGNORE_INDEX
         if self.prompt_share and np.random.default_rng([self.seed, index]).random() < self.prompt_share:
             inputs[0] = self.stream.tokens[0]  # a stream begins with the end-of-text token
-        document = np.searchsorted(self.stream.starts, np.arange(start, start + self.length), side="right") - 1
-        return inputs, targets, document
+        segment_ids = np.searchsorted(self.stream.starts, np.arange(start, start + self.length), side="right") - 1
+        return inputs, targets, segment_ids
 
 
 class BatchSource(Protocol):
@@ -224,15 +224,15 @@ def validation_batches(windows: Windows, count: int, rows: int, rank: int = 0, w
 
 def with_targets(windows: Windows) -> np.ndarray:
     """(W,) or less: the numbers of the windows in which there is something to learn."""
-    learned = windows.stream.learned
-    if learned is None:
+    loss_mask = windows.stream.loss_mask
+    if loss_mask is None:
         return np.arange(len(windows))
     found = []
     for first in range(0, len(windows), _WINDOWS_AT_ONCE):
         numbers = np.arange(first, min(first + _WINDOWS_AT_ONCE, len(windows)))
         begins = windows.first + numbers * windows.stride
         stops = np.minimum(begins + windows.length, windows.stop - 1)
-        counts = np.concatenate(([0], np.cumsum(learned[begins[0] + 1 : stops[-1] + 1], dtype=np.int64)))
+        counts = np.concatenate(([0], np.cumsum(loss_mask[begins[0] + 1 : stops[-1] + 1], dtype=np.int64)))
         found.append(numbers[counts[stops - begins[0]] > counts[begins - begins[0]]])
     return np.concatenate(found)
 
@@ -242,7 +242,7 @@ def rows_of_rank(windows: Windows, indices: np.ndarray, rank: int, world_size: i
     if rank < len(indices):
         return windows.batch(indices[rank::world_size])
     batch = windows.batch(indices[:1])
-    return Batch(batch.inputs, torch.full_like(batch.targets, IGNORE_INDEX), batch.document)
+    return Batch(batch.inputs, torch.full_like(batch.targets, IGNORE_INDEX), batch.segment_ids)
 
 
 def listed(numbers: np.ndarray) -> str:

@@ -28,9 +28,9 @@ from transformer.errors import CorpusError
 from transformer.files import cache_folder
 
 logger = logging.getLogger("transformer")
-_FORMAT = 2  # to be raised when the same text and tokenizer give other tokens, or other files
+_FORMAT = 3  # to be raised when the same text and tokenizer give other tokens, or other files
 _META = "meta.json"
-_FILES = ("tokens", "learned", "starts")
+_FILES = ("tokens", "loss_mask", "starts")
 _DAMAGED = (OSError, ValueError, KeyError)  # what reading a folder raises that is not as it was written
 _ABANDONED_SECONDS = 24 * 3600  # a partial folder that nobody has written to for so long is of a process that died
 
@@ -103,27 +103,27 @@ def _open(folder: Path) -> TokenStream:
     def mapped(name: str, dtype: str) -> np.ndarray:
         return np.memmap(folder / name, dtype, mode="r")
 
-    learned = mapped("learned", "bool") if "learned" in meta["sizes"] else None
-    return TokenStream(mapped("tokens", meta["dtype"]), learned, mapped("starts", "int64"), meta["n_bytes"])
+    loss_mask = mapped("loss_mask", "bool") if "loss_mask" in meta["sizes"] else None
+    return TokenStream(mapped("tokens", meta["dtype"]), loss_mask, mapped("starts", "int64"), meta["n_bytes"])
 
 
 def _write(folder: Path, tokenizer: Tokenizer, text: Iterable[Document], source: str) -> None:
     """All files of a corpus, written part by part. text: of `pieces`; source: where it is from."""
-    n_bytes, all_learned = 0, True
+    n_bytes, counts_all = 0, True
     with ExitStack() as stack:
         files = {name: stack.enter_context(open(folder / name, "wb")) for name in _FILES}
         for part in token_parts(text, tokenizer):
-            assert part.learned is not None  # as long as it is a part
+            assert part.loss_mask is not None  # as long as it is a part
             files["tokens"].write(part.tokens.tobytes())
-            files["learned"].write(part.learned.tobytes())
+            files["loss_mask"].write(part.loss_mask.tobytes())
             files["starts"].write(part.starts.tobytes())
             n_bytes += part.n_bytes
-            all_learned = all_learned and bool(part.learned.all())
+            counts_all = counts_all and bool(part.loss_mask.all())
         for file in files.values():
             file.flush()
             os.fsync(file.fileno())  # or a power cut could leave files of the right size without their content
-    if all_learned:
-        (folder / "learned").unlink()
+    if counts_all:
+        (folder / "loss_mask").unlink()
     sizes = {name: (folder / name).stat().st_size for name in _FILES if (folder / name).exists()}
     meta = {"dtype": np.dtype(token_dtype(tokenizer)).name, "n_bytes": n_bytes, "sizes": sizes, "source": source}
     (folder / _META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")

@@ -21,12 +21,12 @@ _CHARACTERS_AT_ONCE = 2**21  # encoded in parallel; their encodings take about 1
 class TokenStream:
     """All documents in one row, each begun by the end-of-text token and the last one ended by it.
 
-    tokens: (N,) token ids. learned: (N,) bool, False at what is only read; None where all is learned. starts: (D,)
-    where each document's end-of-text stands. n_bytes: of the text that is learned, as UTF-8.
+    tokens: (N,) token ids. loss_mask: (N,) bool, True where the loss counts the token; None where it counts all.
+    starts: (D,) where each document's end-of-text stands. n_bytes: of the text that the loss counts, as UTF-8.
     """
 
     tokens: np.ndarray
-    learned: np.ndarray | None
+    loss_mask: np.ndarray | None
     starts: np.ndarray
     n_bytes: int
 
@@ -38,10 +38,10 @@ def tokenize(documents: Iterable[Document], tokenizer: Tokenizer) -> TokenStream
         CorpusError: if there is no document.
     """
     parts = list(token_parts(documents, tokenizer))
-    learned = np.concatenate([part.learned for part in parts if part.learned is not None])
+    loss_mask = np.concatenate([part.loss_mask for part in parts if part.loss_mask is not None])
     return TokenStream(
         np.concatenate([part.tokens for part in parts]),
-        None if learned.all() else learned,
+        None if loss_mask.all() else loss_mask,
         np.concatenate([part.starts for part in parts]),
         sum(part.n_bytes for part in parts),
     )
@@ -67,21 +67,21 @@ def token_parts(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator
         texts = [(text, learned) for document in chunk for text, learned in document.parts]
         encoded = iter(tokenizer.encode_documents([text for text, _ in texts]))
         tokens: list[np.ndarray] = []
-        learned: list[np.ndarray] = []
+        loss_mask: list[np.ndarray] = []
         starts: list[int] = []
         for document in chunk:
             if not document.continues or not length:
                 starts.append(length)
                 tokens.append(end)
-                learned.append(np.array([ends_learned]))
+                loss_mask.append(np.array([ends_learned]))
                 length += 1
             for _, ends_learned in document.parts:
                 ids = np.array(next(encoded), dtype)
                 tokens.append(ids)
-                learned.append(np.full(len(ids), ends_learned))
+                loss_mask.append(np.full(len(ids), ends_learned))
                 length += len(ids)
         n_bytes = sum(len(text.encode()) for text, is_learned in texts if is_learned)
-        yield TokenStream(np.concatenate(tokens), np.concatenate(learned), np.array(starts, np.int64), n_bytes)
+        yield TokenStream(np.concatenate(tokens), np.concatenate(loss_mask), np.array(starts, np.int64), n_bytes)
     if not length:
         raise CorpusError("there is no document to train on.")
     yield TokenStream(end, np.array([ends_learned]), np.array([], np.int64), 0)

@@ -19,7 +19,7 @@ from transformer.errors import ConfigError
 _LONGEST_RUN = 256  # characters between white space, or of it, that are one word of the training of a vocabulary
 _LONG_RUN = re.compile(rf"\S{{{_LONGEST_RUN + 1},}}|\s{{{_LONGEST_RUN + 1},}}")
 _MOST_TOKENS = 2**22  # of a vocabulary that is trained; the trainer makes room for them all before it begins
-_TRAINING_CHARACTERS = 2**24  # more text takes more memory and time, and hardly gives another vocabulary
+TRAINING_CHARACTERS = 2**24  # more text takes more memory and time, and hardly gives another vocabulary
 
 
 def train_bpe(
@@ -41,15 +41,15 @@ def train_bpe(
         initial_alphabet=ByteLevel.alphabet(),
         show_progress=False,
     )
-    lines = (part for text in texts for line in io.StringIO(text) for part in _cut_runs(line))  # with their ends
-    backend.train_from_iterator(_evenly(lines, _TRAINING_CHARACTERS), trainer)
+    lines = (part for text in texts for line in io.StringIO(text) for part in cut_runs(line))  # with their ends
+    backend.train_from_iterator(_evenly(lines, TRAINING_CHARACTERS), trainer)
     backend.post_processor = TemplateProcessing(
         single=f"{end_of_text} $A", special_tokens=[(end_of_text, backend.token_to_id(end_of_text))]
     )
     return _as_text(backend, whole)
 
 
-def _cut_runs(line: str) -> Iterator[str]:
+def cut_runs(line: str) -> Iterator[str]:
     """The line, cut where a run of characters without white space, or of white space, is longer than a word may be."""
     start = 0
     for run in _LONG_RUN.finditer(line):

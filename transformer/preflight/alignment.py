@@ -130,7 +130,7 @@ def _sampled(windows: Windows) -> np.ndarray:
 
 def _have_targets(windows: Windows) -> np.ndarray:
     """(W,) bool: which of the sampled windows have something to learn."""
-    numbers, learned = _sampled(windows), windows.stream.learned
+    numbers, learned = _sampled(windows), windows.stream.loss_mask
     if learned is None:
         return np.ones(len(numbers), bool)
     starts = windows.first + 1 + numbers * windows.stride
@@ -139,9 +139,9 @@ def _have_targets(windows: Windows) -> np.ndarray:
 
 def _nothing_at_all(subject: Subject) -> bool:
     windows = subject.training
-    if windows is None or windows.stream.learned is None:
+    if windows is None or windows.stream.loss_mask is None:
         return windows is not None  # targets are lost although all of the text is learned
-    return not bool(windows.stream.learned[windows.first + 1 : windows.stop].any())
+    return not bool(windows.stream.loss_mask[windows.first + 1 : windows.stop].any())
 
 
 def shifted(subject: Subject) -> Check:
@@ -312,11 +312,11 @@ def _in_text(name: str, subject: Subject, rows: Rows, stream: TokenStream, found
     other_targets = rows.learned & ~found.padding & there[:, 1:] & (rows.targets != tokens[:, 1:])
     if not whole:  # a block ends with the end-of-text token, wherever it was cut
         other_targets &= rows.targets != subject.tokenizer.end_of_text_id
-    if stream.learned is None:
+    if stream.loss_mask is None:
         learned = np.ones_like(rows.learned)
     else:
         places = (offsets[:, None] + np.arange(1, length + 1)).clip(0, len(stream.tokens) - 1)
-        learned = np.asarray(stream.learned[places])
+        learned = np.asarray(stream.loss_mask[places])
     before_padding = np.zeros_like(real)
     before_padding[:, :-1] = found.padding[:, 1:]
     left_out = real & there[:, 1:] & learned & ~rows.learned & ~before_padding

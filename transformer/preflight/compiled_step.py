@@ -68,4 +68,4 @@ def _before_and_after(subject: Subject, batch: Batch) -> tuple[Batch, Batch]:
         targets[row, place:] = IGNORE_INDEX
         targets[row, place - 1] = 0  # not the next token, which is another in the second batch
         inputs[row : row + 1] = other_tokens(batch.inputs[row : row + 1], int(place), length, subject)
-    return Batch(batch.inputs, targets, batch.document), Batch(inputs, targets, batch.document)
+    return Batch(batch.inputs, targets, batch.segment_ids), Batch(inputs, targets, batch.segment_ids)

@@ -197,7 +197,7 @@ def _kept_by_autograd(subject: Subject) -> float:
         return tensor
 
     row = cut(subject.batches[0], 1, subject.batches[0].inputs.shape[1])
-    row = type(row)(row.inputs, torch.zeros_like(row.targets), row.document)
+    row = type(row)(row.inputs, torch.zeros_like(row.targets), row.segment_ids)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = subject.headless_stepper.nats(row, subject.headless_stepper.module)
     del loss

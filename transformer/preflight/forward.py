@@ -150,9 +150,9 @@ class _Comparing:
         self.positions = place.expand_as(tokens)
         self.mask = (place[:, None] >= place).expand(len(tokens), -1, -1)  # (B, T, T)
         if subject.config.data.separate_documents:
-            begin = torch.stack([(row[:, None] == row).int().argmax(dim=1) for row in batch.document])
+            begin = torch.stack([(row[:, None] == row).int().argmax(dim=1) for row in batch.segment_ids])
             self.positions = place - begin
-            self.mask = self.mask & (batch.document[:, :, None] == batch.document[:, None, :])
+            self.mask = self.mask & (batch.segment_ids[:, :, None] == batch.segment_ids[:, None, :])
 
     def all(self) -> Iterator[tuple[str, str | float]]:
         """The name of each part, with its cause if it is wrong, or how far it is from its formula."""

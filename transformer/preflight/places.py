@@ -105,7 +105,7 @@ def _places(rows: Rows, stream: TokenStream, padding_ids: Collection[int], first
         real[damaged] = present[damaged] & ~padding[damaged]
         real[damaged[skipped[damaged] == 1], 0] = False
         offsets[damaged] = reference.locate(
-            stream.tokens, rows.inputs[damaged], rows.targets[damaged], real[damaged], stream.learned
+            stream.tokens, rows.inputs[damaged], rows.targets[damaged], real[damaged], stream.loss_mask
         )
     return Places(offsets, exact, count, real, padding, len(stream.tokens) <= SEARCHED)
 
@@ -188,7 +188,7 @@ def _best(stream: TokenStream, offsets: np.ndarray, rows: Rows, row: int, begin:
         learned = np.arange(best + begin + 1, best + end + 1)
         same = targets[-1] == IGNORE_INDEX or _following(stream.tokens, learned[-1:])[0] == targets[-1]
         if same and (
-            stream.learned is None or (_following(stream.learned, learned) == (targets != IGNORE_INDEX)).all()
+            stream.loss_mask is None or (_following(stream.loss_mask, learned) == (targets != IGNORE_INDEX)).all()
         ):
             break
     return best
@@ -198,13 +198,13 @@ def _nearest(stream: TokenStream, offsets: np.ndarray, targets: np.ndarray, begi
     follows, last = targets != IGNORE_INDEX, len(targets) - 1
     if follows[last]:  # the others are inputs too, and so the same everywhere
         offsets = _preferred(offsets, _following(stream.tokens, offsets + begin + last + 1) == targets[last])
-    if stream.learned is None:
+    if stream.loss_mask is None:
         return int(offsets[0])
     changes = np.flatnonzero(follows[1:] != follows[:-1]).tolist()
     for place in sorted({0, last, *changes, *(place + 1 for place in changes)}):
-        offsets = _preferred(offsets, _following(stream.learned, offsets + begin + place + 1) == follows[place])
+        offsets = _preferred(offsets, _following(stream.loss_mask, offsets + begin + place + 1) == follows[place])
     some = offsets[:_COMPARED]
-    following = _following(stream.learned, some[:, None] + np.arange(begin + 1, begin + len(targets) + 1))
+    following = _following(stream.loss_mask, some[:, None] + np.arange(begin + 1, begin + len(targets) + 1))
     return int(some[(following != follows).sum(axis=1).argmin()])
 
 

@@ -53,7 +53,7 @@ class Rows:
         return cls(
             inputs,
             targets,
-            stacked([batch.document.cpu().numpy() for batch in batches], ABSENT),
+            stacked([batch.segment_ids.cpu().numpy() for batch in batches], ABSENT),
             np.concatenate([np.full(len(batch.inputs), number) for number, batch in enumerate(batches)]),
             np.concatenate([np.arange(len(batch.inputs)) for batch in batches]),
             _padding(inputs, targets, padding_ids),

@@ -252,7 +252,7 @@ def cut(batch: Batch, rows: int, length: int) -> Batch:
         begin = int((batch.targets[order] >= 0).any(dim=0).float().argmax())
         begin = min(begin, max(0, batch.inputs.shape[1] - length))
     part = (order, slice(begin, begin + length))
-    return Batch(batch.inputs[part], batch.targets[part], batch.document[part])
+    return Batch(batch.inputs[part], batch.targets[part], batch.segment_ids[part])
 
 
 def other_tokens(tokens: Tensor, first: int, stop: int, subject: Subject) -> Tensor:

@@ -104,7 +104,7 @@ def unknown(subject: Subject) -> Check:
 def bytes_per_token(subject: Subject) -> Check:
     """A token stands for as much text as its vocabulary allows."""
     stream = subject.text
-    n_learned = len(stream.tokens) if stream.learned is None else int(np.count_nonzero(stream.learned))
+    n_learned = len(stream.tokens) if stream.loss_mask is None else int(np.count_nonzero(stream.loss_mask))
     ratio = stream.n_bytes / max(1, n_learned)
     # One that was trained on this text, of random letters perhaps, does what can be done.
     foreign = bool(subject.config.data.tokenizer or subject.config.model.init_from)

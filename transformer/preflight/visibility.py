@@ -244,7 +244,7 @@ def _padding_seen_in_batches(subject: Subject) -> str:
         for row in chosen:
             batch = batches[rows.batch[row]]
             place = slice(rows.place[row], rows.place[row] + 1)
-            one = Batch(batch.inputs[place], batch.targets[place], batch.document[place])
+            one = Batch(batch.inputs[place], batch.targets[place], batch.segment_ids[place])
             padding = torch.from_numpy(rows.padding[row : row + 1, : one.inputs.shape[1]].copy())
             hidden = [_shaken_hidden(subject, one, padding, strength) for strength in (0.0, 1.0)]
             if (_unlike(*hidden) & ~padding).any():
@@ -257,7 +257,7 @@ def _padding_seen_in_batches(subject: Subject) -> str:
 
 def _shaken_hidden(subject: Subject, batch: Batch, padding: Tensor, strength: float) -> Tensor:
     with _shaken(subject.headless, padding, strength):
-        return _hidden(subject, batch.inputs, batch.document)
+        return _hidden(subject, batch.inputs, batch.segment_ids)
 
 
 class _shaken:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from transformer.errors import CheckpointError
 from transformer.model import Transformer
-from transformer.training.distributed import like, whole
+from transformer.training.distributed import full_tensor, like
 
 _PREFIX = "average."
 
@@ -50,7 +50,7 @@ class WeightAverage:
     def collect(self) -> dict[str, Tensor]:
         """The average by names of checkpoints, whole and on the CPU; with shards every process has to call it."""
         names = (name for name, _ in self.model.named_parameters())
-        return {f"{_PREFIX}{name}": whole(value) for name, value in zip(names, self._average, strict=True)}
+        return {f"{_PREFIX}{name}": full_tensor(value) for name, value in zip(names, self._average, strict=True)}
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor]) -> None:

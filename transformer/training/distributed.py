@@ -114,8 +114,8 @@ class Engine:
         self.accelerator.end_training()
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """The whole of a tensor that may be sharded, on the CPU. Every process has to call it."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """A tensor that may be sharded, with all its shards, on the CPU. Every process has to call it."""
     tensor = tensor.detach()
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
 

@@ -25,15 +25,15 @@ class LanguageModelLoss(nn.Module):
         super().__init__()
         self.model, self.bf16 = model, bf16
 
-    def forward(self, inputs: Tensor, targets: Tensor, document: Tensor | None = None) -> Tensor:
+    def forward(self, inputs: Tensor, targets: Tensor, segment_ids: Tensor | None = None) -> Tensor:
         """Summed negative log-likelihood of the targets, in nats; IGNORE_INDEX is not counted.
 
         Args:
-            inputs, targets: (B, T) token ids. document: (B, T), each token's document, which attention stays within;
+            inputs, targets: (B, T) token ids. segment_ids: (B, T), each token's document, which attention stays within;
                 None: attention goes back to the window's beginning.
         """
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            hidden, head = self.model.hidden_states(inputs, segment_ids_BT=document).flatten(0, 1), self.model.head
+            hidden, head = self.model.hidden_states(inputs, segment_ids_BT=segment_ids).flatten(0, 1), self.model.head
             # The same as head and cross_entropy, in one operation that PyTorch can fuse.
             return F.linear_cross_entropy(
                 hidden,

@@ -228,10 +228,10 @@ def _held_out_from(stream: TokenStream) -> int:
     """
     n_tokens = len(stream.tokens)
     cut = n_tokens - max(2, min(n_tokens // 2, n_tokens // _HELD_OUT))
-    if stream.learned is not None and not stream.learned[cut:].any():
-        last = int(np.flatnonzero(stream.learned)[-1])
+    if stream.loss_mask is not None and not stream.loss_mask[cut:].any():
+        last = int(np.flatnonzero(stream.loss_mask)[-1])
         begin = int(stream.starts[np.searchsorted(stream.starts, last, side="right") - 1])
-        cut = begin if stream.learned[1:begin].any() else last  # of a single document, its last learned token
+        cut = begin if stream.loss_mask[1:begin].any() else last  # of a single document, its last learned token
     if cut < 2:
         raise ConfigError(f"the text has {n_tokens} tokens, which is too little to train on and to validate on.")
     return cut

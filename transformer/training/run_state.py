@@ -26,7 +26,7 @@ from transformer.errors import CheckpointError
 from transformer.files import reason, remove_partial, settle
 from transformer.legacy import model_class
 from transformer.model import Transformer
-from transformer.training.distributed import like, whole
+from transformer.training.distributed import full_tensor, like
 
 logger = logging.getLogger("transformer")
 _NAME = re.compile(r"step-(\d+)-([0-9a-f]{16})\.safetensors")
@@ -43,11 +43,11 @@ class State:
 def collect(model: Transformer, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
     """Every tensor that training changes, whole and on the CPU; with shards every process has to call it."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    tensors = {f"model.{name}": whole(parameter) for parameter, name in names.items()}
+    tensors = {f"model.{name}": full_tensor(parameter) for parameter, name in names.items()}
     for optimizer in optimizers:
         for parameter, entries in optimizer.state.items():
             for key, value in entries.items():
-                tensors[f"optimizer.{names[parameter]}.{key}"] = whole(value)
+                tensors[f"optimizer.{names[parameter]}.{key}"] = full_tensor(value)
     return tensors
 
 
@@ -82,7 +82,7 @@ def whole_model(model: Transformer) -> Transformer:
     """A copy of a sharded model on the CPU; every process has to call it."""
     copy = model_class(model.config)(model.config, initialise=False)
     for (_, parameter), (_, sharded) in zip(copy.named_parameters(), model.named_parameters(), strict=True):
-        parameter.data = whole(sharded)
+        parameter.data = full_tensor(sharded)
     return copy
 
 

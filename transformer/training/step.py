@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformer.data.batches import IGNORE_INDEX, Batch, BatchSource
 from transformer.data.tokenizer import Tokenizer
 from transformer.errors import TransformerError
-from transformer.training.distributed import Engine, whole
+from transformer.training.distributed import Engine, full_tensor
 from transformer.training.train_config import TrainConfig
 
 _SHOWN_CHARACTERS = 80
@@ -81,7 +81,9 @@ class Stepper:
                 (summed * (self.engine.world_size / tokens)).backward()
             nats += float(summed.detach())
         loss = self.engine.sum(nats)[0] / tokens
-        norm = float(whole(nn.utils.clip_grad_norm_(self.module.parameters(), self.config.optimization.max_grad_norm)))
+        norm = float(
+            full_tensor(nn.utils.clip_grad_norm_(self.module.parameters(), self.config.optimization.max_grad_norm))
+        )
         if not (math.isfinite(loss) and loss <= self.max_loss and math.isfinite(norm)):
             raise Diverged(self._why(number, loss, norm, places, parts[0]))
         for optimizer in self.optimizers:
@@ -92,15 +94,15 @@ class Stepper:
     def nats(self, batch: Batch, score: Callable[..., Tensor]) -> Tensor:
         """Summed negative log-likelihood of a batch's targets, by a module like `LanguageModelLoss`."""
         device = self.engine.device
-        document = batch.document.to(device) if self.config.data.separate_documents else None
-        return score(batch.inputs.to(device), batch.targets.to(device), document)
+        segment_ids = batch.segment_ids.to(device) if self.config.data.separate_documents else None
+        return score(batch.inputs.to(device), batch.targets.to(device), segment_ids)
 
     def _rate(self) -> float:
         return max(group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups)
 
     def _why(self, number: int, loss: float, norm: float, places: list[str], batch: Batch) -> str:
         """What happened, where, why, and what to do."""
-        if not all(bool(torch.isfinite(whole(parameter)).all()) for parameter in self.module.parameters()):
+        if not all(bool(torch.isfinite(full_tensor(parameter)).all()) for parameter in self.module.parameters()):
             cause = "weights are not finite already before it"
         elif not math.isfinite(loss):
             cause = "the weights are finite: the activations of this batch overflowed"

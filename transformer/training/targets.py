@@ -44,7 +44,7 @@ class Coverage:
 
 def coverage(windows: Windows) -> Coverage:
     """Count what the windows hold; everything, without a count, where all of the text is learned."""
-    learned = windows.stream.learned
+    learned = windows.stream.loss_mask
     if learned is None:
         return Coverage(len(windows), 0, 0, 0)
     starts = np.asarray(windows.stream.starts)
