@@ -17,7 +17,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     """The model, how it samples, and how it chats."""
     add_model(parser, dtype="auto")
     add = parser.add_argument
-    add("--max-tokens", type=int, default=200, help="at most this many new tokens")
+    add("--max-tokens", type=int, default=256, help="at most this many new tokens")
     add("--temperature", type=float, default=0.8, help="0: always the likeliest token")
     add("--top-k", type=int, action=StoreGiven, default=50, help="only the k likeliest tokens; 0: off")
     add("--top-p", type=float, action=StoreGiven, default=0.95, help="only the likeliest tokens of this probability")

@@ -19,10 +19,11 @@ from transformer.files import read_json, whole_file
 from transformer.hub.architectures import adapter_for, default_adapter
 from transformer.hub.resolve import WEIGHTS
 from transformer.hub.weights import open_weights
+from transformer.inference import DEFAULT_SAMPLING
 from transformer.legacy import model_class
 from transformer.model import Transformer
 
-_GENERATION = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "top_k": 50, "repetition_penalty": 1.1}
+_SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty")  # the defaults that transformers has too
 
 
 def save(model: Transformer, tokenizer: Tokenizer | None, directory: str | Path, model_type: str | None = None) -> None:
@@ -50,8 +51,9 @@ def save(model: Transformer, tokenizer: Tokenizer | None, directory: str | Path,
             ids["pad_token_id"] = tokenizer.pad_id
         others = sorted(tokenizer.end_ids - {tokenizer.end_of_text_id})
         ends = {"eos_token_id": [tokenizer.end_of_text_id, *others]} if others else {}
+    sampling = {name: getattr(DEFAULT_SAMPLING, name) for name in _SAMPLING}
     _write_json(directory / "config.json", {**fields, **ids})
-    _write_json(directory / "generation_config.json", {**ids, **ends, **_GENERATION})
+    _write_json(directory / "generation_config.json", {**ids, **ends, "do_sample": True, **sampling})
     state = adapter.export_state(model.state_dict(), model.config)
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
     with whole_file(directory / WEIGHTS) as path:

@@ -6,12 +6,13 @@ from transformer.inference.decoder import window_start
 from transformer.inference.generator import Completion, Generation, Generator, serve
 from transformer.inference.native import NativeBackend
 from transformer.inference.quantization import quantize
-from transformer.inference.sampling import SamplingOptions
+from transformer.inference.sampling import DEFAULT_SAMPLING, SamplingOptions
 from transformer.inference.select_backend import select_backend
 from transformer.inference.stopping import stops_of
 from transformer.inference.torch_backend import CompiledBackend, TorchBackend
 
 __all__ = [
+    "DEFAULT_SAMPLING",
     "CompiledBackend",
     "Completion",
     "Generation",

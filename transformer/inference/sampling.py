@@ -58,6 +58,9 @@ _RANGES = [
     ("top_p", 0, 1),
     ("min_p", 0, 1),
 ]
+# What a user gets who sets nothing: on the command line, over HTTP, and with `generate()` of transformers, which reads
+# the generation_config.json that is saved with a model.
+DEFAULT_SAMPLING = SamplingOptions(repetition_penalty=1.1)
 
 
 def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:

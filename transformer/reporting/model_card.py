@@ -18,11 +18,11 @@ from transformer.evaluation import Evaluation
 from transformer.files import whole_file
 from transformer.hub import checkpoint
 from transformer.hub.architectures import adapter_for
-from transformer.inference import Generator, SamplingOptions
+from transformer.inference import DEFAULT_SAMPLING, Generator
 
 TRAINING_FILE = "training.json"  # what the training run says of itself, beside the weights
 CURVE_FILE = "loss.svg"  # how the loss fell, if that was recorded
-_SAMPLING = SamplingOptions(max_tokens=100, temperature=0.8, top_k=50, top_p=0.95, repetition_penalty=1.1, seed=0)
+_SAMPLING = dataclasses.replace(DEFAULT_SAMPLING, max_tokens=100, seed=0)
 PROMPTS = ("The history of the city", "The species is found in", "In the summer of 1944,", "")
 
 
