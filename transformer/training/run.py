@@ -12,13 +12,11 @@ from transformer.data.batches import Windows, validation_batches
 from transformer.data.tokenizer import Tokenizer
 from transformer.device import describe
 from transformer.errors import ConfigError, PreflightError, TransformerError, WriteError
-from transformer.evaluation import evaluate
 from transformer.files import reason
-from transformer.hub import checkpoint
 from transformer.hub.publish import prepare, push
 from transformer.preflight import preflight
-from transformer.reporting.loss_curve import draw_curve
-from transformer.reporting.model_card import TrainingFacts, command_line, write_card
+from transformer.reporting.measured_card import measure_and_write_card
+from transformer.reporting.model_card import TrainingFacts, command_line
 from transformer.training import run_state
 from transformer.training.distributed import Engine
 from transformer.training.lock import only_run_in
@@ -97,7 +95,6 @@ def _train(config: TrainConfig, hub_token: str | None, stop: threading.Event | N
             )
             facts = TrainingFacts(command, progress.step, progress.tokens, progress.seconds, processor)
             facts.write(config.run.output)
-            draw_curve(Path(config.run.output))
             _write_card(config, tokenizer, validation)
             logger.info("the best model, of step %s, is in %s", f"{progress.best_step:,}", config.run.output)
             if config.run.push_to:
@@ -148,7 +145,6 @@ def _write_card(config: TrainConfig, tokenizer: Tokenizer, validation: Windows) 
     """The card of the model in the output folder, with the first documents of the validation text scored."""
     tokens = validation.stream.tokens[validation.first : validation.stop][:_SCORED_TOKENS]
     ends = np.flatnonzero(tokens == tokenizer.end_of_text_id)
-    texts = [tokenizer.decode(part.tolist()) for part in np.split(tokens, ends)]
-    scored = evaluate(checkpoint.load_model(config.run.output), tokenizer, filter(None, texts))
+    texts = list(filter(None, (tokenizer.decode(part.tolist()) for part in np.split(tokens, ends))))
     name = Path(config.data.data).name
-    write_card(config.run.output, [(f"held-out text of {name}", scored)], data=f"Trained on {name}.")
+    measure_and_write_card(config.run.output, {f"held-out text of {name}": lambda: texts}, data=f"Trained on {name}.")
