@@ -264,7 +264,7 @@ def test_another_encoding_is_named(text: str, encoding: str, named: str, name: s
 
 
 def test_a_byte_that_is_not_utf8_is_found_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_reader, "_CHUNK", 1000)
+    monkeypatch.setattr(row_reader, "CHUNK", 1000)
     content = b"The river rises.\n" * 10_000 + "Le café.\n".encode("latin-1") + b"The river.\n" * 1000
     assert "in line 10,001: it is probably ISO-8859-1" in refusal(write(tmp_path / "a.txt", content))
     rows = b'{"text": "The river."}\n' * 10_000 + '{"text": "Le café."}\n'.encode("latin-1")
@@ -448,7 +448,7 @@ def test_a_run_reads_the_column_that_it_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [*CONTAINERS, "text", "parquet", "folder"])
 def test_a_position_is_returned_to(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_reader, "_CHUNK", 13)  # so that characters, rows and line ends are cut
+    monkeypatch.setattr(row_reader, "CHUNK", 13)  # so that characters, rows and line ends are cut
     texts = [f"{text} {number}" for number in range(7) for text in TEXTS]
     rows = [{"text": text, "id": number} for number, text in enumerate(texts)]
     source = str(tmp_path / "a.bin")
@@ -506,7 +506,7 @@ def test_rows_come_back_from_any_json(
     path = write(tmp_path / name, gzip.compress(content) if packed else content)
     expected = [plain(text) for text in texts if text.strip()]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(row_reader, "_CHUNK", chunk)
+        patch.setattr(row_reader, "CHUNK", chunk)
         if expected and not any(text.startswith(" = ") for text in texts):
             assert [d.text for d in documents(path)] == expected
 
@@ -527,7 +527,7 @@ def test_a_text_comes_back_from_any_name(
     content = (mark + joined).encode()
     path = write(tmp_path / name, gzip.compress(content) if packed else content)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(row_reader, "_CHUNK", chunk)
+        patch.setattr(row_reader, "CHUNK", chunk)
         (found,) = documents(path)
     assert found.text == plain(joined) and found.n_bytes == len(content)
 

@@ -106,7 +106,7 @@ def test_a_trouble_that_passes_is_waited_for(store: Store, target: Path, kind: i
 
 
 def test_a_server_that_stalls_is_asked_again(store: Store, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(downloads, "_TIMEOUT", 0.5)
+    monkeypatch.setattr(downloads, "TIMEOUT", 0.5)
     store.fault("GET /w.tar", "stall", seconds=60)
     download(f"{store.url}/w.tar", target)
     assert target.read_bytes() == CONTENT
@@ -122,7 +122,7 @@ def test_a_refusal_is_one_sentence_and_leaves_nothing(store: Store, target: Path
 
 
 def test_more_than_a_model_may_have_is_refused_before_it_comes(store: Store, target: Path, monkeypatch) -> None:
-    monkeypatch.setattr(downloads, "_MAX_BYTES", 5000)
+    monkeypatch.setattr(downloads, "MAX_BYTES", 5000)
     with pytest.raises(CheckpointError, match="10,240 bytes, more than a model may have"):
         download(f"{store.url}/w.tar", target)
     assert not target.exists()

@@ -72,10 +72,8 @@ def test_each_token_is_scored_once_with_enough_before_it(shape: tuple[int, int, 
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.text(max_size=60), min_size=1, max_size=4), st.integers(1, 32), st.integers(1, 32))
+@given(st.lists(st.text(max_size=60), min_size=1, max_size=4).filter(any), st.integers(1, 32), st.integers(1, 32))
 def test_a_smaller_stride_counts_the_same(texts: list[str], stride: int, other: int) -> None:
-    if not any(texts):
-        return
     a, b = (evaluate(MODEL, TOKENIZER, texts, 32, s) for s in (stride, other))
     assert (a.tokens, a.words, a.n_bytes, a.documents) == (b.tokens, b.words, b.n_bytes, b.documents)
     if max(len(ids) for ids in TOKENIZER.encode_documents(texts)) <= 32:  # one window each, whatever the stride

@@ -69,7 +69,7 @@ def in_order(keep, logits: torch.Tensor, p: float) -> torch.Tensor:
 def test_choices_are_drawn_from_what_the_filters_of_transformers_leave(
     options: dict, few: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sampling, "_FEW", few)
+    monkeypatch.setattr(sampling, "FEW", few)
     logits, seen = 2 * torch.randn(50, generator=torch.Generator().manual_seed(3)), torch.arange(0, 50, 2)
     o = SamplingOptions(temperature=0.7, **options)
     left = transformers.RepetitionPenaltyLogitsProcessor(o.repetition_penalty)(seen[None], logits[None].clone()) / 0.7
@@ -161,7 +161,7 @@ def test_cached_generation_equals_recomputation_past_the_context_limit(preset: s
     model = tiny_model(preset, vocab_size=TOKENIZER.vocab_size)
     generation = Generator(model, TOKENIZER, "fp32").generate(prompt, ENDLESS)
     "".join(generation)
-    assert generation._decoder.tokens[0] == reference(model, prompt, 80)
+    assert generation.token_ids == reference(model, prompt, 80)
     assert generation.stop_reason == "length" and generation.completion_tokens == 80
 
 
@@ -265,14 +265,17 @@ def test_a_repetition_penalty_makes_the_text_less_repetitive() -> None:
         options = SamplingOptions(max_tokens=60, temperature=0, repetition_penalty=penalty)
         generation = generator().generate("The", options)
         "".join(generation)
-        return len(set(generation._decoder.tokens[0]))
+        return len(set(generation.token_ids))
 
     assert distinct(1.5) > distinct(1.0)
 
 
 def test_odd_prompts_work() -> None:
     for prompt in ("", " ", "🦞🦞", "\ud83d", "\x00", "<|endoftext|>", "a" * 5000):
-        assert isinstance(text(prompt, max_tokens=3), str)
+        generation = generator().generate(prompt, SamplingOptions(max_tokens=3, min_tokens=3, seed=0))
+        written = "".join(generation)
+        assert TOKENIZER.decode(generation.token_ids, skip_special=True).endswith(written)
+        assert generation.completion_tokens == 3 and generation.stop_reason == "length"
 
 
 def test_a_tokenizer_without_a_name_for_its_end_is_refused() -> None:

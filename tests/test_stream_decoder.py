@@ -9,6 +9,7 @@ from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE, Unigram, WordPiece
 
+from transformer.data.stream_decoder import StreamDecoder
 from transformer.data.tokenizer import Tokenizer
 from transformer.errors import CheckpointError
 from transformer.inference import Generator, SamplingOptions, select_backend
@@ -152,7 +153,7 @@ def test_the_same_of_bytes_as_gpt2_writes_them(lead: str) -> None:
 def test_the_cost_of_a_long_run_of_bytes_is_linear(name: str, text: str) -> None:
     tokenizer = TOKENIZERS[name]
     seen = []
-    backend = tokenizer.stream()._backend
+    backend = tokenizer.backend
 
     class Counting:
         decoder, id_to_token = backend.decoder, backend.id_to_token
@@ -168,8 +169,7 @@ def test_the_cost_of_a_long_run_of_bytes_is_linear(name: str, text: str) -> None
         ids = [backend.token_to_id(letter) for letter in letters[text] * 2000]
     else:
         ids = [byte + 3 for byte in raw]
-    stream = tokenizer.stream()
-    stream._backend = Counting()  # type: ignore[assignment]
+    stream = StreamDecoder(Counting())  # type: ignore[arg-type]
     joined = "".join([*map(stream.add, ids), stream.finish()])
     assert joined == tokenizer.decode(ids)
     assert sum(seen) <= 20 * len(ids)

@@ -149,7 +149,7 @@ def test_a_path_from_elsewhere_is_refused_within_the_server_only(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert training_server.data_source(Path("/etc/passwd")) == "/etc/passwd"  # called from Python: the caller's own
-    monkeypatch.setattr(training_server, "_in_server", lambda: True)
+    monkeypatch.setattr(training_server, "in_server", lambda: True)
     with pytest.raises(CorpusError, match="Files of the server are not read"):
         training_server.data_source(Path("/etc/passwd"))
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))

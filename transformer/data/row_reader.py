@@ -21,7 +21,7 @@ from transformer.data.text_source import Opener, open_local
 from transformer.errors import CorpusError
 
 Position = dict[str, Any]  # can be written as JSON
-_CHUNK = 2**20  # bytes of a file that are looked at together
+CHUNK = 2**20  # bytes of a file that are looked at together
 _BATCH = 256  # rows of parquet
 _SPACE = re.compile(rf"[\s{BOM}\x1e]*")
 _CUT_CHARACTER = re.compile(rb"(?:[\xc2-\xdf]|[\xe0-\xef][\x80-\xbf]?|[\xf0-\xf4][\x80-\xbf]{0,2})\Z")
@@ -121,8 +121,8 @@ class TextLines:
         self._lines_before += sum(line.endswith("\n") for line in self._lines)
         self._chunk, self._at = self._next_chunk, 0
         try:
-            chunk = self._file.read(_CHUNK)
-            chunk += self._file.readline(_CHUNK)
+            chunk = self._file.read(CHUNK)
+            chunk += self._file.readline(CHUNK)
             while chunk.endswith(b"\r") or _CUT_CHARACTER.search(chunk[-4:]):
                 if not (more := self._file.read(1)):
                     break
@@ -240,7 +240,7 @@ class JsonRows:
         used, self._buffer = self._buffer[: self._at], self._buffer[self._at :]
         self._start, self._line, self._at = self._start + len(used.encode()), self._line + used.count("\n"), 0
         try:
-            chunk = self._file.read(max(_CHUNK, len(self._buffer)))
+            chunk = self._file.read(max(CHUNK, len(self._buffer)))
         except Exception as error:
             raise unreadable(self._path, error) from error
         try:

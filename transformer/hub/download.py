@@ -27,9 +27,9 @@ from transformer.files import settle
 from transformer.hub.retry import wait_of_response, with_retries
 
 logger = logging.getLogger("transformer")
-_TIMEOUT = 60  # seconds without a byte
+TIMEOUT = 60  # seconds without a byte
 _QUESTION_TIMEOUT = 10  # the same where there is a file already
-_MAX_BYTES = 32 * 2**30
+MAX_BYTES = 32 * 2**30
 _BLOCK = 2**20
 
 
@@ -142,7 +142,7 @@ def _receive(url: str, file: BinaryIO, version_file: Path) -> _Version:
     # Of another version the whole comes instead.
     request = _request(url, {"Range": f"bytes={have}-", "If-Range": version} if version else {})
     try:
-        reply = urllib.request.urlopen(request, timeout=_TIMEOUT)
+        reply = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code != 416:
             raise
@@ -156,13 +156,13 @@ def _receive(url: str, file: BinaryIO, version_file: Path) -> _Version:
             raise _BrokenOff("the file has changed")
         if start == 0:
             file.truncate(0)
-        if end is not None and end > _MAX_BYTES:
+        if end is not None and end > MAX_BYTES:
             raise CheckpointError(f"{url} has {end:,} bytes, more than a model may have here.")
         _write(version_file, arriving)
         while block := reply.read(_BLOCK):
             file.write(block)
-            if file.tell() > _MAX_BYTES:
-                raise CheckpointError(f"{url} has more than {_MAX_BYTES:,} bytes, more than a model may have here.")
+            if file.tell() > MAX_BYTES:
+                raise CheckpointError(f"{url} has more than {MAX_BYTES:,} bytes, more than a model may have here.")
         file.flush()
         if end is not None and file.tell() < end:
             raise _BrokenOff(f"it broke off at {file.tell():,} of {end:,} bytes")

@@ -97,6 +97,11 @@ class Generation:
         self._seconds = 0.0
 
     @property
+    def token_ids(self) -> list[int]:
+        """The prompt and what was written so far."""
+        return self._decoder.tokens[0]
+
+    @property
     def prompt_tokens(self) -> int:
         return len(self._text.prompt)
 

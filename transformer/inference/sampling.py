@@ -49,7 +49,7 @@ class SamplingOptions:
 
 
 GREEDY = 1e-3  # a temperature at which a token 0.1 nats less likely than the likeliest has a chance of e^-100
-_FEW = 1000  # tokens that nearly always have the probability that is asked for
+FEW = 1000  # tokens that nearly always have the probability that is asked for
 _RANGES = [
     ("max_tokens", 1, 2**31),
     ("min_tokens", 0, 2**31),
@@ -142,7 +142,7 @@ def _likeliest(logits: Tensor, p: float) -> tuple[Tensor, Tensor, Tensor]:
         Their logits and ids, and the total that `keep_top_p` needs.
     """
     total = logits.logsumexp(dim=-1, keepdim=True)
-    few = _FEW if logits.device.type == "cpu" else logits.shape[-1]
+    few = FEW if logits.device.type == "cpu" else logits.shape[-1]
     ordered, ids = logits.topk(min(few, logits.shape[-1]))
     if ids.shape[-1] < logits.shape[-1] and not bool(((ordered - total).exp().sum(dim=-1) > p).all()):
         ordered, ids = logits.topk(logits.shape[-1])

@@ -49,7 +49,7 @@ def data_source(train_data: str | os.PathLike[str]) -> str:
     text = os.fspath(train_data)
     if isinstance(train_data, os.PathLike):
         inside = Path(text).resolve().is_relative_to(Path(tempfile.gettempdir()).resolve())
-        if inside or not _in_server():
+        if inside or not in_server():
             return text
     elif _HUB_ID.fullmatch(text) and not Path(text).exists():
         return text
@@ -91,7 +91,7 @@ def train_to_archive(config: TrainConfig, hub_token: str | None = None) -> Path:
                 "the server was shut down before the training had a model: send the same request again."
             ) from error
         raise
-    if _in_server():
+    if in_server():
         _folders.add(folder)
         threading.Thread(target=_remove_when_sent, daemon=True).start()
     return archive
@@ -108,7 +108,7 @@ class _Watch:
         self._parent = os.getppid()
 
     def __enter__(self) -> _Watch:
-        if _in_server():
+        if in_server():
             threading.Thread(target=self._look, daemon=True).start()
         return self
 
@@ -136,7 +136,7 @@ class _Watch:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(_ServerGone))
 
 
-def _in_server() -> bool:
+def in_server() -> bool:
     """Whether this is a worker of Cog's server."""
     try:
         from coglet import server
