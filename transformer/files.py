@@ -35,7 +35,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
-        settle(partial, path)
+        move_into_place(partial, path)
     except Exception as error:
         # safetensors has an error of its own for a full disk, and tokenizers raises a bare Exception.
         if isinstance(error, OSError) or type(error) is Exception or type(error).__name__ == "SafetensorError":
@@ -52,7 +52,7 @@ def reason(error: Exception) -> str:
     return (said or type(error).__name__).splitlines()[0].rstrip(".")
 
 
-def settle(partial: Path, path: Path) -> None:
+def move_into_place(partial: Path, path: Path) -> None:
     """Give a complete file its name, on the disk too: what has the name survives a loss of power."""
     os.chmod(partial, 0o644)  # some writers make their files readable by the owner alone
     _sync(partial)

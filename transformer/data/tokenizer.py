@@ -100,7 +100,7 @@ class Tokenizer:
     @classmethod
     def load(cls, source: str | Path) -> Tokenizer:
         """Open a `tokenizer.json`, BERT's `vocab.txt` or GPT-2's `vocab.json` (with the `merges.txt` beside it), or a
-        directory that holds one. `hub.resolve.fetch_tokenizer` brings that of a model on the Hub.
+        directory that holds one. `hub.resolve.fetch_tokenizer` downloads that of a model on the Hub.
 
         BERT's [CLS] and [SEP] are put around no text; [SEP] is the end of text.
 

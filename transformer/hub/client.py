@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 class DamagedFile(OSError):
-    """A file that arrived, or that is in the Hub's cache, is not the one that the Hub has."""
+    """A downloaded or cached file does not have the checksum that the Hub gives for it."""
 
 
 def ask(request: Callable[[], T], failure: str, kind: type[TransformerError], token: str | None = None) -> T:

@@ -1,6 +1,6 @@
-"""A file from a URL, on `urllib`: a download that breaks off goes on where it was, in this process or a later one.
+"""Download a file from a URL with `urllib`, resuming an interrupted download, in this process or a later one.
 
-The file is kept. Whether it is still the one at the URL is asked each time, by its ETag or the time it was changed.
+The file is kept. Each call asks the server whether it has changed, by its ETag or its modification time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from urllib.parse import quote
 from transformer.checksum import checksum, is_intact
 from transformer.credentials import redact, scrub, split_credentials
 from transformer.errors import CheckpointError
-from transformer.files import settle
+from transformer.files import move_into_place
 from transformer.hub.retry import wait_of_response, with_retries
 
 logger = logging.getLogger("transformer")
@@ -39,7 +39,7 @@ class _BrokenOff(OSError):
 
 @dataclass(frozen=True)
 class _Version:
-    """What a server says of the file at a URL, and, of one that is here whole, its checksum."""
+    """The version of the file at a URL, as the server describes it; of a complete download, also its checksum."""
 
     etag: str | None = None
     modified: str | None = None
@@ -48,11 +48,11 @@ class _Version:
 
     @property
     def strong(self) -> str | None:
-        """The mark of the version that If-Range takes: a strong ETag, or the time it was changed."""
+        """What If-Range takes: a strong ETag, or the modification time."""
         return self.etag if self.etag and not self.etag.startswith("W/") else self.modified
 
     def is_of(self, other: _Version) -> bool:
-        """Whether both are the same version, as far as can be seen."""
+        """Whether both are the same version, as far as is known."""
         if self.etag and other.etag:
             return self.etag.removeprefix("W/") == other.etag.removeprefix("W/")
         if self.modified and other.modified and self.modified != other.modified:
@@ -61,16 +61,16 @@ class _Version:
 
 
 def download(url: str, target: Path) -> None:
-    """Bring what is at `url` to `target`, which is there whole or not at all, unless it is there already.
+    """Download `url` to `target`, unless the current version is already there. `target` is never a partial file.
 
-    What has arrived waits beside it under another name, with the server's mark of the version it is of: only of the
-    same version is the rest asked for. A user and password in the URL are sent to its host alone.
+    A partial download is kept beside it under another name, with the server's version of it: the rest is requested only
+    of the same version. A user and password in the URL are sent to its host alone.
 
-    If the server does not say how long the file is, a cut of the connection cannot be told from its end.
+    If the server does not say how long the file is, a cut connection cannot be distinguished from the end of the file.
 
     Raises:
-        CheckpointError: if the server refuses, or breaks off again and again without sending anything. If there is a
-            file of an earlier download, that one stays.
+        CheckpointError: if the server refuses, or every attempt fails without progress. The file of an earlier download
+            is kept.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.arriving")
@@ -90,19 +90,19 @@ def download(url: str, target: Path) -> None:
                 partial.unlink()
                 partial_version.unlink(missing_ok=True)
             raise CheckpointError(f"{url} cannot be downloaded: {error}") from scrub(error)
-        settle(partial, target)
+        move_into_place(partial, target)
     _write(version_file, _Version(version.etag, version.modified, version.length, checksum(target)))
     partial_version.unlink(missing_ok=True)
 
 
 def forget(target: Path) -> None:
-    """Remove a file that `download` brought."""
+    """Remove a downloaded file."""
     target.unlink(missing_ok=True)
     target.with_suffix(".version").unlink(missing_ok=True)
 
 
 def _is_current(url: str, target: Path, version_file: Path) -> bool:
-    """Whether the file that is here is the one at the URL; so it is taken to be if the server does not answer."""
+    """Whether the downloaded file is the one at the URL; assumed if the server does not answer."""
     version = _read(version_file)
     if version.sha256 and not is_intact(target, version.sha256):
         logger.warning("the copy of %s in the cache is damaged; it is fetched again", redact(url))
@@ -132,14 +132,14 @@ def _request(url: str, headers: dict[str, str]) -> urllib.request.Request:
 
 
 def _receive(url: str, file: BinaryIO, version_file: Path) -> _Version:
-    """One attempt to bring the rest of the file, or all of it.
+    """One attempt to download the rest of the file, or all of it.
 
     Raises:
         OSError, HTTPException: if it fails.
     """
     have = file.seek(0, 2)
     version = _read(version_file).strong if have else None
-    # Of another version the whole comes instead.
+    # Of another version the server sends all of it.
     request = _request(url, {"Range": f"bytes={have}-", "If-Range": version} if version else {})
     try:
         reply = urllib.request.urlopen(request, timeout=TIMEOUT)
@@ -170,10 +170,10 @@ def _receive(url: str, file: BinaryIO, version_file: Path) -> _Version:
 
 
 def _span(status: int, headers: Message) -> tuple[int, int | None]:
-    """The first byte that comes, and the length of the whole file, None if it is not known.
+    """The first byte that is sent, and the length of the complete file, None if it is not known.
 
     Raises:
-        OSError: if a part comes that was not asked for.
+        OSError: if a part is sent that was not requested.
     """
     if status == 206:
         said = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", headers.get("Content-Range", ""))

@@ -33,7 +33,7 @@ _REPETITIONS = 2  # of a download that was no model
 
 
 def fetch(source: str | Path, files: Sequence[str] = MODEL_FILES) -> Path:
-    """The model directory that `source` names, brought here if it is elsewhere.
+    """The model directory that `source` names, downloaded or unpacked where needed.
 
     Args:
         source: a folder; the path or http(s) URL of a tar of one, as training makes it; or a model on the Hub,
@@ -58,7 +58,7 @@ def fetch(source: str | Path, files: Sequence[str] = MODEL_FILES) -> Path:
 
 
 def fetch_tokenizer(source: str | Path) -> Path:
-    """The file or folder of a tokenizer, for `Tokenizer.load`; that of a model on the Hub is brought here.
+    """The file or folder of a tokenizer, for `Tokenizer.load`; that of a model on the Hub is downloaded.
 
     Args:
         source: a file, a folder, or a model on the Hub, `user/name` or `user/name@revision`.

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from transformer.errors import CheckpointError
-from transformer.files import reason, remove_partial, settle
+from transformer.files import move_into_place, reason, remove_partial
 from transformer.legacy import model_class
 from transformer.model import Transformer
 from transformer.training.distributed import full_tensor, like
@@ -111,7 +111,7 @@ def save(directory: Path, step: int, state: State, keep: int) -> Path:
         remove_partial(directory)
         save_file(state.tensors, partial, metadata={"facts": json.dumps(state.facts)})
         path = directory / f"step-{step:08d}-{_checksum(partial)}.safetensors"
-        settle(partial, path)
+        move_into_place(partial, path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"the checkpoint of step {step} cannot be written to {directory}: {reason(error)}."
