@@ -81,9 +81,13 @@ def test_a_number_beyond_its_interval_is_refused_with_the_interval() -> None:
         ("warmup_ratio", 1, r"in \[0, 1\)"),
         ("decay_ratio", 2, r"in \[0, 1\]"),
         ("ema_decay", 0, r"in \(0, 1\)"),
+        ("max_minutes", 1e308, r"in \(0, 1000000000000.0\]"),
+        ("max_epochs", 1e300, r"in \(0, 1000000000000.0\]"),
+        ("max_cost", 1e13, r"in \(0, 1000000000000.0\]"),
+        ("price_per_hour", 1e-308, r"in \[1e-12, 1000000000000.0\]"),
         ("batch_size", None, "int"),
     ):
-        with pytest.raises(ConfigError, match=f"^{name} must be {expected}, not {value}.$"):
+        with pytest.raises(ConfigError, match=f"^{name} must be {expected}, not {re.escape(str(value))}.$"):
             TrainConfig.from_options("x", **{name: value})
 
 

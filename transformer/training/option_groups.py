@@ -12,12 +12,14 @@ from transformer.errors import ConfigError
 from transformer.legacy import preset_config
 from transformer.model import PRESETS, ModelConfig
 from transformer.training.option_metadata import (
+    AMOUNT,
     AT_LEAST_0,
     BETWEEN_0_AND_1,
     FROM_0_BELOW_1,
     FROM_0_TO_1,
     POSITIVE,
     POSITIVE_OR_INFINITE,
+    PRICE,
     Alias,
     FormerName,
     Mark,
@@ -158,17 +160,17 @@ class RunOptions(OptionGroup):
 
     output: Annotated[str, MAY_CHANGE] = "output"
     """Folder for the trained model. A run that stopped there is resumed."""
-    max_epochs: Annotated[float | None, POSITIVE, MAY_CHANGE] = None
+    max_epochs: Annotated[float | None, AMOUNT, MAY_CHANGE] = None
     """End after this many passes over the data. Default: one, if no other limit is given."""
     max_steps: Annotated[int | None, POSITIVE, MAY_CHANGE] = None
     """End after this many steps."""
     max_tokens: Annotated[int | None, POSITIVE, MAY_CHANGE] = None
     """End after training on this many tokens."""
-    max_minutes: Annotated[float | None, POSITIVE, MAY_CHANGE] = None
+    max_minutes: Annotated[float | None, AMOUNT, MAY_CHANGE] = None
     """End after this many minutes."""
-    max_cost: Annotated[float | None, POSITIVE, MAY_CHANGE] = None
+    max_cost: Annotated[float | None, AMOUNT, MAY_CHANGE] = None
     """End when the run has cost this much, in the currency of price_per_hour."""
-    price_per_hour: Annotated[float | None, POSITIVE, MAY_CHANGE] = None
+    price_per_hour: Annotated[float | None, PRICE, MAY_CHANGE] = None
     """Price of the machine per hour."""
     patience: Annotated[int | None, POSITIVE, MAY_CHANGE] = None
     """End after this many validations without a better loss."""

@@ -39,6 +39,8 @@ class Interval:
 POSITIVE = Interval(0, includes_low=False)
 POSITIVE_OR_INFINITE = Interval(0, float("inf"), includes_low=False)
 AT_LEAST_0 = Interval(0)
+AMOUNT = Interval(0, 1e12, includes_low=False)  # of which products and quotients are finite numbers
+PRICE = Interval(1e-12, 1e12)
 FROM_0_TO_1 = Interval(0, 1)
 FROM_0_BELOW_1 = Interval(0, 1, includes_high=False)
 BETWEEN_0_AND_1 = Interval(0, 1, includes_low=False, includes_high=False)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from transformer.errors import ConfigError
-from transformer.files import whole_file
+from transformer.files import cache_folder, whole_file
 from transformer.inference.native.instruction_sets import InstructionSet, machine, sets_of_machine
 
 SOURCE = Path(__file__).with_name("kernel.c")
@@ -31,7 +31,7 @@ def compiled_paths(instructions: InstructionSet) -> Iterator[Path]:
     for folder in (os.environ.get(FOLDER_VARIABLE), AHEAD):
         if folder and (path := Path(folder) / name).exists():
             yield path
-    path = _cache() / name
+    path = cache_folder() / "native" / name
     if not path.exists():
         with whole_file(path) as partial:
             compile_kernel(instructions, partial)
@@ -80,7 +80,3 @@ def compile_kernel(instructions: InstructionSet, target: Path) -> None:
             f"the compiler {compiler!r} cannot compile the kernel for {instructions.name}: {problem}. "
             "Install gcc 11 or a later one, or set CC to another compiler."
         )
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "decoder-only-transformer" / "native"
