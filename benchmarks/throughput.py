@@ -29,8 +29,6 @@ from transformer.device import describe
 from transformer.model import ModelConfig, Transformer
 from transformer.training.distributed import Engine
 from transformer.training.flops import flops_per_token, measured_peak
-from transformer.training.loss import LanguageModelLoss
-from transformer.training.optimizers import make_optimizers
 from transformer.training.step import Stepper
 from transformer.training.train_config import TrainConfig
 
@@ -75,14 +73,11 @@ def draw(task: Namespace) -> Tensor:
 def ours(task: Namespace) -> Contender:
     """The step of train.py itself. Made up are the batches, and the tokenizer, of which it reads the size alone."""
     precision, _, compiled = task.variant.partition(" ")
-    config = TrainConfig.from_options(data="", learning_rate=LEARNING_RATE, precision=precision)
+    config = TrainConfig.from_options(data="", learning_rate=LEARNING_RATE, precision=precision, compile=bool(compiled))
     model, engine, number = our_model(task), Engine("cpu"), itertools.count(1)
-    loss = LanguageModelLoss(model, precision == "bf16")
-    if compiled:
-        loss.compile(dynamic=False)  # as Trainer does
     source: Any = Namespace(next=lambda: Batch(*(draw(task) for _ in range(3))), describe_last=str)
     tokenizer: Any = Namespace(vocab_size=task.vocabulary)
-    stepper = Stepper(engine.prepare(loss), make_optimizers(model, config), source, tokenizer, config, engine)
+    stepper = Stepper(model, source, tokenizer, config, engine)
     return model.parameter_count(), lambda: stepper.step(next(number))
 
 

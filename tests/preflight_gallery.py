@@ -29,10 +29,7 @@ import torch
 
 from transformer.data.batches import IGNORE_INDEX, Batch, EpochBatches, Windows
 from transformer.errors import TransformerError
-from transformer.preflight import Report, preflight, text_checks
-from transformer.preflight.alignment import ids
-from transformer.preflight.forecast import passes
-from transformer.preflight.subject import Subject
+from transformer.preflight import Report, preflight, text_report
 from transformer.training.distributed import Engine
 from transformer.training.run_components import RunComponents, build
 from transformer.training.train_config import TrainConfig
@@ -718,10 +715,7 @@ def examine(case: Case, folder: Path, complete: bool = False, mistake: Mistake |
             assert isinstance(parts.source, EpochBatches)
             parts = dataclasses.replace(parts, source=Collated(parts.source, mistake.collate))
         parts = mistake.plant(parts)
-    if complete:
-        return preflight(parts, config, engine())
-    subject = Subject.of(parts, config, engine())
-    return Report((ids(subject), *text_checks(subject), passes(subject, None)))
+    return (preflight if complete else text_report)(parts, config, engine())
 
 
 def wrong(case: Case, report: Report) -> list[str]:

@@ -435,7 +435,7 @@ def test_a_run_reads_the_column_that_it_is_told(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", lines(rows))
     sizes = dict(vocab_size=300, context_length=16, d_model=16, n_layers=1, n_heads=2, max_steps=1)
     named = dict(data=path, text_column="content", output=str(tmp_path / "run"), token_cache=str(tmp_path / "cache"))
-    engine = Engine("cpu", "ddp")
+    engine = Engine("cpu")
     parts = build(parse([f"--{name.replace('_', '-')}={value}" for name, value in (named | sizes).items()]), engine)
     assert parts.training is not None
     assert parts.tokenizer.decode(parts.training.stream.tokens.tolist()) == "".join(row["content"] for row in rows)

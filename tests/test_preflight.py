@@ -28,11 +28,12 @@ from transformer.legacy import preset_config
 from transformer.model import Transformer, transformer
 from transformer.model.attention import MultiHeadAttention, causal_mask
 from transformer.model.positions import Rotary
-from transformer.preflight import Report, forecast, free_points, overlap, preflight, reference, texts
+from transformer.preflight import Report, damaged_rows, forecast, markers, preflight, reference_runs, trivial_targets
 from transformer.preflight.rows import Rows
-from transformer.preflight.subject import Alone
+from transformer.preflight.token_runs import hashes
 from transformer.training import loss as losses
-from transformer.training import trainer
+from transformer.training import step as training_step
+from transformer.training.distributed import Engine
 from transformer.training.options import presets
 from transformer.training.run import train
 from transformer.training.run_components import RunComponents
@@ -131,9 +132,7 @@ def check(
     if collate:
         source = Collator(source, collate)
     held_out_windows = Windows(held_out, config.model.context_length, pad)
-    return preflight(
-        RunComponents(tokenizer, model, source, windows, held_out_windows), config, Alone(torch.device("cpu"))
-    )
+    return preflight(RunComponents(tokenizer, model, source, windows, held_out_windows), config, Engine("cpu"))
 
 
 def assert_named(report: Report, check: str, *words: str, verdict: str = "fail") -> None:
@@ -211,7 +210,7 @@ def test_nothing_is_disturbed(data: str, tokenizer: Tokenizer) -> None:
     source.next()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     position, states = source.state(), (torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate())
-    preflight(RunComponents(tokenizer, model, source, windows, windows), config, Alone(torch.device("cpu")))
+    preflight(RunComponents(tokenizer, model, source, windows, windows), config, Engine("cpu"))
     assert source.state() == position and not model.training
     assert torch.equal(torch.get_rng_state(), states[0]) and (np.random.get_state()[1] == states[1]).all()
     assert random.getstate() == states[2]
@@ -326,7 +325,7 @@ def test_wrong_documents_are_named(data: str, tokenizer: Tokenizer, monkeypatch)
     config = TrainConfig.from_options(data=data, separate_documents=True, **SMALL)
     model = new_model(config.model.architecture(tokenizer.vocab_size))
     parts = RunComponents(tokenizer, model, Stuck(windows, 8, 0), windows, windows)
-    report = preflight(parts, config, Alone(torch.device("cpu")))
+    report = preflight(parts, config, Engine("cpu"))
     assert_named(report, "rows in the text", "documents begin")
 
 
@@ -352,7 +351,7 @@ def test_a_source_that_repeats_or_cannot_return_is_named(data: str, tokenizer: T
     assert_named(check(data, tokenizer), "order of the batches", "does not return")
 
 
-# ---- free points ----
+# ---- trivial targets ----
 
 
 def left_padded(pad: int, counted: bool) -> Callable[[np.ndarray, np.ndarray], None]:
@@ -381,10 +380,9 @@ def test_counted_padding_is_named_with_what_it_hides(pad: str, data: str, tokeni
 
 
 def test_the_original_s_three_was_twenty_five() -> None:
-    assert free_points.real_perplexity(3, 0.66) == pytest.approx(25.3, abs=0.1)
-    assert free_points.reported_perplexity(25.3, 0.66) == pytest.approx(3, abs=0.01)
+    assert trivial_targets.real_perplexity(3, 0.66) == pytest.approx(25.3, abs=0.1)
     # By hand: two thirds of the targets cost nothing, the others ln 25 each.
-    assert math.exp(0.66 * 0 + 0.34 * math.log(25.3)) == pytest.approx(free_points.reported_perplexity(25.3, 0.66))
+    assert trivial_targets.real_perplexity(math.exp(0.66 * 0 + 0.34 * math.log(25.3)), 0.66) == pytest.approx(25.3)
 
 
 def test_padding_that_is_looked_at_is_named_and_masked_padding_is_not(data: str, tokenizer: Tokenizer) -> None:
@@ -495,9 +493,9 @@ def test_ordinary_endings_are_no_markers() -> None:
         [f"- {'abcde'[i % 5]} {i};" for i in range(50)],
         TRAIN,
     ):
-        assert texts.marker_of([unit.strip() for unit in units], True)[0] == ""
-        assert texts.marker_of([unit.strip() for unit in units], False)[0] == ""
-    assert texts.marker_of([f"one ### {'abcde'[i % 5]}" for i in range(50)], True)[0] == ""
+        assert markers.marker_of([unit.strip() for unit in units], True) == ""
+        assert markers.marker_of([unit.strip() for unit in units], False) == ""
+    assert markers.marker_of([f"one ### {'abcde'[i % 5]}" for i in range(50)], True) == ""
 
 
 def test_repetitions_are_named(data: str, tokenizer: Tokenizer) -> None:
@@ -529,12 +527,12 @@ def test_validation_text_in_the_training_text_is_named_with_an_example(data: str
 
 def test_runs_of_tokens_are_found_by_their_hash() -> None:
     tokens = np.random.default_rng(0).integers(0, 50, 3000).astype(np.uint16)
-    length = overlap.LENGTH
+    length = 16
     by_hand = [tuple(tokens[i : i + length]) for i in range(len(tokens) - length + 1)]
-    hashes = overlap.hashes(tokens)
-    assert len(hashes) == len(by_hand) and len(set(hashes.tolist())) == len(set(by_hand))
-    moved = overlap.hashes(tokens[17:])
-    assert (hashes[17:] == moved).all()
+    hashed = hashes(tokens, length)
+    assert len(hashed) == len(by_hand) and len(set(hashed.tolist())) == len(set(by_hand))
+    moved = hashes(tokens[17:], length)
+    assert (hashed[17:] == moved).all()
 
 
 def test_damaged_rows_are_found_in_their_text() -> None:
@@ -545,9 +543,9 @@ def test_damaged_rows_are_found_in_their_text() -> None:
     targets = np.stack([tokens[place + 1 : place + 65] for place in places]).astype(np.int64)
     damaged = chance.random(inputs.shape) < 0.3
     inputs[damaged], targets[:, 5] = 3, 9
-    assert (reference.locate(tokens, inputs, targets, np.ones_like(damaged)) == places).all()
+    assert (damaged_rows.locate(tokens, inputs, targets, np.ones_like(damaged)) == places).all()
     strange = chance.integers(0, 200, (5, 64))
-    assert (reference.locate(tokens, strange, strange, np.ones((5, 64), bool)) == reference.NOWHERE).all()
+    assert (damaged_rows.locate(tokens, strange, strange, np.ones((5, 64), bool)) == damaged_rows.NOWHERE).all()
 
 
 def test_padding_is_known_by_where_it_stands() -> None:
@@ -639,8 +637,9 @@ def test_summed_heads_are_named(data: str, tokenizer: Tokenizer, monkeypatch) ->
     assert_named(check(data, tokenizer, preset="paper"), "attention", "does not give softmax")
 
 
-def test_drowned_positions_and_tokens_are_named(data: str, tokenizer: Tokenizer) -> None:
-    for scale, words, verdict in ((0.01, "tokens drown", "fail"), (100.0, "positions drown", "warn")):
+def test_positions_and_tokens_of_other_sizes_are_named(data: str, tokenizer: Tokenizer) -> None:
+    for scale, what, verdict in ((0.01, "tokens", "fail"), (100.0, "positions", "warn")):
+        words = f"{what} have little effect"
         torch.manual_seed(0)
         model = Transformer(
             TrainConfig.from_options(data=data, preset="paper", **SMALL).model.architecture(tokenizer.vocab_size)
@@ -695,7 +694,7 @@ def test_embeddings_that_are_frozen_as_asked_are_listed(data: str, tokenizer: To
 
 def test_an_optimizer_that_does_not_move_the_weights_is_named(data: str, tokenizer: Tokenizer, monkeypatch) -> None:
     monkeypatch.setattr(
-        trainer,
+        training_step,
         "make_optimizers",
         lambda model, config: [torch.optim.SGD([dict(params=list(model.parameters()), lr=0.0, initial_lr=0.0)])],
     )
@@ -729,9 +728,9 @@ def test_the_forecast_counts_tokens_time_and_money(data: str, tokenizer: Tokeniz
 
 
 def test_references_are_for_runs_like_them_alone() -> None:
-    run = forecast.REFERENCES[1]
-    assert forecast.loss_at(run, 4096 * 300) == 4.590 and forecast.loss_at(run, 1e12) == 3.804
-    assert 4.308 < forecast.loss_at(run, 4096 * 450) < 4.590
+    run = reference_runs.REFERENCES[1]
+    assert reference_runs.loss_at(run, 4096 * 300) == 4.590 and reference_runs.loss_at(run, 1e12) == 3.804
+    assert 4.308 < reference_runs.loss_at(run, 4096 * 450) < 4.590
 
 
 # ---- the faces ----

@@ -16,10 +16,10 @@ from transformer.data.document import Document
 from transformer.data.tokenize import tokenize
 from transformer.legacy import preset_config
 from transformer.preflight import Report, preflight
-from transformer.preflight.subject import Alone
+from transformer.training.distributed import Engine
 from transformer.training.run_components import RunComponents
+from transformer.training.step import Stepper
 from transformer.training.train_config import TrainConfig
-from transformer.training.trainer import LanguageModelLoss, Stepper, make_optimizers
 
 ROOT = Path(__file__).parent.parent
 # One of each kind: attention in bf16, scores, positions, residuals, loss, batches, step, validation, checkpoint.
@@ -117,13 +117,11 @@ def fine_tuning(
     )
     source = EpochBatches(training, 8, 0)
     if steps:
-        stepper = Stepper(
-            LanguageModelLoss(model), make_optimizers(model, config), source, tokenizer, config, Alone(device)
-        )
+        stepper = Stepper(model, source, tokenizer, config, Engine(device))
         for number in range(steps):
             stepper.step(number + 1)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(scale)
     beginning = EpochBatches(training, 8, 0)  # another run's: not where the first one's source stands
-    return preflight(RunComponents(tokenizer, model, beginning, training, validation), config, Alone(device))
+    return preflight(RunComponents(tokenizer, model, beginning, training, validation), config, Engine(device))

@@ -21,7 +21,7 @@ def add_preflight(commands: Commands) -> None:
 def preflight(options: argparse.Namespace) -> int:
     """Print the checks; nothing is left behind but the tokens of the text in the cache. 1: one of them failed."""
     from transformer.preflight import preflight as check
-    from transformer.training.distributed import Engine
+    from transformer.training.distributed import DistributedEngine
     from transformer.training.options import parse
     from transformer.training.run_components import build
 
@@ -32,7 +32,7 @@ def preflight(options: argparse.Namespace) -> int:
             raise ConfigError(f"--{name} has no effect on this command, which checks and does not train. Leave it out.")
     with tempfile.TemporaryDirectory(prefix="preflight-") as folder:
         config = config.with_options(output=folder, trackers=())
-        engine = Engine(config.run.device, config.run.parallel)
+        engine = DistributedEngine(config.run.device, config.run.parallel)
         report = check(build(config, engine), config, engine)
     print(json.dumps(report.to_json(), indent=2, ensure_ascii=False) if options.json else report.table())
     return 1 if report.failed else 0

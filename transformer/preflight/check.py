@@ -14,11 +14,41 @@ _NAME, _VERDICT = 24, 4
 
 
 @dataclass(frozen=True)
-class Check:
-    """One thing that was measured, beside what was expected.
+class Finding:
+    """What was measured, beside what was expected.
 
-    cause_and_cure: one sentence, of what is not a pass; empty where it is one.
+    cause_and_cure: one sentence if the verdict is not "pass", else empty.
     """
+
+    measured: str
+    expected: str
+    verdict: Verdict = "pass"
+    cause_and_cure: str = ""
+
+    def __post_init__(self) -> None:
+        assert bool(self.cause_and_cure) == (self.verdict != "pass"), self.measured
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a check expects; makes its findings."""
+
+    text: str
+
+    def passed(self, measured: str) -> Finding:
+        return Finding(measured, self.text)
+
+    def warned(self, measured: str, cause_and_cure: str) -> Finding:
+        return Finding(measured, self.text, "warn", cause_and_cure)
+
+    def failed(self, measured: str, cause_and_cure: str, certain: bool = True) -> Finding:
+        """certain: False makes it a warning."""
+        return Finding(measured, self.text, "fail" if certain else "warn", cause_and_cure)
+
+
+@dataclass(frozen=True)
+class Check:
+    """A finding with the name of its check."""
 
     name: str
     measured: str
@@ -26,23 +56,24 @@ class Check:
     verdict: Verdict = "pass"
     cause_and_cure: str = ""
 
-    def __post_init__(self) -> None:
-        assert bool(self.cause_and_cure) == (self.verdict != "pass"), self.name
+    @classmethod
+    def of(cls, name: str, finding: Finding) -> Check:
+        return cls(name, **dataclasses.asdict(finding))
 
 
 @dataclass(frozen=True)
 class ShownRow:
-    """A row of a batch for a person to look at: pieces of text, each input beside its target.
+    """A row of a batch for a person to look at, as text, each input beside its target.
 
-    where: which row this is. pairs: (input, target) of its first and its last positions; a target of None is not
-    learned, and a pair of None stands where positions are left out.
+    where: which row this is. pairs: (input, target) of its first and last positions; a target of None is not learned,
+    and a pair of None stands where positions are left out.
     """
 
     where: str
     pairs: tuple[tuple[str, str | None] | None, ...]
 
     def lines(self) -> list[str]:
-        """The row in two lines, targets beneath inputs."""
+        """The row in two lines, targets below inputs."""
         inputs, targets = ["input "], ["target"]
         for pair in self.pairs:
             left, right = ("...", "...") if pair is None else (repr(pair[0]), "-" if pair[1] is None else repr(pair[1]))
@@ -54,7 +85,7 @@ class ShownRow:
 
 @dataclass(frozen=True)
 class Report:
-    """All that was checked. seconds: what it took."""
+    """All findings. seconds: how long the checks took."""
 
     checks: tuple[Check, ...]
     shown: tuple[ShownRow, ...] = ()
@@ -62,54 +93,42 @@ class Report:
 
     @property
     def failed(self) -> tuple[Check, ...]:
-        """What has to be mended before a run is worth its money."""
+        """The checks that stop a run."""
         return tuple(check for check in self.checks if check.verdict == "fail")
 
     @property
     def warned(self) -> tuple[Check, ...]:
-        """What a person should look at."""
+        """The checks that a person should look at."""
         return tuple(check for check in self.checks if check.verdict == "warn")
 
     def named(self, name: str) -> Check:
-        """The check of this name.
-
-        Raises:
-            KeyError: if there is none.
-        """
-        for check in self.checks:
-            if check.name == name:
-                return check
-        raise KeyError(name)
+        """The check of this name. Raises: KeyError if there is none."""
+        return {check.name: check for check in self.checks}[name]
 
     def sentences(self) -> str:
-        """Cause and cure of all that failed."""
+        """Cause and cure of everything that failed."""
         return " ".join(f"{check.name}: {check.cause_and_cure}" for check in self.failed)
 
     def table(self) -> str:
         """Inputs beside targets, and a line for each check."""
-        column = (_WIDTH - _NAME - _VERDICT - 6) // 2
+        width = (_WIDTH - _NAME - _VERDICT - 6) // 2
         lines = [line for row in self.shown for line in row.lines()]
-        lines += ["", f"{'check':{_NAME}}  {'':{_VERDICT}}  {'measured':{column}}  expected"]
+        lines += ["", f"{'check':{_NAME}}  {'':{_VERDICT}}  {'measured':{width}}  expected"]
         for check in self.checks:
-            measured = textwrap.wrap(check.measured, column) or [""]
-            expected = textwrap.wrap(check.expected, column) or [""]
+            measured, expected = (textwrap.wrap(text, width) or [""] for text in (check.measured, check.expected))
             for i in range(max(len(measured), len(expected))):
-                left = f"{check.name:{_NAME}}  {check.verdict:{_VERDICT}}" if i == 0 else " " * (_NAME + 2 + _VERDICT)
-                cells = (column_of[i] if i < len(column_of) else "" for column_of in (measured, expected))
-                lines.append(f"{left}  {next(cells):{column}}  {next(cells)}".rstrip())
-            indent = " " * 4
-            lines += textwrap.wrap(
-                check.cause_and_cure, _WIDTH, initial_indent=f"{indent}→ ", subsequent_indent="      "
-            )
+                name, verdict = (check.name, check.verdict) if i == 0 else ("", "")
+                left, right = (column[i] if i < len(column) else "" for column in (measured, expected))
+                lines.append(f"{name:{_NAME}}  {verdict:{_VERDICT}}  {left:{width}}  {right}".rstrip())
+            lines += textwrap.wrap(check.cause_and_cure, _WIDTH, initial_indent="    → ", subsequent_indent="      ")
         counts = (len(self.checks) - len(self.warned) - len(self.failed), len(self.warned), len(self.failed))
         lines += ["", "{} passed, {} warned, {} failed, in {:.1f} s".format(*counts, self.seconds)]
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as JSON can hold it; verdict is the worst of any check."""
-        verdict = "fail" if self.failed else "warn" if self.warned else "pass"
+        """Everything as JSON can hold it; verdict is the worst of any check."""
         return {
-            "verdict": verdict,
+            "verdict": "fail" if self.failed else "warn" if self.warned else "pass",
             "seconds": round(self.seconds, 3),
             "checks": [dataclasses.asdict(check) for check in self.checks],
             "shown": [dataclasses.asdict(row) for row in self.shown],

@@ -1,8 +1,7 @@
-"""Validation text that also stands in the training text: what is validated on it is memory.
+"""Validation text that is in the training text too: a loss on it measures memorization.
 
-Runs of `LENGTH` tokens, of more where tokens are short, are compared by a hash (as GPT-3's contamination study compared
-runs of 13 words; Brown et al., 2020, appendix C). Memory is that of the validation text's hashes and of one chunk of
-the training text.
+Runs of `LENGTH` tokens, of more where tokens are short, are compared by hashes (as GPT-3's contamination study compared
+runs of 13 words; Brown et al., 2020, appendix C).
 
 Dimensions: N tokens
 """
@@ -12,59 +11,53 @@ from __future__ import annotations
 import numpy as np
 
 from transformer.data.batches import Windows
-from transformer.data.tokenize import TokenStream
-from transformer.preflight.check import Check
+from transformer.preflight.check import Expected, Finding
 from transformer.preflight.subject import Subject
+from transformer.preflight.token_runs import CHUNK, HashSet, hashes
 
 LENGTH = 16  # tokens at least, a power of two
 _BYTES = 60  # of text in a run: about a dozen words
-_CHUNK = 2**22
-_MOST = 2**29  # training tokens looked at
+_MOST = 2**29  # training tokens searched
 _MOST_VALIDATION = 2**19
 _MEASURED = 2**14  # tokens whose bytes are counted
-_SHARE = 0.1  # of the validation text that may stand in the training text
+_SHARE = 0.1  # of the validation text that may be in the training text
 _DOCUMENT = 0.8  # of a document's runs: then it is the same document
-_DIFFERENT = 0.75  # of a run's tokens are another than the one before, or it says nothing
-_LEAST_TOKENS, _LEAST_RUNS = 48, 8  # of a document; a shorter one may well be said twice
-_TABLE_BITS = 24
-_BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, from the golden ratio: a multiplier that mixes well
+_DIFFERENT = 0.75  # of a run's tokens differ from the one before, or it is not counted
+_LEAST_TOKENS, _LEAST_RUNS = 48, 8  # of a document; a shorter one may well occur twice
 _SHOWN = 60
 
 
-def overlap(subject: Subject) -> Check:
-    """Hardly any run of tokens of the validation text stands in the training text, and no document does."""
-    name = "validation in training"
-    validation = subject.validation
+def overlap(subject: Subject) -> Finding:
+    """Few runs of tokens of the validation text are in the training text, and no document is."""
+    validation, tokenizer = subject.validation, subject.tokenizer
     tokens = np.asarray(validation.stream.tokens[validation.first : validation.stop][:_MOST_VALIDATION])
-    length = _length(len(subject.tokenizer.decode(tokens[:_MEASURED].tolist()).encode()), len(tokens[:_MEASURED]))
-    expected = f"less than {_SHARE:.0%} of its runs of {length} tokens, and no document"
+    measured_tokens = tokens[:_MEASURED].tolist()
+    length = _length(len(tokenizer.decode(measured_tokens).encode()), len(measured_tokens))
+    expected = Expected(f"less than {_SHARE:.0%} of its runs of {length} tokens, and no document")
     if len(tokens) < length:
-        return Check(name, "the validation text is too short to say", expected)
-    wanted, number = np.unique(hashes(tokens, length), return_inverse=True)
-    says = _says_something(tokens, length)
-    known = _seen(wanted, _training(subject), length)[number] & says
-    share = float(known.sum() / max(1, says.sum()))
-    twins = _twins(validation, known, length)
-    where = f"{share:.1%} of {int(says.sum()):,} runs, {len(twins)} of {_documents(validation)} documents"
-    if share < _SHARE and not twins:
-        return Check(name, where, expected)
-    start = twins[0] if twins else int(known.argmax())
-    example = subject.tokenizer.decode(tokens[start : start + length].tolist())
+        return expected.passed("the validation text is too short to tell")
+    varied = _varied(tokens, length)
+    known = _known(hashes(tokens, length), subject, length) & varied
+    share = float(known.sum() / max(1, varied.sum()))
+    starts = _starts(validation)
+    copies = _copies(validation, starts, known, length)
+    measured = f"{share:.1%} of {int(varied.sum()):,} runs, {len(copies)} of {len(starts)} documents"
+    if share < _SHARE and not copies:
+        return expected.passed(measured)
+    start = copies[0] if copies else int(known.argmax())
+    example = tokenizer.decode(tokens[start : start + length].tolist())
     example = " ".join(example.split())[:_SHOWN] or example[:_SHOWN]
-    if twins:
-        what = f"{len(twins)} {'documents' if len(twins) > 1 else 'document'} of the validation text "
-        what += "stand" if len(twins) > 1 else "stands"
-    else:
-        what = f"{share:.0%} of the validation text stands"
-    cause = (
-        f"{what} in the training text too, such as {example!r}: its loss will measure memory; take them out of one of "
-        "the two, or give other --validation-data."
+    many = len(copies) > 1
+    what = f"{len(copies)} document{'s' * many} of" if copies else f"{share:.0%} of"
+    return expected.warned(
+        measured,
+        f"{what} the validation text {'are' if many else 'is'} in the training text too, such as {example!r}: its loss "
+        "will measure memorization; take them out of one of the two, or give other --validation-data.",
     )
-    return Check(name, where, expected, "warn", cause)
 
 
-def _says_something(tokens: np.ndarray, length: int) -> np.ndarray:
-    """(N - length + 1,) bool: runs that are not mostly one token again and again, such as a space or a dash."""
+def _varied(tokens: np.ndarray, length: int) -> np.ndarray:
+    """(N - length + 1,) bool: runs that are not mostly repetitions of one token, such as a space or a dash."""
     changes = np.concatenate([[0], np.cumsum(tokens[1:] != tokens[:-1])])
     return changes[length - 1 :] - changes[: len(tokens) - length + 1] >= _DIFFERENT * (length - 1)
 
@@ -77,56 +70,26 @@ def _length(n_bytes: int, n_tokens: int) -> int:
     return length
 
 
-def hashes(tokens: np.ndarray, length: int = LENGTH) -> np.ndarray:
-    """(N - length + 1,) uint64: a polynomial of each run of `length` tokens, doubled from runs of half the length."""
-    run = tokens.astype(np.uint64) + np.uint64(1)
-    part, power = 1, _BASE
-    with np.errstate(over="ignore"):
-        while part < length:
-            run = run[:-part] * power + run[part:]
-            part, power = 2 * part, power * power
-        return run ^ (run >> np.uint64(32))
-
-
-def _seen(wanted: np.ndarray, tokens: np.ndarray, length: int) -> np.ndarray:
-    """Which of the sorted hashes are those of some run in `tokens`."""
-    shift = np.uint64(64 - _TABLE_BITS)
-    table = np.zeros(2**_TABLE_BITS, bool)  # a first look, which leaves out nearly all
-    table[_slots(wanted, shift)] = True
-    seen = np.zeros(len(wanted), bool)
-    for start in range(0, max(0, len(tokens) - length + 1), _CHUNK):
-        found = hashes(tokens[start : start + _CHUNK + length - 1], length)
-        found = found[table[_slots(found, shift)]]
-        places = np.searchsorted(wanted, found).clip(0, len(wanted) - 1)
-        seen[places[wanted[places] == found]] = True
-    return seen
-
-
-def _slots(values: np.ndarray, shift: np.uint64) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        return (values * _BASE) >> shift
-
-
-def _training(subject: Subject) -> np.ndarray:
-    """The training tokens; those that are held out from them are not among them."""
+def _known(wanted: np.ndarray, subject: Subject, length: int) -> np.ndarray:
+    """Which of these hashes are those of some run in the training text, without what is held out from it."""
     span = (0, None) if subject.training is None else (subject.training.first, subject.training.stop)
-    return subject.text.tokens[slice(*span)][:_MOST]
+    tokens = subject.text.tokens[slice(*span)][:_MOST]
+    looked_for = HashSet(wanted)
+    seen = np.zeros(len(looked_for.values), bool)
+    for start in range(0, max(0, len(tokens) - length + 1), CHUNK):
+        seen[looked_for.find(hashes(tokens[start : start + CHUNK + length - 1], length))[1]] = True
+    return seen[looked_for.number]
 
 
-def _documents(windows: Windows) -> int:
-    return len(_starts(windows.stream, windows))
-
-
-def _starts(stream: TokenStream, windows: Windows) -> np.ndarray:
+def _starts(windows: Windows) -> np.ndarray:
     """Where documents begin within the windows' part of the text, counted from its first token."""
-    limit = min(windows.stop, windows.first + _MOST_VALIDATION)
-    inside = stream.starts[(stream.starts >= windows.first) & (stream.starts < limit)] - windows.first
+    starts, limit = windows.stream.starts, min(windows.stop, windows.first + _MOST_VALIDATION)
+    inside = starts[(starts >= windows.first) & (starts < limit)] - windows.first
     return inside if len(inside) and inside[0] == 0 else np.concatenate([[0], inside])
 
 
-def _twins(windows: Windows, known: np.ndarray, length: int) -> list[int]:
+def _copies(windows: Windows, starts: np.ndarray, known: np.ndarray, length: int) -> list[int]:
     """The first tokens of the documents nearly all of whose runs are known; the rest of one is no document."""
-    starts = _starts(windows.stream, windows)
     within = windows.first not in windows.stream.starts  # what is held out may begin within a document
     found = []
     for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(known) + length - 1], strict=True):

@@ -1,6 +1,6 @@
-"""Who looks at whom: the future, other documents and padding are not seen; the past is, through the cache too.
+"""Which tokens a token attends to: no later ones, no other documents, no padding; all earlier ones, with a cache too.
 
-Everything goes through the loss, the precision, the mask and the kernel of the run, in training mode.
+Causality and documents go through the loss, the precision, the mask and the kernel of the run, in training mode.
 
 Dimensions: B batch · T window · D d_model
 """
@@ -17,180 +17,161 @@ from transformer.data.batches import Batch
 from transformer.inference import select_backend
 from transformer.model import ModelConfig, Transformer
 from transformer.preflight import probe
-from transformer.preflight.check import Check, Verdict
-from transformer.preflight.subject import Subject, other_tokens, recorded, without_dropout
+from transformer.preflight.check import Expected, Finding
+from transformer.preflight.measure import differing, max_difference, recorded
+from transformer.preflight.subject import Subject, other_tokens
+from transformer.training.step import Stepper
 
-_PLACES = 4  # of a long window, spread over it, before and behind which everything is changed
+_PLACES = 4  # of a long window, spread over it, before and after which everything is changed
 _SHORT = 32  # tokens of a window of which all places are tried
-_VOCABULARY = 64  # of the small model that is padded and served
-_NOISE = 1e-5  # of the size of the hidden states: the least change that is one
-_CLOSE = 1e-3  # of that size: the same numbers, summed in another order
+_VOCABULARY = 64  # of the small model
+_CLOSE = 1e-3  # of the size of the hidden states: the same numbers, summed in another order
+_PADDED_ROWS = 4  # of the batches are tried
 
 
-def causality(subject: Subject) -> Check:
-    """Nothing before a token changes when the tokens from it on do; and what comes after does.
+def causality(subject: Subject) -> Finding:
+    """Nothing before a token changes when it and those after it do; everything from it on does.
 
-    The first is tried at the first, the last, and places between, on both sides of where kernels end their blocks; the
-    second shows a mask that hides the past. Every place of a short window is tried. That weights which are trained
-    leave something out is no mistake of the mask: of those only the first can fail.
+    Tried at the first, the last, and some places between, on both sides of where kernels end their blocks; of a short
+    window at all. What trained weights do not attend to is no mistake of the mask: of those only the first can fail.
     """
-    name, expected = "causality", "a changed token changes nothing before it, and everything after"
+    expected = Expected("a changed token changes nothing before it, and everything after")
+    length, certain = subject.text_row.shape[1], not subject.trained
+    places, by_suffix, by_prefix = _dependence(subject)
+    for row, place in enumerate(places):
+        if by_suffix[row, :place].any():
+            first = int(by_suffix[row, :place].nonzero()[0])
+            return expected.failed(
+                f"{first} of {length} depends on {place} or later",
+                f"The tokens from {place} on change the hidden state at {first}, before them: the causal mask or the "
+                "attention kernel lets a token look ahead, so the loss is too low; correct the mask.",
+            )
+    for row, place in enumerate(places):
+        if not by_suffix[row, place:].all():
+            blind = place + int((~by_suffix[row, place:]).nonzero()[0])
+            cause = f"The hidden state at {blind} does not depend on the token there: it is not connected."
+            return expected.failed(f"{blind} of {length} does not depend on itself", cause, certain)
+        if place and not by_prefix[row, place]:
+            cause = (
+                f"The hidden state at {place} is the same whatever is before it: the mask hides the past, or attention "
+                "adds nothing."
+            )
+            return expected.failed(f"{place} of {length} depends on nothing before it", cause, certain)
+    n_first = max(1, length // 8)
+    pair = (subject.text_row, other_tokens(subject.text_row, 0, n_first, subject))
+    reaches = bool(differing(*(_hidden(subject, tokens) for tokens in pair))[0, -1])
+    if not reaches and n_first + _reach(subject) > length:
+        cause = "Changing the beginning of the window changes nothing at its end: the mask hides what is far away."
+        return expected.failed("the last token does not depend on the first ones", cause, certain)
+    return expected.passed(f"holds at {len(places)} places, the first and the last of {length} among them")
+
+
+def _reach(subject: Subject) -> int:
+    """How many tokens a token attends to in the layer without a sliding window, or the one with the longest."""
+    config = subject.model.config
+    return max(config.window_of(layer) or subject.text_row.shape[1] for layer in range(config.n_layers))
+
+
+def _dependence(subject: Subject) -> tuple[list[int], Tensor, Tensor]:
+    """Places, and what changes, (places, T) bool, when the tokens from each of them on, or before it, are changed."""
     tokens = subject.text_row
     length = tokens.shape[1]
-    look = _Look(subject, tokens)
-    for row, place in enumerate(look.places):
-        if look.by_suffix[row, :place].any():
-            first = int(look.by_suffix[row, :place].nonzero()[0])
-            cause = (
-                f"The tokens from {place} on change what the model computes at {first}, before them: the causal "
-                "mask or the attention kernel lets a token look ahead, so the loss is too good and no use."
-            )
-            return Check(name, f"{first} of {length} sees {place} or later", expected, "fail", cause)
-    verdict: Verdict = "warn" if subject.trained else "fail"
-    for row, place in enumerate(look.places):
-        if not look.by_suffix[row, place:].all():
-            blind = place + int((~look.by_suffix[row, place:]).nonzero()[0])
-            cause = f"What the model computes at {blind} does not depend on the token there: it is not connected."
-            return Check(name, f"{blind} of {length} does not see itself", expected, verdict, cause)
-        if place and not look.by_prefix[row, place]:
-            cause = (
-                f"What the model computes at {place} is the same whatever stands before it: the mask hides the "
-                "past, or attention adds nothing."
-            )
-            return Check(name, f"{place} of {length} sees nothing before it", expected, verdict, cause)
-    if not look.first_reaches_last and _beginning(length) + _reach(subject, length) > length:
-        cause = "Changing the beginning of the window changes nothing at its end: the mask hides what is far away."
-        return Check(name, "the last token does not see the first ones", expected, verdict, cause)
-    return Check(name, f"holds at {len(look.places)} places, the first and the last of {length} among them", expected)
+    places = list(range(length))
+    if length > _SHORT:
+        edges = [edge + side for edge in (128, 256) for side in (0, 1) if edge + side < length]
+        places = sorted({0, *np.linspace(1, length - 1, _PLACES).astype(int).tolist(), *edges})
+    base = _hidden(subject, tokens.expand(len(places), -1))
+    suffix = torch.cat([other_tokens(tokens, place, length, subject) for place in places])
+    prefix = torch.cat([other_tokens(tokens, 0, place, subject) for place in places])
+    return places, differing(base, _hidden(subject, suffix)), differing(base, _hidden(subject, prefix))
 
 
-def documents_apart(subject: Subject) -> Check:
-    """With `separate_documents` nothing of a document is seen in the next; without it everything is."""
-    name = "across documents"
-    asked = subject.config.data.separate_documents
-    expected = "nothing flows" if asked else "attention goes on (no --separate-documents)"
-    tokens = subject.text_row
+def documents_apart(subject: Subject) -> Finding:
+    """With `separate_documents` no token attends to another document; without it each attends to all before it."""
+    apart, tokens = subject.config.data.separate_documents, subject.text_row
+    expected = Expected("no attention" if apart else "attention goes on (no --separate-documents)")
     length = tokens.shape[1]
     if length < 4:
-        return Check(name, "the window is too short to say", expected)
+        return expected.passed("the window is too short to tell")
     middle = length // 2
-    document = (torch.arange(length) >= middle).long()[None]
-    changed = _differs(subject, tokens, other_tokens(tokens, 0, middle, subject), document)[0, middle:]
-    measured = f"{int(changed.sum())} of {len(changed)} places of the second document see the first"
-    if asked and changed.any():
-        cause = "The mask of the run lets a document look into the one before it, though --separate-documents is given."
-        return Check(name, measured, expected, "fail", cause)
-    changed = changed[: _reach(subject, length) - 1]  # what a sliding window keeps apart is no mistake
-    if not asked and not changed.all():
-        cause = "Attention stops at the document, though --separate-documents is not given."
-        return Check(name, measured, expected, "fail" if not changed.any() and not subject.trained else "warn", cause)
-    return Check(name, measured, expected)
+    segment_ids = (torch.arange(length) >= middle).long()[None]
+    pair = (_hidden(subject, one, segment_ids) for one in (tokens, other_tokens(tokens, 0, middle, subject)))
+    changed = differing(*pair)[0, middle:]
+    measured = f"{int(changed.sum())} of {len(changed)} places of the second document depend on the first"
+    if apart and changed.any():
+        cause = "The mask of the run lets a token attend to the document before its own, despite --separate-documents."
+        return expected.failed(measured, cause)
+    changed = changed[: _reach(subject) - 1]  # a sliding window may hide the first document from the rest
+    if not apart and not changed.all():
+        cause = "Attention stops at the beginning of a document, though --separate-documents is not given."
+        return expected.failed(measured, cause, certain=not changed.any() and not subject.trained)
+    return expected.passed(measured)
 
 
-def padding_unseen(subject: Subject) -> Check:
-    """Padding changes nothing at real tokens: in the model's own rule, and in the batches of the run."""
-    name, expected = "padding unseen", "what stands at padding changes nothing at real tokens"
-    if where := _padding_seen_in_batches(subject):
-        cause = (
+def padding_unseen(subject: Subject) -> Finding:
+    """Padding changes nothing at real tokens: in the model's own mask, and in the batches of the run."""
+    expected = Expected("padding changes nothing at real tokens")
+    if where := _attended_padding(subject):
+        return expected.failed(
+            where,
             f"{where}, and the run has no mask for it: pad on the right, pack the text (the default), or give the "
-            "model a mask for padding."
+            "model a mask for padding.",
         )
-        return Check(name, where, expected, "fail", cause)
     model, tokens = _small(subject)
     length, n_padding = tokens.shape[1], max(1, tokens.shape[1] // 4)
     if length < 2:
-        return Check(name, "a window of one token is never padded", expected)
-    for side in ("left", "right"):
+        return expected.passed("a window of one token is never padded")
+    for side, padded in (("left", slice(0, n_padding)), ("right", slice(length - n_padding, length))):
         real = torch.ones(1, length, dtype=torch.bool, device=tokens.device)
-        real[:, slice(0, n_padding) if side == "left" else slice(length - n_padding, length)] = False
-        outputs = []
-        for fill in (0, 1):
-            padded = tokens.clone()
-            padded[~real] = (fill * 7 + 3) % model.config.vocab_size
-            with torch.no_grad():
-                outputs.append(model.hidden_states(padded, real))
-        if (_unlike(*outputs) & real).any():
-            cause = (
-                f"What stands at padding on the {side} changes what the model computes at real tokens: its mask for "
-                "padding (attention_mask_BT) is not applied."
+        real[:, padded] = False
+        with torch.no_grad():
+            filled = (tokens.where(real, id % model.config.vocab_size) for id in (3, 10))
+            outputs = [model.hidden_states(one, real) for one in filled]
+        if (differing(*outputs) & real).any():
+            return expected.failed(
+                f"attended to on the {side}",
+                f"Padding on the {side} changes the hidden states of real tokens: the mask for padding "
+                "(attention_mask_BT) is not applied.",
             )
-            return Check(name, f"seen on the {side}", expected, "fail", cause)
     if type(model.config) is ModelConfig:  # the legacy model counts padding in its positions
         with torch.no_grad():
             alone = model.hidden_states(tokens[:, n_padding:])
-            padded = model.hidden_states(tokens, torch.arange(length, device=tokens.device)[None] >= n_padding)
-        if not _distance(padded[:, n_padding:], alone) <= _CLOSE:
-            cause = (
-                "After padding on the left a text has other hidden states than without it: its positions count padding."
+            shifted = model.hidden_states(tokens, torch.arange(length, device=tokens.device)[None] >= n_padding)
+        if not max_difference(shifted[:, n_padding:], alone) <= _CLOSE:
+            return expected.failed(
+                "padding changes the positions",
+                "After padding on the left a text has other hidden states than without it: its positions count "
+                "padding.",
             )
-            return Check(name, "a padded text is another text", expected, "fail", cause)
     share = float(subject.rows.padding.mean())
-    return Check(name, f"on the left and on the right; {share:.1%} of the inputs of the run are padding", expected)
+    return expected.passed(f"on the left and on the right; {share:.1%} of the inputs of the run are padding")
 
 
-def cached(subject: Subject) -> Check:
-    """Decoding token by token with the cache gives what one pass over all tokens gives; as it is served too."""
-    name, expected = "cached decoding", "the same as without a cache, to 1/1000"
+def cached(subject: Subject) -> Finding:
+    """Decoding token by token with the cache gives what one pass over all tokens gives; also by the backend that serves
+    the model."""
+    expected = Expected("the same as without a cache, to 1/1000")
     model, tokens = _small(subject)
     length, worst = tokens.shape[1], 0.0
     with torch.no_grad():
-        whole = model.hidden_states(tokens)
-        expected_logits = model.head(whole[0])
-    for decoded, first in ((model, 0), (select_backend(model, "fp32"), max(1, length // 2))):
-        cache = decoded.new_cache(1, length)
-        decoded.prefill(tokens[0, :first].tolist(), cache, 0)
+        expected_logits = model.head(model.hidden_states(tokens)[0])
+    for decoder, first in ((model, 0), (select_backend(model, "fp32"), max(1, length // 2))):
+        cache = decoder.new_cache(1, length)
+        decoder.prefill(tokens[0, :first].tolist(), cache, 0)
         with torch.no_grad():
-            steps = torch.cat([decoded.decode(tokens[:, i], cache) for i in range(first, length)])
-            worst = max(worst, _distance(steps, expected_logits[first:]))
+            logits = torch.cat([decoder.decode(tokens[:, i], cache) for i in range(first, length)])
+        worst = max(worst, max_difference(logits, expected_logits[first:]))
     measured = f"{worst:.1e} apart, without a prompt and with one of {max(1, length // 2)} tokens"
     if worst <= _CLOSE:
-        return Check(name, measured, expected)
-    cause = (
-        "What is generated with the key-value cache is not what the model was trained to say: look at the positions "
-        "and the mask of cached tokens."
+        return expected.passed(measured)
+    return expected.failed(
+        measured,
+        "Generating with the key-value cache gives other logits than the forward pass that is trained: look at the "
+        "positions and the mask of cached tokens.",
     )
-    return Check(name, measured, expected, "fail", cause)
 
 
 # ---- what the checks share ----
-
-
-class _Look:
-    """What changes where, when the tokens before or from some places of a window on are changed.
-
-    by_suffix, by_prefix: (places, T) bool.
-    """
-
-    def __init__(self, subject: Subject, tokens: Tensor) -> None:
-        length = tokens.shape[1]
-        self.places = _places(length)
-        base = _hidden(subject, tokens.expand(len(self.places), -1))
-        suffix = torch.cat([other_tokens(tokens, place, length, subject) for place in self.places])
-        prefix = torch.cat([other_tokens(tokens, 0, place, subject) for place in self.places])
-        self.by_suffix = _unlike(base, _hidden(subject, suffix))
-        self.by_prefix = _unlike(base, _hidden(subject, prefix))
-        beginning = other_tokens(tokens, 0, _beginning(length), subject)
-        self.first_reaches_last = bool(_differs(subject, tokens, beginning)[0, -1])
-
-
-def _beginning(length: int) -> int:
-    """How many tokens are the beginning of a window."""
-    return max(1, length // 8)
-
-
-def _reach(subject: Subject, length: int) -> int:
-    """How many tokens a token sees in the layer that sees most, its own included."""
-    config = subject.model.config
-    return max(config.window_of(layer) or length for layer in range(config.n_layers))
-
-
-def _places(length: int) -> list[int]:
-    """All places of a short window; of a long one the ends and both sides of where kernels end their blocks."""
-    if length <= _SHORT:
-        return list(range(length))
-    edges = [edge + side for edge in (128, 256) for side in (0, 1) if edge + side < length]
-    spread = np.linspace(1, length - 1, _PLACES).astype(int).tolist()
-    return sorted({0, *spread, *edges})
 
 
 def _small(subject: Subject) -> tuple[Transformer, Tensor]:
@@ -200,78 +181,53 @@ def _small(subject: Subject) -> tuple[Transformer, Tensor]:
     return model, tokens.to(subject.engine.device)
 
 
-def _differs(subject: Subject, base: Tensor, changed: Tensor, document: Tensor | None = None) -> Tensor:
-    """(B, T) bool: where the run computes other hidden states for `changed` than for `base`.
-
-    Both have the same shape, so that every number is summed in the same order.
-    """
-    return _unlike(*(_hidden(subject, tokens, document) for tokens in (base, changed)))
+def _stepper(subject: Subject) -> Stepper:
+    return subject.hidden_stepper()
 
 
-def _hidden(subject: Subject, tokens: Tensor, document: Tensor | None = None) -> Tensor:
+def _hidden(subject: Subject, tokens: Tensor, segment_ids: Tensor | None = None) -> Tensor:
     """(B, T, D) hidden states, on the CPU, as a step of the run computes them: with gradients, in its precision.
 
-    Without dropout, and no more rows at once than a batch has, so that they fit. document: (1, T); None: the rows are
-    one document.
+    No more rows at once than a batch has, so that they fit. segment_ids: (1, T); None: each row is one document.
     """
-    document = torch.zeros_like(tokens) if document is None else document.expand_as(tokens)
-    stepper, targets, found = subject.headless_stepper, torch.zeros_like(tokens), []
-    parts = zip(*(tensor.split(len(subject.batches[0].inputs)) for tensor in (tokens, targets, document)), strict=True)
-    for part in parts:
-        with torch.enable_grad(), without_dropout(subject.headless), recorded(subject.headless) as outputs:
+    segment_ids = torch.zeros_like(tokens) if segment_ids is None else segment_ids.expand_as(tokens)
+    stepper, found = subject.once(_stepper), []
+    last_layer = stepper.model.layers[-1]
+    rows = len(subject.batches[0].inputs)
+    for part in zip(*(tensor.split(rows) for tensor in (tokens, torch.zeros_like(tokens), segment_ids)), strict=True):
+        with torch.enable_grad(), recorded([("last layer", last_layer)]) as recording:
             stepper.nats(Batch(*part), stepper.module)
-        found.append(outputs[0].float().cpu())
+        found.append(recording["last layer"][1].float().cpu())
     return torch.cat(found)
 
 
-def _unlike(left: Tensor, right: Tensor) -> Tensor:
-    """(B, T) bool: where hidden states differ; numbers that are none are unlike all others."""
-    return ~((left - right).abs().amax(dim=-1) <= _NOISE * float(left.std()))
-
-
-def _distance(left: Tensor, right: Tensor) -> float:
-    """The largest difference, by the size of the numbers."""
-    return float((left - right).abs().max() / right.std().clamp(min=1e-12))
-
-
-def _padding_seen_in_batches(subject: Subject) -> str:
-    """Where padding of the run's own batches is looked at; nowhere: an empty string."""
+def _attended_padding(subject: Subject) -> str:
+    """Where real tokens attend to padding of the run's own batches; an empty string if nowhere."""
     for what, rows, batches in (
         ("training", subject.rows, subject.batches),
         ("validation", subject.validation_rows, subject.validation_batches),
     ):
-        chosen = np.flatnonzero(rows.padding.any(axis=1) & rows.real.any(axis=1))[:4]
-        for row in chosen:
-            batch = batches[rows.batch[row]]
-            place = slice(rows.place[row], rows.place[row] + 1)
-            one = Batch(batch.inputs[place], batch.targets[place], batch.segment_ids[place])
-            padding = torch.from_numpy(rows.padding[row : row + 1, : one.inputs.shape[1]].copy())
-            hidden = [_shaken_hidden(subject, one, padding, strength) for strength in (0.0, 1.0)]
-            if (_unlike(*hidden) & ~padding).any():
+        for row in np.flatnonzero(rows.padding.any(axis=1) & rows.real.any(axis=1))[:_PADDED_ROWS]:
+            batch, place = batches[rows.batch[row]], rows.place[row]
+            tokens, segment_ids = batch.inputs[place : place + 1], batch.segment_ids[place : place + 1]
+            padding = torch.from_numpy(rows.padding[row : row + 1, : tokens.shape[1]].copy())
+            other = _hidden_with_other_padding(subject, tokens, segment_ids, padding)
+            if (differing(_hidden(subject, tokens, segment_ids), other) & ~padding).any():
                 n_left = int(rows.left_padding[row])
-                side = f"{n_left} places of padding on the left" if n_left else "padding"
+                side = f"{n_left} tokens of padding on the left" if n_left else "padding"
                 share = float((rows.left_padding > 0).mean()) if n_left else float(rows.padding.any(axis=1).mean())
-                return f"Real tokens look at {side} of a {what} row ({share:.0%} of the rows have it)"
+                return f"Real tokens attend to {side} of a {what} row ({share:.0%} of the rows have it)"
     return ""
 
 
-def _shaken_hidden(subject: Subject, batch: Batch, padding: Tensor, strength: float) -> Tensor:
-    with _shaken(subject.headless, padding, strength):
-        return _hidden(subject, batch.inputs, batch.segment_ids)
+def _hidden_with_other_padding(subject: Subject, tokens: Tensor, segment_ids: Tensor, padding: Tensor) -> Tensor:
+    """Hidden states with other embeddings at padding (1, T), whose ids, by which it may be masked, are the same."""
 
+    def change(_: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return output.where(~padding.to(output.device)[..., None], output.std())
 
-class _shaken:
-    """Within it the embeddings at some places (B, T) are others: another token is seen there, its id the same."""
-
-    def __init__(self, model: Transformer, places: Tensor, strength: float) -> None:
-        self.model, self.places, self.strength = model, places, strength
-
-    def __enter__(self) -> None:
-        self.hook = self.model.token_embedding.register_forward_hook(self._shake)
-
-    def __exit__(self, *_: object) -> None:
-        self.hook.remove()
-
-    def _shake(self, _: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        places = self.places.to(output.device)[..., None]
-        return output.where(~places, output + self.strength * (output.std() - output))
+    handle = subject.once(_stepper).model.token_embedding.register_forward_hook(change)
+    try:
+        return _hidden(subject, tokens, segment_ids)
+    finally:
+        handle.remove()

@@ -1,4 +1,5 @@
-"""Where a run computes: one process, or several on one machine or many, on Hugging Face Accelerate.
+"""Where a run computes: `Engine` is one process on one device; `DistributedEngine` adds the other processes of a run,
+on Hugging Face Accelerate.
 
 Every process holds the same step of the same run: they start with equal weights, each learns from its rows of a batch,
 and gradients, losses and decisions are shared. Sharding is PyTorch's FSDP2 (`fully_shard`), applied here instead of by
@@ -8,7 +9,7 @@ Accelerate, which leaves it out on a CPU and does not know our tied embeddings.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,7 +26,53 @@ from transformer.training.option_groups import Parallel
 
 
 class Engine:
-    """The processes of a run.
+    """One process on one device, and the interface of several.
+
+    rank, world_size: the number of this process, and how many there are. main: this is the first. sharded: each process
+    holds a shard of every tensor.
+
+    Args:
+        device: auto, cpu, cuda or mps, or the device itself.
+
+    Raises:
+        ConfigError: if there is no such device.
+    """
+
+    def __init__(self, device: torch.device | str = "auto") -> None:
+        self.rank, self.world_size, self.main, self.sharded = 0, 1, True, False
+        self.device = pick_device(device) if isinstance(device, str) else device
+
+    def prepare(self, module: LanguageModelLoss) -> nn.Module:
+        """The module as this run calls it: on its device, and tied to its copies in the other processes."""
+        return module.to(self.device)
+
+    def gradients(self, module: nn.Module, last: bool) -> AbstractContextManager[None]:
+        """Within it gradients are computed; they are shared with the other processes in the `last` part of a step."""
+        return nullcontext()
+
+    def sum(self, *numbers: float) -> list[float]:
+        """Each number summed over the processes."""
+        return list(numbers)
+
+    def reshard(self, module: nn.Module) -> None:
+        """Free the full tensors that a forward pass without a backward pass leaves in the place of shards."""
+
+    def main_first(self) -> AbstractContextManager[None]:
+        """Within it the first process goes ahead and the others wait until it is through."""
+        return nullcontext()
+
+    def wait(self) -> None:
+        """Return when every process has called this."""
+
+    def log(self, numbers: dict[str, Any], step: int) -> None:
+        """Hand numbers to the trackers, if there are any."""
+
+    def close(self) -> None:
+        """End the trackers and the process group."""
+
+
+class DistributedEngine(Engine):
+    """The processes of a run, as the launcher started them, and its trackers.
 
     Args:
         device: auto, cpu, cuda or mps.
@@ -45,7 +92,8 @@ class Engine:
     ) -> None:
         if parallel not in get_args(Parallel):
             raise ConfigError(f"parallel must be one of {', '.join(get_args(Parallel))}, not {parallel!r}.")
-        picked = pick_device(device)
+        super().__init__(device)
+        picked = self.device
         try:
             self.accelerator = Accelerator(
                 cpu=picked.type == "cpu", mixed_precision="no", log_with=list(trackers) or None, project_dir=folder
@@ -54,15 +102,13 @@ class Engine:
                 self.accelerator.init_trackers("decoder-only-transformer")
         except ValueError as error:
             raise ConfigError(f"the trackers {', '.join(trackers)} cannot be used: {error}") from error
-        self.rank: int = self.accelerator.process_index
-        self.world_size: int = self.accelerator.num_processes
-        self.main: bool = self.accelerator.is_main_process
+        self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
+        self.main = self.accelerator.is_main_process
         # With one process the device is the one that was asked for; with several each has its own.
-        self.device: torch.device = self.accelerator.device if self.world_size > 1 else picked
+        self.device = self.accelerator.device if self.world_size > 1 else picked
         self.sharded = parallel == "fsdp" and self.world_size > 1
 
     def prepare(self, module: LanguageModelLoss) -> nn.Module:
-        """The module as this run calls it: on its device, and tied to its copies in the other processes."""
         module.to(self.device)
         if self.sharded:
             mesh = torch.distributed.init_device_mesh(self.device.type, (self.world_size,))
@@ -74,7 +120,6 @@ class Engine:
 
     @contextmanager
     def gradients(self, module: nn.Module, last: bool) -> Iterator[None]:
-        """Within it gradients are computed; they are shared with the other processes in the `last` part of a step."""
         if self.sharded:
             module.set_requires_gradient_sync(last)  # type: ignore[operator]
             yield
@@ -85,32 +130,26 @@ class Engine:
                 yield
 
     def sum(self, *numbers: float) -> list[float]:
-        """Each number summed over the processes."""
         if self.world_size == 1:
             return list(numbers)
         # MPS has no fp64; it also has no second process.
         return self.accelerator.reduce(torch.tensor(numbers, dtype=torch.float64, device=self.device), "sum").tolist()
 
     def reshard(self, module: nn.Module) -> None:
-        """Give up whole copies of shards, which a forward without a backward leaves in the place of the parameters."""
         for part in module.modules():
             if isinstance(part, FSDPModule):
                 part.reshard()
 
     def main_first(self) -> AbstractContextManager[None]:
-        """Within it the first process goes ahead and the others wait until it is through."""
         return self.accelerator.main_process_first()
 
     def wait(self) -> None:
-        """Go on when every process is here."""
         self.accelerator.wait_for_everyone()
 
     def log(self, numbers: dict[str, Any], step: int) -> None:
-        """Hand numbers to the trackers, if there are any."""
         self.accelerator.log(numbers, step=step)
 
     def close(self) -> None:
-        """End the trackers and the process group."""
         self.accelerator.end_training()
 
 

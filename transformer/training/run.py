@@ -18,7 +18,7 @@ from transformer.preflight import preflight
 from transformer.reporting.measured_card import measure_and_write_card
 from transformer.reporting.model_card import TrainingFacts, command_line
 from transformer.training import run_state
-from transformer.training.distributed import Engine
+from transformer.training.distributed import DistributedEngine, Engine
 from transformer.training.lock import only_run_in
 from transformer.training.memory_limits import keep_freed_memory
 from transformer.training.option_effects import refuse_without_effect
@@ -58,7 +58,7 @@ def train(config: TrainConfig, hub_token: str | None = None, stop: threading.Eve
 
 
 def _train(config: TrainConfig, hub_token: str | None, stop: threading.Event | None) -> Progress:
-    engine = Engine(config.run.device, config.run.parallel, config.run.trackers, config.run.output)
+    engine = DistributedEngine(config.run.device, config.run.parallel, config.run.trackers, config.run.output)
     if not engine.main:
         logger.setLevel(logging.WARNING)
     try:

@@ -12,8 +12,12 @@ from torch import Tensor, nn
 
 from transformer.data.batches import IGNORE_INDEX, Batch, BatchSource
 from transformer.data.tokenizer import Tokenizer
+from transformer.device import computes_in_bf16
 from transformer.errors import TransformerError
+from transformer.model import Transformer
 from transformer.training.distributed import Engine, full_tensor
+from transformer.training.loss import LanguageModelLoss
+from transformer.training.optimizers import make_optimizers
 from transformer.training.train_config import TrainConfig
 
 _SHOWN_CHARACTERS = 80
@@ -35,24 +39,27 @@ class Step:
 
 
 class Stepper:
-    """Makes the steps of a run.
+    """Makes the steps of a run: the loss of `model` in the run's precision, compiled if asked for, and its optimizers.
+
+    module: `LanguageModelLoss` as the engine prepared it. uncompiled: the same without compilation, which validation
+    calls, since other shapes would be compiled again.
 
     Args:
-        module: `LanguageModelLoss` as the engine prepared it. optimizers: of its parameters.
         source: this process's rows of the batches.
     """
 
     def __init__(
-        self,
-        module: nn.Module,
-        optimizers: list[torch.optim.Optimizer],
-        source: BatchSource,
-        tokenizer: Tokenizer,
-        config: TrainConfig,
-        engine: Engine,
+        self, model: Transformer, source: BatchSource, tokenizer: Tokenizer, config: TrainConfig, engine: Engine
     ) -> None:
-        self.module, self.optimizers, self.source = module, optimizers, source
-        self.tokenizer, self.config, self.engine = tokenizer, config, engine
+        self.model, self.source, self.tokenizer = model, source, tokenizer
+        self.config, self.engine = config, engine
+        loss = LanguageModelLoss(model, computes_in_bf16(engine.device, config.run.precision))
+        if config.run.compile:
+            loss.compile(dynamic=False)
+        self.module = engine.prepare(loss)
+        self.uncompiled: Callable[..., Tensor] = self.module if engine.sharded else loss.forward
+        # After sharding, which puts other parameters in the place of the first.
+        self.optimizers = make_optimizers(model, config)
         self.max_loss = config.optimization.max_loss or 3 * math.log(tokenizer.vocab_size)
 
     def step(self, number: int) -> Step:

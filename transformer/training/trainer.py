@@ -19,7 +19,6 @@ import torch
 
 from transformer.data.batches import IGNORE_INDEX, Batch, BatchSource
 from transformer.data.tokenizer import Tokenizer
-from transformer.device import computes_in_bf16
 from transformer.errors import CheckpointError, ConfigError
 from transformer.files import remove_partial
 from transformer.hub import checkpoint
@@ -29,9 +28,8 @@ from transformer.training import run_state
 from transformer.training.averaging import WeightAverage, without_average
 from transformer.training.distributed import Engine
 from transformer.training.interrupt import Interrupt, Interrupted
-from transformer.training.loss import LanguageModelLoss
 from transformer.training.metrics_logger import MetricsLogger
-from transformer.training.optimizers import make_optimizers, set_learning_rate
+from transformer.training.optimizers import set_learning_rate
 from transformer.training.schedule import Progress, learning_rate
 from transformer.training.step import Stepper
 from transformer.training.train_config import RENAMED, TrainConfig
@@ -70,17 +68,10 @@ class Trainer:
         in_epoch = source.steps_in_epoch
         accumulated = config.optimization.gradient_accumulation_steps
         self.budget = config.run.budget(None if in_epoch is None else in_epoch / accumulated)
-        loss = LanguageModelLoss(model, computes_in_bf16(engine.device, config.run.precision))
-        if config.run.compile:
-            loss.compile(dynamic=False)
-        module = engine.prepare(loss)
-        # After sharding, which puts other parameters in the place of the first.
-        self.optimizers = make_optimizers(model, config)
+        self.stepper = Stepper(model, source, tokenizer, config, engine)
+        self.optimizers = self.stepper.optimizers
         decay = config.optimization.ema_decay
         self.average = WeightAverage(model, decay) if decay else None
-        self.stepper = Stepper(module, self.optimizers, source, tokenizer, config, engine)
-        # Validation goes around the compiled and the copied module: it would compile a second time.
-        self._score = module if engine.sharded else loss.forward
         self._bytes_per_token = self._measure_bytes()
 
     def run(self) -> Progress:
@@ -141,7 +132,7 @@ class Trainer:
         nats = counted = 0.0
         for batch in self.validation:
             counted += int((batch.targets != IGNORE_INDEX).sum())
-            nats += float(self.stepper.nats(batch, self._score))
+            nats += float(self.stepper.nats(batch, self.stepper.uncompiled))
         self.model.train()
         self.engine.reshard(self.stepper.module)
         nats, counted = self.engine.sum(nats, counted)

@@ -1,0 +1,166 @@
+"""Do the parts of a run around its steps do what they should: tied weights, dropout, validation, resuming?
+
+The run's own `Stepper` and `Trainer` train a small model, and save and load it.
+"""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from transformer.hub import checkpoint
+from transformer.preflight.check import Expected, Finding
+from transformer.preflight.small_run import (
+    DROPOUT,
+    output_folder,
+    parameters_of,
+    small_batches,
+    small_model,
+    small_stepper,
+    small_trainer,
+    state_of,
+)
+from transformer.preflight.subject import Subject, n_targets
+
+_CLOSE = {True: 0.01, False: 2e-4}  # of a validation loss, by whether the run multiplies in bf16
+
+
+def tied(subject: Subject) -> Finding:
+    """Embedding and vocabulary projection are one matrix if that is configured, also after a step."""
+    configured = subject.model.config.tie_embeddings
+    expected = Expected("one matrix (tie_embeddings)" if configured else "two matrices (no tie_embeddings)")
+    model = small_model(subject)
+    small_stepper(subject, model, small_batches(subject, model), gradient_accumulation_steps=1).step(1)
+    for what, one in (("the model of the run", subject.model), ("a model after a step", model)):
+        if (one.head.weight is one.token_embedding.weight) != configured:
+            apart = "are two matrices" if configured else "are one matrix"
+            cause = f"Of {what} the token embedding and the vocabulary projection {apart}: look at tie_embeddings."
+            return expected.failed(apart, cause)
+    return expected.passed("as configured")
+
+
+def dropout(subject: Subject) -> Finding:
+    """Dropout is drawn again in each step, the same again for the same step, and absent in evaluation mode."""
+    p = subject.model.config.dropout
+    expected = Expected("another in each step, the same for the same step, none in evaluation mode")
+    if not p:
+        return expected.passed("none")
+    model = small_model(subject, max(p, DROPOUT))
+    batches = small_batches(subject, model)[:1]
+    stepper = small_stepper(subject, model, batches)
+
+    def nats(training: bool, seed: int) -> float:
+        torch.manual_seed(seed)
+        stepper.module.train(training)
+        with torch.set_grad_enabled(training):
+            return float(stepper.nats(batches[0], stepper.module).detach())
+
+    if not _alike(nats(False, 0), nats(False, 1)):
+        cause = "In evaluation mode the same tokens give another loss each time: dropout is not switched off."
+        return expected.failed("drawn in evaluation mode", cause)
+    if _alike(nats(True, 0), nats(True, 1)):
+        cause = f"In training mode nothing is dropped, though dropout is {p:g}: look at Dropout and model.train()."
+        return expected.failed("none in training mode", cause)
+    losses = []
+    for number in (1, 2, 1):
+        again = small_model(subject, max(p, DROPOUT))
+        losses.append(small_stepper(subject, again, batches, gradient_accumulation_steps=1).step(number).loss)
+    if not _alike(losses[0], losses[2]):
+        cause = (
+            "The same step drops other numbers each time, so that a resumed run ends with other weights: seed each "
+            "step by its number."
+        )
+        return expected.failed("not the same for the same step", cause)
+    if _alike(losses[0], losses[1]):
+        cause = "Every step drops the same numbers: seed each step by its number."
+        return expected.failed("the same in each step", cause)
+    return expected.passed(f"{p:g}")
+
+
+def evaluation(subject: Subject) -> Finding:
+    """Validation is made in evaluation mode, is the mean over all targets, and leaves the model in training mode."""
+    expected = Expected("the mean over all its targets, without dropout, and training goes on")
+    dropout = subject.model.config.dropout
+    model = small_model(subject, dropout or DROPOUT)
+    batches = small_batches(subject, model)
+    modes: list[bool] = []
+    with output_folder() as folder, small_trainer(subject, model, batches, batches, folder) as trainer:
+        handle = model.layers[0].register_forward_hook(lambda module, *_: modes.append(module.training))
+        found = trainer.validation_loss()
+        handle.remove()
+        was_training = model.training
+    stepper = small_stepper(subject, model.eval(), batches)
+    counts = [n_targets(batch) for batch in batches]
+    with torch.no_grad():
+        nats = [float(stepper.nats(batch, stepper.module)) for batch in batches]
+    wanted = sum(nats) / sum(counts)
+    if any(modes):
+        cause = "Validation runs in training mode, so that dropout changes the loss: call model.eval() before it."
+        return expected.failed("in training mode", cause, certain=bool(dropout))
+    if not was_training:
+        cause = (
+            "After a validation the model stays in evaluation mode, so that the rest of the run has no dropout: call "
+            "model.train() after it."
+        )
+        return expected.failed("training goes on in evaluation mode", cause, certain=bool(dropout))
+    if not abs(found - wanted) <= _CLOSE[subject.bf16] * wanted:
+        means = sum(one / count for one, count in zip(nats, counts, strict=True)) / len(counts)
+        is_mean_of_means = abs(found - means) < 1e-3 * means
+        why = "it is the mean of the batches' means" if is_mean_of_means else "other targets are counted"
+        cause = f"The validation loss is {found:.4f} where its targets give {wanted:.4f}: {why}."
+        return expected.failed(f"{found:.4f} instead of {wanted:.4f}", cause)
+    return expected.passed(f"{found:.4f}, by hand {wanted:.4f}")
+
+
+def resumed(subject: Subject) -> Finding:
+    """A run that goes on from its checkpoint has the weights, optimizer state and position of the one that wrote it."""
+    expected = Expected("a run from a checkpoint goes on as the one that wrote it")
+    runs = []
+    with output_folder() as folder:
+        for seed in (0, 1):  # the second begins with other weights, and has to load those of the first
+            model = small_model(subject, subject.model.config.dropout, seed)
+            batches = small_batches(subject, model)
+            options = dict(gradient_accumulation_steps=2)
+            # In a thread of its own, where a run ignores signals: one that asks to stop is for the real run.
+            silent_run = small_trainer(subject, model, batches, batches[:1], folder, **options)
+            with silent_run as trainer, ThreadPoolExecutor(1) as thread:
+                thread.submit(trainer.run).result()
+            runs.append(trainer)
+        saved = parameters_of(checkpoint.load_model(folder))
+    first, second = runs
+    if second.progress.step != first.progress.step:
+        cause = "A run with a checkpoint does not go on from it: it begins with step 1; look at how it is loaded."
+        return expected.failed("it begins again", cause)
+    weights, loaded = parameters_of(first.model), parameters_of(second.model)
+    if other := [name for name, value in weights.items() if not torch.equal(value, loaded[name])]:
+        cause = f"A run that goes on has another {other[0]} than the one that wrote the checkpoint: look at restore."
+        return expected.failed("other weights", cause)
+    if first.source.state() != second.source.state():
+        cause = "A run that goes on reads its text from another position: look at the source's restore."
+        return expected.failed("another position in the text", cause)
+    for one, two in zip(first.optimizers, second.optimizers, strict=True):
+        left, right = state_of(one), state_of(two)
+        if len(left) != len(right) or not all(map(torch.equal, left, right)):
+            cause = "A run that goes on begins with another optimizer state: its moments are not saved or not restored."
+            return expected.failed("another optimizer state", cause)
+    if other := [name for name, value in saved.items() if not _same(value, weights[name])]:
+        cause = f"The saved model has another {other[0]} than the one that was trained: look at checkpoint.save."
+        return expected.failed("another model is saved", cause)
+    for run in runs:
+        run.stepper.step(first.progress.step + 1)
+    weights, loaded = parameters_of(first.model), parameters_of(second.model)
+    if not all(_same(value, loaded[name]) for name, value in weights.items()):
+        cause = "The step after a checkpoint differs from that without stopping: it depends on more than its number."
+        return expected.failed("another next step", cause)
+    return expected.passed(f"{len(weights)} tensors and the next step are the same")
+
+
+def _alike(left: float, right: float) -> bool:
+    return math.isclose(left, right, rel_tol=1e-5)
+
+
+def _same(left: Tensor, right: Tensor) -> bool:
+    return left.shape == right.shape and torch.allclose(left.float(), right.float(), rtol=1e-4, atol=1e-6)

@@ -1,0 +1,164 @@
+"""Targets that are predicted without reading the text: padding, special tokens, repetitions, constant columns.
+
+They are learned within minutes and then cost nothing, so that a loss over all targets is too low. If a share s of the
+targets is trivial and the others cost L nats each, what is reported is the perplexity exp((1 - s) L): with two thirds
+of padding (s = 0.66) a reported 3 is a perplexity of 3^(1 / 0.34) = 25 per real token.
+
+Dimensions: R rows · T positions
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from transformer.data.batches import IGNORE_INDEX
+from transformer.preflight.alignment import placed, validation_placed
+from transformer.preflight.check import Expected, Finding
+from transformer.preflight.places import Places
+from transformer.preflight.rows import Rows
+from transformer.preflight.subject import Subject
+
+_REPORTED = 3.0  # the perplexity of the example
+_REPEATED = 0.2  # of the targets; of English text a hundredth is the token before
+_LEAST_ROWS = 16  # with fewer nothing is said of a column
+_ALWAYS, _ELSEWHERE = 0.9, 0.1  # of a column's targets, and of all others, that are its most common one
+_FEW_COLUMNS = 0.1  # of all; more of them are a text of fixed records, not a mistake
+_CHUNK = 2**22  # tokens read at once
+
+
+def real_perplexity(reported: float, trivial: float) -> float:
+    """The perplexity of the other targets, when the share `trivial` costs nothing and `reported` is that of all."""
+    return reported ** (1 / (1 - trivial)) if trivial < 1 else float("inf")
+
+
+def padding_counted(subject: Subject) -> Finding:
+    """No target is padding, in training batches and validation batches."""
+    expected = Expected("none: IGNORE_INDEX wherever a row is filled up")
+    found = subject.once(placed)
+    for what, rows, where in (
+        ("training", subject.rows, found),
+        ("validation", subject.validation_rows, subject.once(validation_placed)),
+    ):
+        padding = _padded_targets(subject, rows, where)
+        if padding.any():
+            share = float(padding.sum() / rows.learned.sum())
+            text = subject.tokenizer.decode([int(rows.targets[padding][0])], skip_special=False)
+            return expected.failed(
+                f"{share:.1%} of the {what} targets",
+                f"{share:.1%} of the targets are padding ({text!r}), which is learned at once: a perplexity of "
+                f"{_REPORTED:.0f} reported is {real_perplexity(_REPORTED, share):.3g} per real token; "
+                f"give padding the target {IGNORE_INDEX}.",
+            )
+    return expected.passed(f"none ({float(found.padding.mean()):.1%} of the inputs are padding)")
+
+
+def _padded_targets(subject: Subject, rows: Rows, found: Places) -> np.ndarray:
+    """(R, T) bool: targets that are padding: the text has nothing there, or they have an id that no text can have."""
+    own = {subject.tokenizer.pad_id} - {None, subject.tokenizer.end_of_text_id}
+    by_id = np.isin(rows.targets, [id for id in own if id is not None and not _may_be_text(subject, id)])
+    return rows.learned & (by_id | (found.padding & (rows.targets == rows.inputs)))
+
+
+def _may_be_text(subject: Subject, id: int) -> bool:
+    """Whether tokenizing a text can give this id, which special tokens are not meant for."""
+    token = subject.tokenizer.backend.id_to_token(id)
+    if token is None or token == getattr(subject.tokenizer.backend.model, "unk_token", None):
+        return True
+    return id in subject.tokenizer.encode_documents([token])[0]
+
+
+def special(subject: Subject) -> Finding:
+    """The only special token in the targets is the end of text, once for each document."""
+    tokenizer, targets = subject.tokenizer, subject.rows.targets[subject.rows.learned]
+    expected = Expected("end-of-text once for each document, no other")
+    end = tokenizer.end_of_text_id
+    for id, token in tokenizer.backend.get_added_tokens_decoder().items():
+        if not token.special or id in (end, tokenizer.pad_id):  # padding has a check of its own
+            continue
+        count = int((targets == id).sum())
+        if count and not _may_be_text(subject, id):
+            return expected.failed(
+                f"{token.content} in {count:,} of {len(targets):,} targets",
+                f"The special token {token.content!r} is {count / len(targets):.1%} of the targets, which the model "
+                "learns to generate: leave it out of the text (add_special_tokens=False), or give it the target "
+                "IGNORE_INDEX.",
+            )
+    measured = f"end-of-text {float((targets == end).mean()) if len(targets) else 0.0:.2%} of the targets"
+    if subject.training is None:
+        return expected.passed(measured)
+    tokens, n_documents = subject.training.stream.tokens, len(subject.training.stream.starts)
+    ends = sum(int((tokens[i : i + _CHUNK] == end).sum()) for i in range(0, len(tokens), _CHUNK))
+    measured += f", {ends:,} in the text of {n_documents:,} documents"
+    if ends > n_documents + 1 and not _may_be_text(subject, end):
+        return expected.failed(
+            measured,
+            f"{tokenizer.end_of_text!r} is in the text {ends:,} times, but there are only {n_documents:,} documents: "
+            "it is put where no document ends, and the model will generate it there; take it out.",
+        )
+    return expected.passed(measured)
+
+
+def repeated(subject: Subject) -> Finding:
+    """Few targets are the token before them."""
+    rows, found = subject.rows, subject.once(placed)
+    considered = rows.learned & ~_padded_targets(subject, rows, found)
+    again = considered & (rows.targets == rows.inputs)
+    share = float(again.sum() / max(1, considered.sum()))
+    expected = Expected(f"less than {_REPEATED:.0%} of the targets are their own input")
+    if share < _REPEATED:
+        return expected.passed(f"{share:.2%}")
+    if found.exact.all():
+        values, counts = np.unique(rows.targets[again], return_counts=True)
+        often = subject.tokenizer.decode([int(values[counts.argmax()])], skip_special=False)
+        why = (
+            f"the text is like that, above all with {often!r} ({counts.max() / again.sum():.0%} of them); a larger "
+            "vocabulary has fewer"
+        )
+    else:
+        why = "look for targets that are not shifted, or padding that is not known as such"
+    return expected.warned(
+        f"{share:.1%}",
+        f"{share:.0%} of the targets are the token before them, which is learned at once: {why}; a perplexity of "
+        f"{_REPORTED:.0f} reported is {real_perplexity(_REPORTED, share):.3g} for the others.",
+    )
+
+
+def constant_columns(subject: Subject) -> Finding:
+    """No column, and not the last target of each row, is nearly always the same token, unless the text is like that.
+
+    Lines of one length, or records, end in the same column of every row: so nothing is said of what is in the text.
+    """
+    expected = Expected(f"no column with one target in {_ALWAYS:.0%} of its rows")
+    rows, found = subject.rows, subject.once(placed)
+    if found.is_text(rows):
+        return expected.passed("every target is that of the text")
+    _, unique = np.unique(rows.inputs, axis=0, return_index=True)
+    targets, learned = rows.targets[unique], rows.learned[unique] & ~_padded_targets(subject, rows, found)[unique]
+    if len(unique) < _LEAST_ROWS:
+        return expected.passed(f"only {len(unique)} different rows: too few to tell")
+    positions = np.arange(targets.shape[1])
+    found_at = {n: _constant(targets, learned, positions == n) for n in positions.tolist()}
+    constant = {n: token for n, token in found_at.items() if token >= 0}
+    last = positions == len(positions) - 1 - learned[:, ::-1].argmax(axis=1)[:, None]  # wherever it is
+    token = _constant(targets, learned, last)
+    if constant and len(constant) <= max(1, _FEW_COLUMNS * len(positions)):
+        what, token = f"column {', '.join(map(str, [*constant][:5]))} of the targets", next(iter(constant.values()))
+    elif token >= 0 and token != subject.tokenizer.end_of_text_id:  # a row may well end where its document does
+        what = "the last target of each row"
+    else:
+        return expected.passed(f"none in {len(unique)} different rows")
+    text = subject.tokenizer.decode([token], skip_special=False)
+    return expected.failed(
+        f"{text!r}: {what}",
+        f"In nearly every row {what} is {text!r} (id {token}), which a model learns at once and then generates: take "
+        "it out of the examples, or give it the target IGNORE_INDEX.",
+    )
+
+
+def _constant(targets: np.ndarray, learned: np.ndarray, where: np.ndarray) -> int:
+    """The token that is nearly always the target at these positions, and seldom at others; -1 if there is none."""
+    values, counts = np.unique(targets[learned & where], return_counts=True)
+    if counts.sum() < _LEAST_ROWS or counts.max() < _ALWAYS * counts.sum():
+        return -1
+    token, others = int(values[counts.argmax()]), targets[learned & ~where]
+    return token if len(others) and (others == token).mean() < _ELSEWHERE else -1
