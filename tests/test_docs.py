@@ -12,6 +12,7 @@ import yaml
 from readme_commands import ROOT
 
 from transformer.hub.architectures import ADAPTERS
+from transformer.preflight import CHECK_NAMES
 
 DOCUMENTS = sorted(
     path
@@ -112,3 +113,18 @@ def test_the_adapter_that_is_explained_is_the_one_that_runs() -> None:
 def test_every_architecture_that_opens_is_listed() -> None:
     listed = re.findall(r"^\| `(\w+)` \|", ADDING, re.MULTILINE)
     assert {*listed} - {"model_type"} == {*ADAPTERS} - {"decoder_only_transformer"}
+
+
+def test_every_check_of_the_preflight_is_documented_with_cause_and_cure() -> None:
+    pages = "".join((ROOT / "docs" / name).read_text("utf-8") for name in ("preflight.md", "preflight_model.md"))
+    tables = [table.strip().splitlines() for table in re.findall(r"(?:^\|.*\n)+", pages, re.MULTILINE)]
+    documented = {}
+    for header, _, *rows in tables:
+        columns = [cell.strip() for cell in header.strip("|").split("|")]
+        if columns[-2:] == ["cause", "cure"]:
+            for row in rows:
+                names, *_, cause, cure = (cell.strip() for cell in row.strip("|").split("|"))
+                documented |= {name: (cause, cure) for name in names.split(", ")}
+    assert documented.keys() == set(CHECK_NAMES)
+    without = {name for name, cells in documented.items() if not all(cells)}
+    assert without == {"forecast"}  # which is for information

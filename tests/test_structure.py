@@ -87,6 +87,21 @@ def test_the_modules_of_the_paper_are_our_own() -> None:
         assert not any(name.split(".")[0] == "transformers" for name in imports(file)), file
 
 
+def test_preflight_uses_public_interfaces() -> None:
+    """It imports no private name, reads no private attribute of another object, and replaces no method."""
+    for file in (ROOT / "transformer" / "preflight").glob("*.py"):
+        tree = ast.parse(file.read_text())
+        functions = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                assert not any(alias.name.startswith("_") for alias in node.names), file
+            if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__"):
+                owner = node.value.id if isinstance(node.value, ast.Name) else ""
+                assert owner == "self" or node.attr in functions, f"{file.name}:{node.lineno} uses .{node.attr}"
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in ("setattr", "vars", "delattr"), f"{file.name}:{node.lineno}"
+
+
 @pytest.mark.parametrize(
     "code",
     [
