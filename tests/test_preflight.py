@@ -603,7 +603,7 @@ def test_documents_that_see_each_other_are_named(data: str, tokenizer: Tokenizer
         return hidden_states(self, tokens, attention_mask_BT)
 
     monkeypatch.setattr(Transformer, "hidden_states", forgetful)
-    assert_named(check(data, tokenizer, separate_documents=True), "across documents", "one before it")
+    assert_named(check(data, tokenizer, separate_documents=True), "across documents", "before its own")
 
 
 def test_a_loss_that_counts_what_is_ignored_is_named(data: str, tokenizer: Tokenizer, monkeypatch) -> None:
@@ -703,7 +703,7 @@ def test_an_optimizer_that_does_not_move_the_weights_is_named(data: str, tokeniz
 
 @pytest.mark.parametrize(
     ("rate", "words", "verdict"),
-    [(1e3, "far too high", "fail"), (2.0, "far too high", "warn"), (1e-9, "nothing moves", "warn")],
+    [(1e3, "far too high", "fail"), (2.0, "far too high", "warn"), (1e-9, "nothing changes", "warn")],
 )
 def test_a_learning_rate_that_cannot_work_is_named(
     rate: float, words: str, verdict: str, data: str, tokenizer: Tokenizer

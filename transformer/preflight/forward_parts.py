@@ -5,7 +5,7 @@ Dimensions: B batch · T window · D d_model
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -24,6 +24,8 @@ from transformer.preflight.subject import Subject
 
 _CLOSE = {True: 0.2, False: 2e-3}  # of the size of the expected numbers, by `coarse`
 _CLOSE_LOSS = {True: 0.01, False: 1e-4}  # of a loss
+
+Mistakes = Sequence[tuple[str, Callable[[], Tensor]]]
 
 
 class Wrong(Exception):
@@ -59,14 +61,12 @@ class ForwardPass:
         rows = self.model.token_embedding.weight.detach().cpu().double()[self.batch.inputs]
         factor = self.config.d_model**0.5 if self.config.scale_embeddings else 1.0
         found = self.values["dropout" if self.model.position_embedding is None else "position_embedding"][0]
-        distance = max_difference(found, rows * factor)
-        if distance <= self.close:
-            return distance
         ratio = float((found * rows).sum() / rows.square().sum())
-        raise Wrong(
+        otherwise = (
             f"the input of the layers is not the embeddings of the tokens times {factor:.3g}, but {ratio:.3g} times "
             "them: look at scale_embeddings and at the token embedding"
         )
+        return self._compare(found, rows * factor, otherwise)
 
     def positions_added(self) -> float:
         compute = partial(formulas.added_positions, self.model, self.config)
@@ -74,13 +74,10 @@ class ForwardPass:
         if expected is None or first is None:
             return self._positions_rotated()
         before, after = self.values["position_embedding"]
-        entered = self.values["dropout"][0]
-        distance = max(max_difference(after - before, expected), max_difference(entered, after))
-        if distance <= self.close:
-            return distance
-        if max_difference(after - before, first) <= self.close:
-            raise Wrong("every token has the position of the first: positions are constant; look at _positions")
-        raise Wrong("the vectors added for positions are not those of the formula: look at the position embedding")
+        constant = "every token has the position of the first: positions are constant; look at _positions"
+        otherwise = "the vectors added for positions are not those of the formula: look at the position embedding"
+        distance = self._compare(after - before, expected, otherwise, [(constant, lambda: first)])
+        return max(distance, self._compare(self.values["dropout"][0], after, otherwise))
 
     def _positions_rotated(self) -> float:
         bases = {"rotary": self.config.rope_theta, "local_rotary": self.config.rope_local_theta}
@@ -92,17 +89,15 @@ class ForwardPass:
         before = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)  # (B, 1, T, E)
         after = apply_rope(before, (rotation[0], rotation[1]))
         rotate = partial(formulas.rotate, before, self.positions, theta)
-        distance = max_difference(after, rotate())
-        if distance <= self.close:
-            return distance
-        if max_difference(after, before) <= self.close:
-            raise Wrong("rotary positions rotate nothing: every token has the position of the first")
-        if max_difference(after, rotate(sign=-1)) <= self.close:
-            raise Wrong("rotary positions rotate in the wrong direction: the sign of the sine is wrong")
-        raise Wrong(
+        mistakes: Mistakes = [
+            ("rotary positions rotate nothing: every token has the position of the first", lambda: before),
+            ("rotary positions rotate in the wrong direction: the sign of the sine is wrong", partial(rotate, sign=-1)),
+        ]
+        otherwise = (
             "rotary positions do not rotate pairs of numbers by position times theta^(-2i/E): look at the signs, the "
             "order of the pairs, and the positions"
         )
+        return self._compare(after, rotate(), otherwise, mistakes)
 
     def attention(self, layer: int) -> float:
         x, found = self.values[f"layers.{layer}.attention"]
@@ -169,22 +164,20 @@ class ForwardPass:
     def feed_forward(self, layer: int) -> float:
         x, found = self.values[f"layers.{layer}.feed_forward"]
         compute = partial(formulas.feed_forward, x, self._layer(layer).feed_forward, self.config)
-        distance = max_difference(found, compute())
-        if distance <= self.close:
-            return distance
         gated = (*GATED, "the gate without its activation") if self.config.activation in GATED else ()
-        for other in ("no activation", "relu", "gelu", "the exact GELU", "silu", *gated):
-            if max_difference(found, compute(other)) <= self.close:
-                raise Wrong(f"the feed-forward network uses {other} instead of {self.config.activation}")
-        raise Wrong(f"layer {layer}, the feed-forward network does not give what its two matrices give: look at both")
+        mistakes: Mistakes = [
+            (f"the feed-forward network uses {other} instead of {self.config.activation}", partial(compute, other))
+            for other in ("no activation", "relu", "gelu", "the exact GELU", "silu", *gated)
+        ]
+        otherwise = f"layer {layer}, the feed-forward network does not give what its matrices give: look at them"
+        return self._compare(found, compute(), otherwise, mistakes)
 
     def residual(self, layer: int) -> float:
         module, name = self._layer(layer), f"layers.{layer}"
         x, out = self.values[name]
         before = self.values["dropout" if layer == 0 else f"layers.{layer - 1}"][1]
-        worst = max_difference(x, before)
-        if worst > self.close:
-            raise Wrong(f"the input of layer {layer} is not the output of the part before it: look at the model's loop")
+        otherwise = f"the input of layer {layer} is not the output of the part before it: look at the model's loop"
+        worst = self._compare(x, before, otherwise)
         (a_in, a_out), (f_in, f_out) = self.values[f"{name}.attention"], self.values[f"{name}.feed_forward"]
         sums = formulas.layer_sums(module, self.config, x, a_out, f_out)
         for what, found, expected, alone, of in (
@@ -192,18 +185,16 @@ class ForwardPass:
             ("feed-forward", f_in, sums.feed_forward, sums.feed_forward_alone, "attention"),
             ("the next layer", out, sums.out, sums.out_alone, "feed-forward"),
         ):
-            distance = max_difference(found, expected)
-            if distance > self.close and alone is not None and max_difference(found, alone) <= self.close:
-                raise Wrong(
-                    f"layer {layer}, the residual connection around {of} is missing: its output replaces its input "
-                    "instead of being added to it"
-                )
-            if distance > self.close:
-                raise Wrong(
-                    f"layer {layer}, the input of {what} does not follow from {sums.formula}: a norm is left out "
-                    "or in the wrong place, or a sub-layer is added twice or not at all"
-                )
-            worst = max(worst, distance)
+            missing = (
+                f"layer {layer}, the residual connection around {of} is missing: its output replaces its input instead "
+                "of being added to it"
+            )
+            otherwise = (
+                f"layer {layer}, the input of {what} does not follow from {sums.formula}: a norm is left out or in the "
+                "wrong place, or a sub-layer is added twice or not at all"
+            )
+            mistakes: Mistakes = [] if alone is None else [(missing, partial(torch.clone, alone))]
+            worst = max(worst, self._compare(found, expected, otherwise, mistakes))
         return worst
 
     def final_norm(self) -> float:
@@ -212,41 +203,40 @@ class ForwardPass:
             return 0.0
         if not isinstance(getattr(self.model.final_norm, "weight", None), Tensor):
             raise Wrong("the final norm does nothing: pre-norm layers need one before the vocabulary projection")
-        found = self.values["final_norm"][1]
-        distance = max_difference(found, formulas.norm(stream, self.model.final_norm, self.config))
-        if distance <= self.close:
-            return distance
-        raise Wrong("the final norm does not normalise the output of the last layer: look at final_norm")
+        expected = formulas.norm(stream, self.model.final_norm, self.config)
+        otherwise = "the final norm does not normalise the output of the last layer: look at final_norm"
+        return self._compare(self.values["final_norm"][1], expected, otherwise)
 
     def loss(self) -> float:
         hidden = self.values["final_norm"][1]
         logits = formulas.linear(hidden, self.model.head).flatten(0, 1)
         targets = self.batch.targets.flatten()
         summed = partial(F.cross_entropy, ignore_index=IGNORE_INDEX, reduction="sum")
-        expected, n_targets = float(summed(logits, targets)), int((targets != IGNORE_INDEX).sum())
-        distance = abs(self.nats - expected) / expected
+        expected, n_targets = summed(logits, targets), int((targets != IGNORE_INDEX).sum())
+        distance = float(abs(self.nats - expected) / expected)
         if distance <= self.close_loss:
             return distance
         ratio = f"{self.nats / n_targets:.3f} nats for each of {n_targets} targets, by hand {expected / n_targets:.3f}"
         for value, cause in (
             (expected / n_targets, "the mean over the targets, not their sum, so every batch has the same weight"),
             (expected / len(targets), "divided by all positions, those without a target included"),
-            (
-                float(summed(logits, targets.clamp(min=0))),
-                "counted at positions without a target too: IGNORE_INDEX is taken for a token",
-            ),
-            (
-                float(summed(logits[:-1], targets[1:])),
-                "that of the token after the target: targets are shifted twice",
-            ),
-            (float(summed(logits[1:], targets[:-1])), "that of the token before the target"),
+            (summed(logits, targets.clamp(min=0)), "counted without a target too: IGNORE_INDEX is taken for a token"),
+            (summed(logits[:-1], targets[1:]), "that of the token after the target: targets are shifted twice"),
+            (summed(logits[1:], targets[:-1]), "that of the token before the target"),
         ):
-            if abs(self.nats - value) <= self.close_loss * abs(value):
+            if abs(self.nats - float(value)) <= self.close_loss * abs(float(value)):
                 raise Wrong(f"the loss is {cause} ({ratio}); look at LanguageModelLoss")
         raise Wrong(
             f"the loss counts other targets than those of the batch, or another model output: {ratio}; look at "
             "LanguageModelLoss"
         )
+
+    def _compare(self, found: Tensor, expected: Tensor, otherwise: str, mistakes: Mistakes = ()) -> float:
+        """The largest difference; mistakes: causes, each with what it would give. otherwise: the cause if none does."""
+        distance = max_difference(found, expected)
+        if distance <= self.close:
+            return distance
+        raise Wrong(next((cause for cause, of in mistakes if max_difference(found, of()) <= self.close), otherwise))
 
     def _layer(self, number: int) -> DecoderLayer:
         return cast(DecoderLayer, self.model.layers[number])

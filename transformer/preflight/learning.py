@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from transformer.data.batches import IGNORE_INDEX, Batch
-from transformer.preflight.check import Expected, Finding
+from transformer.preflight.check import Expected, Finding, listed
 from transformer.preflight.measure import at_each_step
 from transformer.preflight.subject import Subject, cut
 from transformer.training.optimizers import set_learning_rate
@@ -103,9 +103,8 @@ def gradients(subject: Subject, step: RealStep) -> Finding:
         (frozen, "switched off", True, "it is frozen though no option says so: requires_grad is False"),
     ):
         if wrong:
-            some = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
             measured = f"{what} in {len(wrong)} of {count} parameters"
-            return expected.failed(measured, f"The gradient of {some} is {what}: {cause}.", is_mistake)
+            return expected.failed(measured, f"The gradient of {listed(wrong)} is {what}: {cause}.", is_mistake)
     measured = f"{count - len(names['frozen'])} parameters, norm {step.norm:.3g}"
     if names["frozen"]:
         measured += f"; frozen as asked: {', '.join(names['frozen'])}"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from transformer.data.batches import Batch
-from transformer.preflight.check import Check, Expected, Finding
+from transformer.preflight.check import Check, Expected, Finding, listed
 from transformer.preflight.measure import at_each_step, relative_error
 from transformer.preflight.small_run import parameters_of, small_batches, small_model, small_stepper
 from transformer.preflight.subject import Subject, n_targets
@@ -185,8 +185,7 @@ def updated(steps: Steps) -> Finding:
     moves = {name: steps.after[name] - before for name, before in steps.before.items()}
     still = [name for name, gradient in steps.gradient.items() if gradient.any() and not moves[name].any()]
     if still:
-        some = ", ".join(still[:3]) + (f" and {len(still) - 3} more" if len(still) > 3 else "")
-        cause = f"A step does not change {some}: the optimizers were not given it, or do not make their step."
+        cause = f"A step does not change {listed(still)}: the optimizers were not given it, or do not make their step."
         return _UPDATES.failed(f"{len(still)} of {len(moves)} parameters do not move", cause)
     slope = sum(float((moves[name].double() * g.cpu().double()).sum()) for name, g in steps.gradient.items())
     if not slope < 0:
@@ -196,7 +195,6 @@ def updated(steps: Steps) -> Finding:
         cause = "With a learning rate of 0 the weights change: the schedule does not reach the optimizers' groups."
         return _UPDATES.failed("they change with a learning rate of 0", cause)
     if steps.decayed:
-        some = ", ".join(steps.decayed[:3])
-        cause = f"Weight decay is applied to {some}: it is for matrices, not for norms and biases."
+        cause = f"Weight decay is applied to {listed(steps.decayed)}: it is for matrices, not for norms and biases."
         return _UPDATES.warned("norms or biases decay", cause)
     return _UPDATES.passed(f"{len(steps.gradient)} parameters")
