@@ -4,6 +4,7 @@
 plain literals; `tools/cog_signature.py` refuses anything else.
 """
 
+import logging
 import os
 import pathlib
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from transformer.inference import Generation
 
 # The library is imported where it is used: to look at the signature must not cost the seconds that torch takes.
+logger = logging.getLogger("transformer")
 EMBEDDED_WEIGHTS = pathlib.Path(__file__).parent / "weights"
 
 
@@ -25,15 +27,24 @@ class Predictor(BasePredictor):
         """Open the model: `weights` (COG_WEIGHTS, a URL or path), else HF_MODEL_ID, else the embedded one."""
         from transformer.cog_folders import keep_removing_empty
         from transformer.credentials import guard_output
+        from transformer.data.template_files import CHAT_HINT
         from transformer.device import pick_device
         from transformer.hub.checkpoint import load
+        from transformer.hub.generation_config import read_sampling
         from transformer.hub.resolve import fetch
         from transformer.inference import serve
 
         guard_output()
+        logging.basicConfig(format="%(message)s")
+        logger.setLevel(logging.INFO)
         keep_removing_empty()
         source = weights or os.environ.get("HF_MODEL_ID") or EMBEDDED_WEIGHTS
-        self.generator = serve(*load(fetch(source), pick_device()))
+        folder = fetch(source)
+        self.model_sampling = read_sampling(folder)
+        model, tokenizer = load(folder, pick_device(), keep_bf16=True)
+        if tokenizer.chat_templates:
+            logger.warning("%s the input chat or system_prompt answers it as a chat.", CHAT_HINT)
+        self.generator = serve(model, tokenizer)
 
     @streaming
     def predict(
@@ -42,28 +53,32 @@ class Predictor(BasePredictor):
             description="Text to continue, or what the user says in a chat. Empty: a text begins from nothing."
         ),
         max_tokens: int = Input(description="The most tokens to write.", default=256, ge=1, le=4096),
-        temperature: float = Input(
-            description="Randomness. 0: always the likeliest token; 1: as the model has learned; higher: wilder.",
-            default=0.8,
+        temperature: Optional[float] = Input(
+            description="Randomness. 0: always the likeliest token; 1: as the model has learned; higher: wilder. Blank: as the model's generation_config.json says, else 0.8.",  # noqa: E501
+            default=None,
             ge=0,
             le=5,
         ),
-        top_p: float = Input(
-            description="Choose among the fewest likeliest tokens that together have this probability. 1: off.",
-            default=0.95,
+        top_p: Optional[float] = Input(
+            description="Choose among the fewest likeliest tokens that together have this probability. 1: off. Blank: as the model's generation_config.json says, else 0.95.",  # noqa: E501
+            default=None,
             ge=0,
             le=1,
         ),
-        top_k: int = Input(description="Choose among this many likeliest tokens. 0: off.", default=50, ge=0),
-        min_p: float = Input(
-            description="Choose among tokens at least this fraction as likely as the likeliest. 0: off.",
-            default=0,
+        top_k: Optional[int] = Input(
+            description="Choose among this many likeliest tokens. 0: off. Blank: as the model's generation_config.json says, else 50.",  # noqa: E501
+            default=None,
+            ge=0,
+        ),
+        min_p: Optional[float] = Input(
+            description="Choose among tokens at least this fraction as likely as the likeliest. 0: off. Blank: as the model's generation_config.json says, else 0.",  # noqa: E501
+            default=None,
             ge=0,
             le=1,
         ),
-        repetition_penalty: float = Input(
-            description="How much less likely a token becomes that was there before. 1: off.",
-            default=1.1,
+        repetition_penalty: Optional[float] = Input(
+            description="How much less likely a token becomes that was there before. 1: off. Blank: as the model's generation_config.json says, else 1.",  # noqa: E501
+            default=None,
             ge=0.5,
             le=2,
         ),
@@ -87,30 +102,39 @@ class Predictor(BasePredictor):
             default=False,
         ),
         enable_thinking: Optional[bool] = Input(
-            description="Whether it thinks before it answers in a chat, for models that can do both. Blank: as the model has it.",  # noqa: E501
+            description="Whether it thinks before it answers in a chat, for models that can do both: short for the template option of this name. Blank: as the model has it.",  # noqa: E501
             default=None,
+        ),
+        template_options: str = Input(
+            description='Variables of the chat template, as a JSON object: {"enable_thinking": false}. "chat_template" names one of several templates.',  # noqa: E501
+            default="",
         ),
     ) -> ConcatenateIterator[str]:
         """Continue the prompt, or answer it; the pieces are the text without the prompt."""
         from transformer.errors import ConfigError
-        from transformer.inference import SamplingOptions, answer, messages_of, stops_of
+        from transformer.inference import answer, combine_settings, messages_of, stops_of
+        from transformer.inference.chat import merge_template_options, template_options_of
 
-        options = SamplingOptions(
-            max_tokens=_whole("max_tokens", max_tokens),
-            temperature=float(temperature),
-            top_p=float(top_p),
-            top_k=_whole("top_k", top_k),
-            min_p=float(min_p),
-            repetition_penalty=float(repetition_penalty),
-            min_tokens=_whole("min_tokens", min_tokens),
-            stop=stops_of(stop_sequences),
-            seed=None if seed is None else _whole("seed", seed),
-        )
+        given = {
+            "temperature": None if temperature is None else float(temperature),
+            "top_p": None if top_p is None else float(top_p),
+            "top_k": None if top_k is None else _whole("top_k", top_k),
+            "min_p": None if min_p is None else float(min_p),
+            "repetition_penalty": None if repetition_penalty is None else float(repetition_penalty),
+            "max_tokens": _whole("max_tokens", max_tokens),
+            "min_tokens": _whole("min_tokens", min_tokens),
+            "stop": stops_of(stop_sequences),
+            "seed": None if seed is None else _whole("seed", seed),
+        }
+        user = {name: value for name, value in given.items() if value is not None}
+        options, sources = combine_settings(self.model_sampling, user)
+        logger.info(sources)
+        variables = merge_template_options(template_options_of(template_options).items(), enable_thinking)
         # Not a generator itself: what is wrong with the options is said at once, not at the first piece.
         if chat or system_prompt:
-            return self._pieces(answer(self.generator, messages_of(prompt, system_prompt), options, enable_thinking))
-        if enable_thinking is not None:
-            raise ConfigError("enable_thinking is for a chat: set chat too.")
+            return self._pieces(answer(self.generator, messages_of(prompt, system_prompt), options, variables))
+        if variables:
+            raise ConfigError("template_options and enable_thinking are for a chat: set chat too.")
         return self._pieces(self.generator.generate(prompt, options))
 
     def _pieces(self, generation: "Generation") -> Iterator[str]:

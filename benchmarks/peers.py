@@ -14,7 +14,8 @@ import torch
 from transformer.hub import checkpoint
 from transformer.inference import SamplingOptions, TorchBackend, select_backend
 from transformer.inference.decoder import Decoder
-from transformer.model import Transformer
+from transformer.model import ModelConfig, Transformer
+from transformer.model.positions import scaled_frequencies
 
 Run = Callable[[Sequence[Sequence[int]], int], None]  # prompts of one length, and how many new tokens each gets
 
@@ -41,7 +42,7 @@ def open_contender(name: str, precision: str, directory: Path) -> Run:
 
 
 def _ours(arrange: Callable, directory: Path, precision: str) -> Run:
-    model = arrange(checkpoint.load_model(directory), precision)
+    model = arrange(checkpoint.load_model(directory, keep_bf16=True), precision)
 
     def run(prompts: Sequence[Sequence[int]], new: int) -> None:
         decoder = Decoder(model, prompts, SamplingOptions(max_tokens=new, temperature=0), eos_token_ids=[])
@@ -71,7 +72,7 @@ def _llama_cpp(directory: Path, precision: str) -> Run:
 
     path = directory / f"{precision}.gguf"
     if not path.exists():
-        write_gguf(checkpoint.load_model(directory), precision, path)
+        write_gguf(checkpoint.load_model(directory, keep_bf16=True), precision, path)
     llama.llama_log_set(_SILENT, None)
     llama.llama_backend_init()
     model = llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params())
@@ -108,16 +109,16 @@ _SILENT = _silence()  # kept: the library calls it as long as it lives
 
 
 def write_gguf(model: Transformer, precision: str, path: Path) -> None:
-    """Our tensors in llama.cpp's file format, as GPT-2 or Qwen3; it has no vocabulary, since tokens go in and out."""
+    """Our tensors in llama.cpp's file format, as GPT-2, Llama or Qwen3; it has no vocabulary: tokens go in and out."""
     import gguf
 
-    config, state = model.config, {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-    gpt2 = config.positions == "learned"
-    if (not gpt2 and not config.qk_norm) or (gpt2 and config.kv_heads != config.n_heads):
-        raise NotImplementedError("neither GPT-2 nor Qwen3")
+    config, state = model.config, model.state_dict()
+    gpt2, llama = config.positions == "learned", config.positions == "rotary" and not config.qk_norm
+    if (gpt2 and config.kv_heads != config.n_heads) or (not gpt2 and config.activation != "swiglu"):
+        raise NotImplementedError("neither GPT-2 nor Llama nor Qwen3")
     kinds = gguf.GGMLQuantizationType
     kind = {"fp32": kinds.F32, "bf16": kinds.BF16, "int8": kinds.Q8_0}[precision]
-    writer = gguf.GGUFWriter(path, "gpt2" if gpt2 else "qwen3")
+    writer = gguf.GGUFWriter(path, "gpt2" if gpt2 else "llama" if llama else "qwen3")
     writer.add_context_length(config.context_length)
     writer.add_embedding_length(config.d_model)
     writer.add_block_count(config.n_layers)
@@ -130,11 +131,17 @@ def write_gguf(model: Transformer, precision: str, path: Path) -> None:
     else:
         writer.add_head_count_kv(config.kv_heads)
         writer.add_key_length(config.key_dim)
-        writer.add_value_length(config.value_dim)
+        writer.add_value_length(config.key_dim)
         writer.add_rope_freq_base(config.rope_theta)
         writer.add_layer_norm_rms_eps(config.norm_eps)
+    if llama:
+        writer.add_rope_dimension_count(config.key_dim)
+        if config.rope_scaling is not None:
+            plain = 1.0 / config.rope_theta ** (torch.arange(0, config.key_dim, 2) / config.key_dim)
+            writer.add_tensor("rope_freqs.weight", (plain / scaled_frequencies(plain, config)[0]).numpy())
 
-    def add(name: str, array: np.ndarray) -> None:
+    def add(name: str, tensor: torch.Tensor) -> None:
+        array = tensor.float().numpy()
         if array.ndim == 2 and name != "position_embd.weight" and kind != kinds.F32:
             writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
         else:
@@ -155,16 +162,23 @@ def write_gguf(model: Transformer, precision: str, path: Path) -> None:
         for i in range(config.n_layers):
             if gpt2:
                 parts = [state[f"layers.{i}.attention.{name}.{part}"] for name in projections]
-                add(f"blk.{i}.attn_qkv.{part}", np.concatenate(parts))
+                add(f"blk.{i}.attn_qkv.{part}", torch.cat(parts))
             for ours, theirs in names.items():
                 if (name := f"layers.{i}.{ours}.{part}") in state:
-                    add(f"blk.{i}.{theirs}.{part}", state[name])
+                    rotated = llama and ours in ("attention.query", "attention.key")
+                    add(f"blk.{i}.{theirs}.{part}", _pairs_together(state[name], config) if rotated else state[name])
         if f"final_norm.{part}" in state:
             add(f"output_norm.{part}", state[f"final_norm.{part}"])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _pairs_together(projection: torch.Tensor, config: ModelConfig) -> torch.Tensor:
+    """A projection (heads · E, ...) as llama.cpp's Llama rotates: the two values of a pair stand side by side."""
+    halves = projection.view(-1, 2, config.key_dim // 2, *projection.shape[1:])
+    return halves.transpose(1, 2).reshape(projection.shape)
 
 
 def _ctranslate2(directory: Path, precision: str) -> Run:

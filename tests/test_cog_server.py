@@ -88,6 +88,28 @@ def test_defaults(server: CogServer, model: Path) -> None:
     )
 
 
+def test_the_sampling_settings_are_logged(server: CogServer) -> None:
+    """Those of the model's generation_config.json, unless the request says otherwise."""
+    logs = server.predict(prompt="The river", max_tokens=1, top_k=7)["logs"]
+    assert "sampling: temperature 0.8 (model), top_k 7 (user)," in logs and "repetition_penalty 1.1 (model)" in logs
+
+
+def test_setup_says_once_that_the_model_has_a_chat_template(server: CogServer) -> None:
+    logs = server.log.read_text()  # which has that of setup(), whose last lines /health-check may lack
+    assert logs.count("This model has a chat template") == 1 and "the input chat or system_prompt" in logs
+
+
+def test_template_options_of_a_chat(server: CogServer, model: Path) -> None:
+    inputs = dict(prompt="The river", max_tokens=20, temperature=0, chat=True)
+    given = {"bos_token": "<|pad|>"}
+    options = SamplingOptions(max_tokens=20, temperature=0, repetition_penalty=1.1)
+    expected = answer(Generator(*load(model), "auto"), messages_of("The river"), options, given)
+    assert server.text(**inputs, template_options=json.dumps(given)) == "".join(expected)
+    for wrong, sentence in (("[1]", "must be a JSON object"), ('{"a": 1}', "does not read a")):
+        assert sentence in server.predict(**inputs, template_options=wrong)["error"]
+    assert "set chat too" in server.predict(prompt="The river", template_options=json.dumps(given))["error"]
+
+
 def test_seed(server: CogServer) -> None:
     def text(**seed: int) -> str:
         return server.text(prompt="The river", max_tokens=40, min_tokens=40, temperature=1, **seed)

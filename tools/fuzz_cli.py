@@ -28,6 +28,7 @@ import torch
 
 from transformer.cli import main as run_command
 from transformer.data.conversation import CHAT_TEMPLATE
+from transformer.data.template_files import CHAT_HINT
 from transformer.data.tokenizer import Tokenizer
 from transformer.hub import checkpoint
 from transformer.legacy import model_class, preset_config
@@ -124,9 +125,11 @@ class Outcome:
             return "an exception"
         if "Traceback" in self.error:
             return "a traceback"
-        if self.status == 0 and self.error:
+        notes = ("sampling: ", CHAT_HINT, "the context of ")  # what is used, and what was left out of a conversation
+        lines = [line for line in self.error.split("\n") if line and not line.startswith(notes)]
+        if self.status == 0 and lines:
             return "a message, yet success"
-        if self.status == 1 and (not self.error.startswith("transformer: ") or self.error.count("\n") != 1):
+        if self.status == 1 and (len(lines) != 1 or not lines[0].startswith("transformer: ")):
             return "an error that is not one sentence"
         return None if self.status in (0, 1, 2) else f"status {self.status}"
 
@@ -271,6 +274,7 @@ def _generation(draw: random.Random, folder: Path) -> list[str]:
         "--min-tokens": lambda: draw.choice(["0", "1", *_SMALL]),
         "--stop": lambda: _text(draw) or "x",
         "--system": lambda: _text(draw),
+        "--template-option": lambda: f"{draw.choice(['tools', 'bos_token', _text(draw)])}={_text(draw)}",
     }
     options["--dtype"] = lambda: draw.choice(["auto", "fp32", "bf16", "int8"])
     flags = [flag for flag in ("--enable-thinking", "--no-enable-thinking") if draw.random() < 0.05]

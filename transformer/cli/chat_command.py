@@ -5,8 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from transformer.cli.sampling_options import add_sampling, read_sampling
-from transformer.cli.shared_options import Commands, add_command, load_generator
+from transformer.cli.sampling_options import (
+    add_sampling,
+    load_with_sampling,
+    name_template_option,
+    read_template_options,
+)
+from transformer.cli.shared_options import Commands, add_command
 from transformer.errors import ConfigError
 
 
@@ -18,19 +23,21 @@ def chat(options: argparse.Namespace) -> None:
     """A conversation, if the model has a chat template; without one, each line is continued."""
     from transformer.inference import answer
 
-    generator, sampling = load_generator(options), read_sampling(options)
-    has_template = generator.tokenizer.chat_template is not None or bool(generator.tokenizer.chat_template_names)
-    if not has_template and options.enable_thinking is not None:
-        raise ConfigError("--enable-thinking is for models with a chat template, which this one lacks.")
+    template_options = read_template_options(options)
+    generator, sampling, sources = load_with_sampling(options)
+    has_template = bool(generator.tokenizer.chat_templates)
+    if not has_template and template_options:
+        raise ConfigError(f"{name_template_option(options)} is for models with a chat template, which this one lacks.")
     if not has_template and options.system:
         raise ConfigError("--system is for models with a chat template, which this one lacks.")
     messages = [{"role": "system", "content": options.system}] if options.system else []
+    print(sources, file=sys.stderr)
     print(f"Type {'a message' if has_template else 'the beginning of a text'}. An empty line or Ctrl-D ends.")
     while prompt := _ask():
         sys.stdout.write("Model: ")
         messages.append({"role": "user", "content": prompt})
         pieces = (
-            answer(generator, messages, sampling, options.enable_thinking)
+            answer(generator, messages, sampling, template_options)
             if has_template
             else generator.generate(prompt, sampling)
         )

@@ -50,14 +50,14 @@ def evaluate(options: argparse.Namespace) -> None:
         finite = {name: value if math.isfinite(value) else None for name, value in measured.items()}  # JSON has no inf
         print(json.dumps({**finite, "detokenize": options.detokenize}, indent=2))
     else:
-        _print(evaluation, detokenized=bool(detokenize))
+        _print(evaluation, detokenised=bool(detokenize))
 
 
-def _print(e: Evaluation, detokenized: bool) -> None:
-    of_what = ", of the text before it was detokenized" if detokenized else ""
+def _print(e: Evaluation, detokenised: bool) -> None:
+    of_what = ", of the text before it was detokenised" if detokenised else ""
     print(f"perplexity per token  {e.token_perplexity:.3f}   ({e.tokens:,} tokens of this model's tokenizer)")
     print(f"perplexity per word   {e.word_perplexity:.3f}   ({e.words:,} words between white space{of_what})")
-    if detokenized:
+    if detokenised:
         words = f"{e.harness_words:,} words as lm-evaluation-harness counts: also what is empty at an end of a page"
         print(f"                      {e.harness_word_perplexity:.3f}   ({words})")
     print(f"bits per byte         {e.bits_per_byte:.4f}   ({e.n_bytes:,} bytes of UTF-8{of_what})")

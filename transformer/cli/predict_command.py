@@ -5,9 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 
-from transformer.cli.sampling_options import add_sampling, read_sampling
-from transformer.cli.shared_options import Commands, add_command, load_generator
+from transformer.cli.sampling_options import (
+    add_sampling,
+    load_with_sampling,
+    name_template_option,
+    read_template_options,
+)
+from transformer.cli.shared_options import Commands, add_command
 from transformer.console import typed
+from transformer.data.template_files import CHAT_HINT
 from transformer.errors import ConfigError
 
 DEFAULT_PROMPT = "The history of the city"
@@ -26,23 +32,28 @@ def add_predict(commands: Commands) -> None:
 
 def predict(options: argparse.Namespace) -> None:
     """Print the prompt and its continuation, or in a chat the answer, as it is generated; or several texts."""
-    generator, sampling = load_generator(options), read_sampling(options)
-    if options.chat or options.system:
-        from transformer.inference import answer, messages_of
+    from transformer.inference import answer, messages_of
 
-        if options.num_outputs > 1:
-            raise ConfigError("--num-outputs is for texts that continue a prompt: a chat has one answer.")
-        messages = messages_of(options.prompt, options.system)
-        generation = answer(generator, messages, sampling, options.enable_thinking)
-    elif options.enable_thinking is not None:
-        raise ConfigError("--enable-thinking is for a chat: give --chat too.")
-    elif options.num_outputs > 1:
+    template_options = read_template_options(options)
+    generator, sampling, sources = load_with_sampling(options)
+    chats = options.chat or bool(options.system)
+    if chats and options.num_outputs > 1:
+        raise ConfigError("--num-outputs is for texts that continue a prompt: a chat has one answer.")
+    if template_options and not chats:
+        raise ConfigError(f"{name_template_option(options)} is for a chat: give --chat too.")
+    if chats:
+        generation = answer(generator, messages_of(options.prompt, options.system), sampling, template_options)
+    else:
+        generation = generator.generate(options.prompt, sampling)
+        if generator.tokenizer.chat_templates:
+            print(f"{CHAT_HINT} --chat answers the prompt as a chat.", file=sys.stderr)
+    print(sources, file=sys.stderr)
+    if options.num_outputs > 1:
         completions = generator.generate_batch([options.prompt] * options.num_outputs, sampling)
         for number, completion in enumerate(completions, 1):
             print(f"--- {number} ---\n{options.prompt}{completion.text}")
         return
-    else:
-        generation = generator.generate(options.prompt, sampling)
+    if not chats:
         sys.stdout.write(options.prompt)
     for piece in generation:
         sys.stdout.write(piece)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+import functools
+from typing import TYPE_CHECKING, Any
 
 from transformer.cli.shared_options import StoreGiven, add_model
 from transformer.console import typed
 from transformer.errors import ConfigError
 
 if TYPE_CHECKING:
-    from transformer.inference import SamplingOptions
+    from transformer.inference import Generator, SamplingOptions
+
+_BY_MODEL = " (default: what the model's generation_config.json says)"
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -18,37 +21,74 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     add_model(parser, dtype="auto")
     add = parser.add_argument
     add("--max-tokens", type=int, default=256, help="at most this many new tokens")
-    add("--temperature", type=float, default=0.8, help="0: always the likeliest token")
-    add("--top-k", type=int, action=StoreGiven, default=50, help="only the k likeliest tokens; 0: off")
-    add("--top-p", type=float, action=StoreGiven, default=0.95, help="only the likeliest tokens of this probability")
-    add("--min-p", type=float, action=StoreGiven, default=0.0, help="only tokens this much as likely as the likeliest")
-    add("--repetition-penalty", type=float, default=1.1, help="1: off")
+    by_model = functools.partial(add, default=argparse.SUPPRESS)  # what generation_config.json says, unless given here
+    by_model("--temperature", type=float, help=f"0: always the likeliest token{_BY_MODEL}")
+    by_model("--top-k", type=int, action=StoreGiven, help=f"only the k likeliest tokens; 0: off{_BY_MODEL}")
+    by_model("--top-p", type=float, action=StoreGiven, help=f"only the likeliest of this probability{_BY_MODEL}")
+    by_model("--min-p", type=float, action=StoreGiven, help=f"only this much as likely as the likeliest{_BY_MODEL}")
+    by_model("--repetition-penalty", type=float, help=f"1: off{_BY_MODEL}")
     add("--min-tokens", type=int, default=0, help="the text does not end before this many tokens")
     add("--stop", action="append", type=typed, default=[], help="end before this string; may be given several times")
     add("--seed", type=int, action=StoreGiven, help="the same seed gives the same text")
     add("--system", type=typed, default="", help="system prompt of a chat: how the model is to answer")
     add(
+        "--template-option",
+        action="append",
+        type=typed,
+        default=[],
+        metavar="NAME=VALUE",
+        help="a variable of the model's chat template, with its value in JSON or as text; may be given several times. "
+        "chat_template=NAME: which of several templates is used",
+    )
+    add(
         "--enable-thinking",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="whether it thinks before it answers in a chat, for models that can do both",
+        help="short for --template-option enable_thinking=true or false: whether the model thinks before it answers",
     )
 
 
-def read_sampling(options: argparse.Namespace) -> SamplingOptions:
-    """How to sample.
+def read_template_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The variables of the chat template.
+
+    Raises:
+        ConfigError: if one has no name, or is given twice.
+    """
+    from transformer.inference.chat import merge_template_options, template_option
+
+    return merge_template_options(map(template_option, options.template_option), options.enable_thinking)
+
+
+def name_template_option(options: argparse.Namespace) -> str:
+    """Which of the options that set the template's variables is given."""
+    return "--template-option" if options.template_option else "--enable-thinking"
+
+
+def load_with_sampling(options: argparse.Namespace) -> tuple[Generator, SamplingOptions, str]:
+    """The model that --model names, how it samples, and where each setting is from, in words.
 
     Raises:
         ConfigError: if a value is out of its range, or an option has no effect.
     """
-    from transformer.inference import SamplingOptions
+    from transformer.hub.checkpoint import load
+    from transformer.hub.generation_config import read_sampling
+    from transformer.hub.resolve import fetch
+    from transformer.inference import Generator, combine_settings
+    from transformer.inference.sampling import MODEL_SETTINGS
+
+    folder = fetch(options.model)
+    names = {*MODEL_SETTINGS, "max_tokens", "min_tokens", "seed"}
+    given = {name: value for name, value in vars(options).items() if name in names}
+    sampling, sources = combine_settings(read_sampling(folder), {**given, "stop": tuple(options.stop)})
+    _expect_effect(options, sampling)
+    return Generator(*load(folder, keep_bf16=True), options.dtype), sampling, sources
+
+
+def _expect_effect(options: argparse.Namespace, sampling: SamplingOptions) -> None:
     from transformer.inference.sampling import GREEDY
 
-    names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "min_tokens", "seed")
-    sampling = SamplingOptions(stop=tuple(options.stop), **{name: getattr(options, name) for name in names})
     if sampling.temperature <= GREEDY and (given := getattr(options, "given", ())):
         raise ConfigError(
-            f"{' and '.join(given)}: no effect with --temperature {options.temperature:g}, where the next token is "
+            f"{' and '.join(given)}: no effect with --temperature {sampling.temperature:g}, where the next token is "
             f"always the likeliest. Leave {'it' if len(given) == 1 else 'them'} out, or raise --temperature."
         )
-    return sampling

@@ -11,46 +11,69 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from transformer.data.template_files import DEFAULT
 from transformer.data.tokenizer import Tokenizer
 from transformer.errors import ChatError
 
+TEMPLATE_NAME = "chat_template"  # the option that names one of several templates
 _RENDERER = Path(__file__).with_name("chat_template_worker.py")
 _SECONDS = 30.0  # on a busy machine; its processor time is bounded more tightly
+_SET_HERE = ("messages", "add_generation_prompt")
+_LISTS = ("tools", "documents")
+_WITH_TOOLS = "tool_use"  # the template that is used where there are tools, as transformers has it
 
 
 def chat_tokens(
-    tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], enable_thinking: bool | None = None
+    tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], options: Mapping[str, Any] | None = None
 ) -> list[int]:
     """The tokens after which a model gives the assistant's next answer to `messages`, by its own template.
 
+    They are those of `AutoTokenizer.apply_chat_template(messages, add_generation_prompt=True, **options)`.
+
     Args:
-        enable_thinking: what templates know by this name, such as Qwen3's; None: the template's own default.
+        options: variables of the template, such as `enable_thinking` of Qwen3's. `chat_template` is the name of the
+            template to use, of a model that has several.
 
     Raises:
-        ChatError: if it has none, or one that does not know `enable_thinking` where that is given, or as `render`.
+        ChatError: if the model has no template, or none of this name, or as `render`.
     """
-    template = tokenizer.chat_template
-    if template is None and (names := tokenizer.chat_template_names):
-        raise ChatError(
-            f"this model has the chat templates {', '.join(names)}, and none called default. Copy the one to use from "
-            "its tokenizer_config.json into a file chat_template.jinja beside it."
-        )
-    if template is None:
-        raise ChatError("this model continues texts and has no chat template: it takes a prompt and no system prompt.")
+    options = dict(options or {})
+    template = select_template(tokenizer, options)
     if not messages:
         raise ChatError("there is no message to answer.")
-    if enable_thinking is not None and "enable_thinking" not in template:
-        raise ChatError("the model's chat template does not know enable_thinking: leave it out.")
-    given = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
-    return tokenizer.encode_chat(render(template, messages, tokenizer.special_tokens, given))
+    options.pop(TEMPLATE_NAME, None)
+    return tokenizer.encode_chat(render(template, messages, tokenizer.special_tokens, options))
+
+
+def select_template(tokenizer: Tokenizer, options: Mapping[str, Any] | None = None) -> str:
+    """The template that `options` ask for by `chat_template`, else the one called "default".
+
+    Raises:
+        ChatError: if there is none.
+    """
+    templates, options = tokenizer.chat_templates, options or {}
+    if not templates:
+        raise ChatError("this model continues texts and has no chat template: it takes a prompt and no system prompt.")
+    tools = options.get("tools") is not None and _WITH_TOOLS in templates
+    name = options.get(TEMPLATE_NAME, _WITH_TOOLS if tools else DEFAULT)
+    if isinstance(name, str) and name in templates:
+        return templates[name]
+    names = ", ".join(sorted(templates))
+    if TEMPLATE_NAME in options:
+        raise ChatError(f"the model has no chat template called {name!r:.80}: it has {names}.")
+    raise ChatError(
+        f"this model has the chat templates {names}, and none called default. Name the one to use by the template "
+        f"option {TEMPLATE_NAME}, such as {TEMPLATE_NAME}={min(templates)}."
+    )
 
 
 def render(
     template: str,
     messages: Sequence[Mapping[str, str]],
     special_tokens: Mapping[str, str],
-    given: Mapping[str, bool] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> str:
     """The prompt after which a model gives the assistant's next answer.
 
@@ -58,23 +81,43 @@ def render(
         template: Jinja, as `chat_template` of a `tokenizer_config.json` has it.
         messages: {"role": "system", "user" or "assistant", "content": text} each.
         special_tokens: what the template knows as `bos_token`, `eos_token` and so on.
-        given: what else it knows.
+        options: other variables of the template, or other values of these; what JSON can say.
 
     Raises:
-        ChatError: if the template refuses these messages, is wrong, or wants too much time or memory.
+        ChatError: if the template refuses these messages, is wrong, wants too much time or memory, or does not read a
+            variable of `options`.
     """
-    known = {**special_tokens, **(given or {})}
-    task = json.dumps({"template": template, "messages": list(messages), "special_tokens": known})
+    options = options or {}
+    _expect_possible(options)
+    task = {"template": template, "messages": list(messages), "special_tokens": dict(special_tokens)}
     command = [sys.executable, "-I", str(_RENDERER)]
     try:
-        done = subprocess.run(command, input=task.encode(), capture_output=True, timeout=_SECONDS)
+        given = json.dumps({**task, "options": dict(options)}).encode()
+        done = subprocess.run(command, input=given, capture_output=True, timeout=_SECONDS)
     except subprocess.TimeoutExpired:
         raise ChatError(f"the model's chat template did not end within {_SECONDS:.0f} seconds.") from None
     try:
         answer = json.loads(done.stdout)
     except ValueError:
         raise ChatError("the model's chat template wants more memory or time than it may have.") from None
+    if "unread" in answer:
+        known = {*special_tokens, *_SET_HERE}
+        others = ", ".join(name for name in answer["variables"] if name not in known) or "none"
+        raise ChatError(
+            f"the model's chat template does not read {', '.join(answer['unread'])}: leave such template options out. "
+            f"What it reads beside the messages and special tokens: {others:.300}."
+        )
     if "error" in answer:
         raise ChatError(f"the model's chat template says: {answer['error']}")
     text: str = answer["text"]
     return text
+
+
+def _expect_possible(options: Mapping[str, Any]) -> None:
+    for name in _SET_HERE:
+        if name in options:
+            raise ChatError(f"the template option {name} is set by the program: leave it out.")
+    for name in _LISTS:
+        value = options.get(name)
+        if value is not None and not (isinstance(value, list) and all(isinstance(one, dict) for one in value)):
+            raise ChatError(f"the template option {name} must be a JSON list of objects, not {value!r:.80}.")

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
@@ -34,10 +35,20 @@ class Generation(jinja2.ext.Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def render(template: str, messages: list[dict[str, str]], special_tokens: dict[str, str]) -> str:
+class UnreadOptions(Exception):
+    """A template does not read variables that it is given. Arguments: their names, and those of what it reads."""
+
+
+def render(
+    template: str, messages: list[dict[str, str]], special_tokens: dict[str, str], options: dict[str, Any]
+) -> str:
     """The text of the template, which is to end where the assistant's answer begins.
 
+    Args:
+        options: variables of the template, which come before those that it has otherwise.
+
     Raises:
+        UnreadOptions: if there are some that the template does not read.
         jinja2.TemplateError: if the template is wrong, or refuses the messages. ValueError: if it writes too much.
         Exception: whatever its expressions raise.
     """
@@ -46,14 +57,22 @@ def render(template: str, messages: list[dict[str, str]], special_tokens: dict[s
     )
     environment.filters["tojson"] = _to_json
     environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
+    if options:
+        _expect_read(options, jinja2.meta.find_undeclared_variables(environment.parse(template)))
     pieces, length = [], 0
     given: dict[str, Any] = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
-    for piece in environment.from_string(template).generate(**special_tokens, **given):
+    for piece in environment.from_string(template).generate({**special_tokens, **given, **options}):
         pieces.append(piece)
         length += len(piece)
         if length > _MAX_CHARACTERS:
             raise ValueError(f"it writes more than {_MAX_CHARACTERS:,} characters")
     return "".join(pieces)
+
+
+def _expect_read(options: dict[str, Any], variables: set[str]) -> None:
+    unread = sorted(options.keys() - variables)
+    if unread:
+        raise UnreadOptions(unread, sorted(variables))
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
@@ -74,7 +93,10 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     resource.setrlimit(resource.RLIMIT_CPU, (_CPU_SECONDS, _CPU_SECONDS))
     try:
-        answer = {"text": render(**json.load(sys.stdin))}
+        answer: dict[str, Any] = {"text": render(**json.load(sys.stdin))}
+    except UnreadOptions as error:
+        unread, variables = error.args
+        answer = {"unread": unread, "variables": variables}
     except MemoryError:
         answer = {"error": "it wants more memory than it may have."}
     except Exception as error:

@@ -9,8 +9,9 @@ from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
+from transformer.data import template_files
 from transformer.data.stream_decoder import StreamDecoder, decode
-from transformer.data.tokenizer_files import TEMPLATE_FILE, read_files, reported, templates, token_of
+from transformer.data.tokenizer_files import read_files, reported, token_of
 from transformer.data.tokenizer_training import train_bpe
 from transformer.errors import CheckpointError
 from transformer.files import whole_file
@@ -19,7 +20,8 @@ END_OF_TEXT = "<|endoftext|>"
 # What the end-of-text token is called in tokenizers that do not say so themselves.
 _KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 _MAX_HOLES = 100_000  # ids below the largest one that no token has; every one costs a row of the embedding
-_NOT_KEPT = ("auto_map", "tokenizer_file", "name_or_path")  # of somebody's settings: code, and places of his
+# Of another author's settings: code, and paths; the templates are written as they are now.
+_NOT_KEPT = ("auto_map", "tokenizer_file", "name_or_path", "chat_template")
 
 
 class Tokenizer:
@@ -30,7 +32,7 @@ class Tokenizer:
         end_of_text: the token that separates documents, and with which a generated text ends.
         pad: the token that fills up rows; None if there is none.
         settings: what else its `tokenizer_config.json` says; `save` writes it again.
-        chat_template: how a conversation is written for the model, in Jinja; None if it says nothing of that.
+        chat_templates: how a conversation is written for the model, in Jinja, by name; see `chat_template`.
         end_ids: ids with which a text ends too, such as the end of a turn in a conversation.
     """
 
@@ -40,7 +42,7 @@ class Tokenizer:
         end_of_text: str | None = None,
         pad: str | None = None,
         settings: Mapping[str, Any] | None = None,
-        chat_template: str | None = None,
+        chat_templates: Mapping[str, str] | None = None,
         end_ids: Iterable[int] = (),
     ) -> None:
         self.backend = backend
@@ -55,7 +57,7 @@ class Tokenizer:
         self.end_ids = frozenset({end_of_text_id, *end_ids})
         self.pad = pad
         self.pad_id: int | None = backend.token_to_id(pad) if pad else None
-        self.chat_template = chat_template
+        self.chat_templates = dict(chat_templates or {})
         self._settings = dict(settings or {})
         with reported("the tokenizer fails on an empty text"):
             self._front: list[int] = backend.encode("").ids  # what it puts in front of a text
@@ -79,9 +81,13 @@ class Tokenizer:
         return {name: token for name, token in (own | named).items() if token}
 
     @property
-    def chat_template_names(self) -> list[str]:
-        """The names of the chat templates, where there are several; the one called "default" is `chat_template`."""
-        return sorted(templates(self._settings.get("chat_template")))
+    def chat_template(self) -> str | None:
+        """The template that is used unless another one is asked for; None if there is none of that name."""
+        return self.chat_templates.get(template_files.DEFAULT)
+
+    @chat_template.setter
+    def chat_template(self, template: str | None) -> None:
+        self.chat_templates = {} if template is None else {template_files.DEFAULT: template}
 
     @property
     def vocab_size(self) -> int:
@@ -97,6 +103,10 @@ class Tokenizer:
             )
         return size
 
+    def ids_without_token(self, vocab_size: int) -> list[int]:
+        """The ids below `vocab_size` that no token has: a model may have a row of its embedding for such."""
+        return sorted(set(range(vocab_size)).difference(self.backend.get_vocab().values()))
+
     @classmethod
     def load(cls, source: str | Path) -> Tokenizer:
         """Open a `tokenizer.json`, BERT's `vocab.txt` or GPT-2's `vocab.json` (with the `merges.txt` beside it), or a
@@ -108,7 +118,7 @@ class Tokenizer:
             CheckpointError: if it is not there, or cannot be read.
         """
         read = read_files(Path(source))
-        return cls(read.backend, read.end_of_text, read.pad, read.settings, read.chat_template, read.end_ids)
+        return cls(read.backend, read.end_of_text, read.pad, read.settings, read.chat_templates, read.end_ids)
 
     @classmethod
     def train(
@@ -143,12 +153,12 @@ class Tokenizer:
         with whole_file(directory / "tokenizer.json") as path:
             path.write_text(self.backend.to_str(pretty=True), encoding="utf-8")
         kept = {name: value for name, value in self._settings.items() if name not in _NOT_KEPT}
-        names = kept | self.special_tokens | {"tokenizer_class": "PreTrainedTokenizerFast"}
-        if self.chat_template is not None:
-            names["chat_template"] = self.chat_template
+        names: dict[str, Any] = kept | self.special_tokens | {"tokenizer_class": "PreTrainedTokenizerFast"}
+        if self.chat_templates:
+            names["chat_template"] = template_files.in_settings(self.chat_templates)
         with whole_file(directory / "tokenizer_config.json") as path:
             path.write_text(json.dumps(names, indent=2) + "\n", encoding="utf-8")
-        (directory / TEMPLATE_FILE).unlink(missing_ok=True)  # it would come before what is written here
+        template_files.remove_files(directory)
 
     def encode_prompt(self, text: str) -> list[int]:
         """Token ids of a prompt, with what the tokenizer puts in front; never empty: a text can start from nothing.

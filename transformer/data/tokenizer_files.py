@@ -12,28 +12,28 @@ from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
-from transformer.data import gpt2_tokenizer, prefix_space, tokenizer_safety, wordpiece
+from transformer.data import added_tokens, gpt2_tokenizer, template_files, tokenizer_class, tokenizer_safety, wordpiece
 from transformer.errors import CheckpointError
 from transformer.files import read_json
 
-TEMPLATE_FILE = "chat_template.jinja"
 _FILES = ("tokenizer.json", "vocab.txt", "vocab.json")  # the first that a directory has
 _MAX_BYTES = 33 * 2**20  # of a file: the largest known, of 262,144 tokens, has 32
-_MAX_TEMPLATE_BYTES = 2**20
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 @dataclass(frozen=True)
 class TokenizerFiles:
     """A tokenizer as it was read.
 
-    end_of_text, pad: tokens. settings: of `tokenizer_config.json`. end_ids: with which a generated text ends.
+    end_of_text, pad: tokens. settings: of `tokenizer_config.json`. chat_templates: by name. end_ids: of the tokens with
+    which a generated text ends.
     """
 
     backend: Backend
     end_of_text: str | None
     pad: str | None
     settings: dict[str, Any]
-    chat_template: str | None
+    chat_templates: dict[str, str]
     end_ids: list[int]
 
 
@@ -46,23 +46,27 @@ def read_files(path: Path) -> TokenizerFiles:
     """
     if path.is_dir():
         path = next((path / name for name in _FILES if (path / name).exists()), path / _FILES[0])
-    settings = _optional_json(path.with_name("tokenizer_config.json"))
+    found = [_optional_json(path.with_name(name)) for name in _SETTINGS]
     config = _optional_json(path.with_name("config.json"))
     with reported(f"{path} is not a tokenizer that can be read"):
+        settings = added_tokens.merge_older_files(*found)
         backend = _open(path, settings, config)
+        added_tokens.add_missing(backend, settings)
         fault = tokenizer_safety.fault(backend)
     if fault:
         raise CheckpointError(f"{path} is refused: {fault}.")
     backend.no_truncation()  # what a file says of these is how somebody else used it once
     backend.no_padding()
     wordpiece.leave_texts_bare(backend)
-    prefix_space.apply_setting(backend, settings, config)
+    tokenizer_class.apply_class(backend, settings, config)
     ends = _end_ids(path.parent)
     pad = token_of(settings.get("pad_token"))
     if pad is None and backend.token_to_id(wordpiece.PAD) is not None:
         pad = wordpiece.PAD
     end = token_of(settings.get("eos_token")) or next(filter(None, map(backend.id_to_token, ends)), None)
-    return TokenizerFiles(backend, end, pad, settings, _chat_template(path.parent, settings), ends)
+    turn_end = backend.token_to_id(token_of(settings.get("eot_token")) or "")
+    ends += [] if turn_end is None else [turn_end]
+    return TokenizerFiles(backend, end, pad, settings, template_files.read_templates(path.parent, settings), ends)
 
 
 def _open(path: Path, settings: Mapping[str, Any], config: Mapping[str, Any]) -> Backend:
@@ -73,10 +77,13 @@ def _open(path: Path, settings: Mapping[str, Any], config: Mapping[str, Any]) ->
         Exception: if it cannot be read.
     """
     merges = path.with_name("merges.txt")
-    pair = path.name == "vocab.json"
-    if not path.exists() or (pair and prefix_space.tokenizer_class(settings, config) != "GPT2Tokenizer"):
+    pair, kind = path.name == "vocab.json", tokenizer_class.tokenizer_class(settings, config)
+    if not path.exists() or (pair and kind not in gpt2_tokenizer.CLASSES):
+        sentencepiece = path.with_name("tokenizer.model").exists()
         raise CheckpointError(
-            f'{path.parent} has no tokenizer.json. Make one: python -c "from transformers import AutoTokenizer as A; '
+            f"{path.parent} has no tokenizer.json{', only a tokenizer.model' if sentencepiece else ''}. Make one: "
+            f"{'pip install transformers sentencepiece protobuf; ' if sentencepiece else ''}"
+            'python -c "from transformers import AutoTokenizer as A; '
             f"A.from_pretrained('{path.parent}').save_pretrained('{path.parent}')\""
         )
     if pair and not merges.exists():
@@ -85,7 +92,7 @@ def _open(path: Path, settings: Mapping[str, Any], config: Mapping[str, Any]) ->
         if file.is_file() and file.stat().st_size > _MAX_BYTES:
             raise CheckpointError(f"{file} has {file.stat().st_size:,} bytes, more than any tokenizer needs.")
     if pair:
-        return gpt2_tokenizer.open_vocabulary(path, merges, settings)
+        return gpt2_tokenizer.open_vocabulary(path, merges, settings, kind)
     return wordpiece.open_vocabulary(path) if path.suffix == ".txt" else Backend.from_buffer(path.read_bytes())
 
 
@@ -115,32 +122,9 @@ def token_of(value: Any) -> str | None:
 
 
 def _end_ids(directory: Path) -> list[int]:
-    """The ids with which a generated text ends, as `generate()` of transformers has them; none if nothing is said."""
+    """The ids with which a generated text ends, of `generation_config.json` and `config.json`; none if none is said."""
+    said: list[Any] = []
     for name in ("generation_config.json", "config.json"):
-        said = _optional_json(directory / name).get("eos_token_id")
-        ids = [id for id in (said if isinstance(said, list) else [said]) if type(id) is int and 0 <= id < 2**32]
-        if ids:
-            return ids
-    return []
-
-
-def _chat_template(directory: Path, settings: Mapping[str, Any]) -> str | None:
-    """The template in a file of its own or in `tokenizer_config.json`; of several, the one called "default"."""
-    path = directory / TEMPLATE_FILE
-    if path.exists():
-        if path.stat().st_size > _MAX_TEMPLATE_BYTES:
-            raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes, more than any chat template needs.")
-        try:
-            return path.read_text(encoding="utf-8")
-        except ValueError as error:
-            raise CheckpointError(f"{path} is no text: {error}.") from error
-    said = settings.get("chat_template")
-    said = templates(said).get("default", said)
-    return said if isinstance(said, str) else None
-
-
-def templates(said: Any) -> dict[str, Any]:
-    """Several chat templates by their names."""
-    if not isinstance(said, list):
-        return {}
-    return {str(one.get("name")): one.get("template") for one in said if isinstance(one, dict)}
+        value = _optional_json(directory / name).get("eos_token_id")
+        said += value if isinstance(value, list) else [value]
+    return list(dict.fromkeys(id for id in said if type(id) is int and 0 <= id < 2**32))

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from transformer.data.template_files import FOLDER as TEMPLATE_FOLDER
 from transformer.errors import CheckpointError, first_line
 from transformer.files import whole_file
 
@@ -34,9 +35,15 @@ class DamagedArchive(CheckpointError):
 def pack(directory: Path, archive: Path, wanted: Callable[[str], bool]) -> None:
     """Write the files of `directory` whose names are wanted into the tar `archive`."""
     with whole_file(archive) as partial, tarfile.open(partial, "w") as tar:
-        for file in sorted(directory.iterdir()):
-            if wanted(file.name):
-                tar.add(file, arcname=file.name)
+        for name, file in paths_of(directory).items():
+            if wanted(name):
+                tar.add(file, arcname=name)
+
+
+def paths_of(directory: Path) -> dict[str, Path]:
+    """What stands in a model directory and in its folder of chat templates, by the paths within it."""
+    found = [*directory.iterdir(), *directory.glob(f"{TEMPLATE_FOLDER}/*")]
+    return {file.relative_to(directory).as_posix(): file for file in sorted(found)}
 
 
 def unpack(archive: Path, wanted: Callable[[str], bool], name: str | None = None) -> Path:
@@ -92,9 +99,10 @@ def _unpack(name: str, file: BinaryIO, wanted: Callable[[str], bool], directory:
                 raise DamagedArchive(f"{name} holds more than {_MAX_MEMBERS:,} files.")
             if left < 0 or member.size < 0 or member.type == tarfile.GNUTYPE_SPARSE:
                 raise DamagedArchive(f"{name} of {size:,} bytes says that it holds more than such an archive can.")
-            base = Path(member.name).name
-            if member.isfile() and wanted(base):
-                member.name = base
+            path = Path(member.name)
+            place = path.name if path.parent.name != TEMPLATE_FOLDER else f"{TEMPLATE_FOLDER}/{path.name}"
+            if member.isfile() and wanted(place):
+                member.name = place
                 tar.extract(member, directory, filter="data")
         content.seek(tar.offset)
         if content.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):

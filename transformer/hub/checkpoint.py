@@ -69,19 +69,25 @@ def read_model_type(directory: str | Path) -> str:
     return adapter_for(read_json(Path(directory) / "config.json").get("model_type")).model_type
 
 
-def load(directory: str | Path, device: torch.device | str = "cpu") -> tuple[Transformer, Tokenizer]:
+def load(
+    directory: str | Path, device: torch.device | str = "cpu", keep_bf16: bool = False
+) -> tuple[Transformer, Tokenizer]:
     """Open a model directory, of one of the architectures in `hub.architectures`. The model is in evaluation mode.
+
+    Args:
+        keep_bf16: matrices that the file has in bf16 stay so, and are read from the file where they are used: a model
+            that an inference backend is made of and that is dropped then. It computes nothing by itself.
 
     Raises:
         CheckpointError: if a file is missing or damaged, or the architecture is not understood.
     """
     directory = Path(directory)
-    model = load_model(directory, device)
+    model = load_model(directory, device, keep_bf16)
     return model, Tokenizer.load(directory)
 
 
-def load_model(directory: str | Path, device: torch.device | str = "cpu") -> Transformer:
-    """Open the model of a model directory, without its tokenizer."""
+def load_model(directory: str | Path, device: torch.device | str = "cpu", keep_bf16: bool = False) -> Transformer:
+    """Open the model of a model directory, without its tokenizer. Arguments as `load`."""
     directory = Path(directory)
     fields = read_json(directory / "config.json")
     adapter = adapter_for(fields.get("model_type"))
@@ -89,7 +95,7 @@ def load_model(directory: str | Path, device: torch.device | str = "cpu") -> Tra
     tensors = open_weights(directory, config, device)
     model = model_class(config)(config, initialise=False)
     try:
-        state = adapter.import_state(tensors, config, model.state_dict())
+        state = adapter.import_state(tensors, config, model.state_dict(), keep_bf16)
     except CheckpointError as error:
         raise CheckpointError(f"{directory}: {error}") from error
     del tensors

@@ -22,10 +22,14 @@ TOKENIZER_FILES = (
     "config.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
     "vocab.json",
     "merges.txt",
     "vocab.txt",
     "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
     "generation_config.json",
 )
 MODEL_FILES = (*WEIGHT_FILES, *TOKENIZER_FILES, "README.md", "loss.svg")
@@ -94,19 +98,20 @@ def _from_hub(hub_id: str, files: Sequence[str]) -> Path:
     def download() -> Path:
         began = time.time()
         folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=list(files)))
-        for link in sorted(folder.iterdir()):
-            if _wanted(link.name, files):
-                _verify(link, name, began)
+        for file, link in archives.paths_of(folder).items():
+            if _wanted(file, files):
+                _verify(link, file, name, began)
         return folder
 
     return ask(download, f"{hub_id} cannot be fetched from the Hub", CheckpointError)
 
 
-def _verify(link: Path, repository: str, began: float) -> None:
+def _verify(link: Path, file: str, repository: str, began: float) -> None:
     """Check a file of a snapshot against its checksum, which the Hub's client does not look at; fetch it again if it
     is damaged.
 
     Args:
+        file: its path in the repository.
         began: when this attempt did, in seconds since 1970: a damaged file that is newer has just been fetched.
 
     Raises:
@@ -124,7 +129,8 @@ def _verify(link: Path, repository: str, began: float) -> None:
         try:
             if is_offline_mode():
                 raise OfflineModeIsEnabled
-            hf_hub_download(repository, link.name, revision=link.parent.name, force_download=True)
+            revision = link.parents[file.count("/")].name
+            hf_hub_download(repository, file, revision=revision, force_download=True)
         except Exception as error:
             # The client hides why it could not ask the Hub behind a ValueError.
             reason = error.__cause__ if isinstance(error, ValueError) and error.__cause__ else error

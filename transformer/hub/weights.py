@@ -42,8 +42,11 @@ def open_weights(directory: Path, config: ModelConfig, device: torch.device | st
     return {name: file.get_tensor(name) for name, file in places.items()}
 
 
-def as_float(name: str, tensor: Tensor) -> Tensor:
+def as_float(name: str, tensor: Tensor, keep_bf16: bool = False) -> Tensor:
     """A tensor in fp32.
+
+    Args:
+        keep_bf16: a matrix in bf16 stays what it is: of a file on this machine, a part of it that takes no memory.
 
     Raises:
         CheckpointError: if it holds no floating-point numbers: quantised weights mean nothing without their scales.
@@ -51,7 +54,8 @@ def as_float(name: str, tensor: Tensor) -> Tensor:
     """
     if tensor.dtype not in _DTYPES:
         raise CheckpointError(f"{name!r} is of {tensor.dtype}, expected floating-point numbers.")
-    tensor = tensor.float()
+    if not (keep_bf16 and tensor.dtype == torch.bfloat16 and tensor.dim() > 1):
+        tensor = tensor.float()
     if not all_finite(tensor):
         raise CheckpointError(f"{name!r} holds numbers that are NaN or infinite: the weights are damaged.")
     return tensor

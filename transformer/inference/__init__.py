@@ -6,7 +6,7 @@ from transformer.inference.decoder import window_start
 from transformer.inference.generator import Completion, Generation, Generator, serve
 from transformer.inference.native import NativeBackend
 from transformer.inference.quantization import quantize
-from transformer.inference.sampling import DEFAULT_SAMPLING, SamplingOptions
+from transformer.inference.sampling import DEFAULT_SAMPLING, SamplingOptions, combine_settings
 from transformer.inference.select_backend import select_backend
 from transformer.inference.stopping import stops_of
 from transformer.inference.torch_backend import CompiledBackend, TorchBackend
@@ -22,6 +22,7 @@ __all__ = [
     "SamplingOptions",
     "TorchBackend",
     "answer",
+    "combine_settings",
     "messages_of",
     "quantize",
     "select_backend",

@@ -31,6 +31,9 @@ class Decoder:
     Args:
         prompts: token ids, at least one for each text.
         eos_token_ids: token ids with which a text ends, held back until `options.min_tokens`.
+        excluded: token ids that are never sampled.
+        pinned: so many tokens at the beginning of the texts stay in the window when it moves on. They are at most half
+            the context, or none stays.
 
     Attributes:
         tokens: of each text so far, the prompt included.
@@ -42,6 +45,8 @@ class Decoder:
         prompts: Sequence[Sequence[int]],
         options: SamplingOptions,
         eos_token_ids: Sequence[int],
+        excluded: Sequence[int] = (),
+        pinned: int = 0,
     ) -> None:
         self._model, self._options, self._eos_token_ids = model, options, list(eos_token_ids)
         self._random = torch.Generator(model.device)
@@ -51,7 +56,9 @@ class Decoder:
             self._random.manual_seed(options.seed)
         self.tokens = [list(prompt) for prompt in prompts]
         self._new = 0
+        self._excluded = torch.tensor(excluded, dtype=torch.long, device=model.device)
         self._context = model.config.context_length
+        self._pinned = pinned if pinned <= self._context // 2 else 0
         capacity = min(self._context, max(map(len, prompts)) + options.max_tokens)
         self._cache = model.new_cache(len(prompts), capacity)
         self._starts = [-1] * len(prompts)  # of the windows that were read; -1: none yet
@@ -67,12 +74,14 @@ class Decoder:
             CheckpointError: if the model's scores are not finite numbers.
         """
         for text, tokens in enumerate(self.tokens):
-            if window_start(len(tokens), self._context) != self._starts[text]:
+            if self._window_start(len(tokens)) != self._starts[text]:
                 self._read(text)
         last = torch.tensor([tokens[-1] for tokens in self.tokens]) if self._last is None else self._last
         last = last.to(self._model.device)
         logits = self._model.decode(last, self._cache)
         expect_finite(logits)
+        if len(self._excluded):
+            logits.index_fill_(-1, self._excluded, -math.inf)
         if self._new < self._options.min_tokens:
             logits[:, self._eos_token_ids] = -math.inf
         seen = self._note(last) if self._options.repetition_penalty != 1.0 else None
@@ -92,11 +101,15 @@ class Decoder:
         self._seen[text] = self._seen[len(self.tokens)]
         self._last = None
 
+    def _window_start(self, length: int) -> int:
+        """`window_start` of what follows the pinned tokens."""
+        return window_start(length - self._pinned, self._context - self._pinned)
+
     def _read(self, text: int) -> None:
         """Read the window of a text again, all but its last token, which the next step reads."""
         tokens = self.tokens[text]
-        start = self._starts[text] = window_start(len(tokens), self._context)
-        window = tokens[start:-1]
+        start = self._starts[text] = self._window_start(len(tokens))
+        window = tokens[: self._pinned] + tokens[self._pinned + start : -1] if start else tokens[:-1]
         if text and tokens == self.tokens[0]:
             self._cache.copy(0, text)  # several texts begin with one prompt, which is read once
         else:

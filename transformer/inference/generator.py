@@ -35,13 +35,19 @@ class Generator:
     def __init__(self, model: Transformer | InferenceBackend, tokenizer: Tokenizer, precision: str = "fp32") -> None:
         self.model = select_backend(model, precision) if isinstance(model, Transformer) else model
         self.tokenizer = tokenizer
+        self.excluded = tokenizer.ids_without_token(self.model.config.vocab_size)  # are never sampled
 
-    def generate(self, prompt: str | Sequence[int], options: SamplingOptions | None = None) -> Generation:
+    def generate(
+        self, prompt: str | Sequence[int], options: SamplingOptions | None = None, pinned: int = 0
+    ) -> Generation:
         """Continue `prompt`, a text or its tokens. Iterate over the result for the pieces of text that follow it.
 
         A prompt beyond the context, and a text that grows beyond it, are seen through the window of `window_start`.
+
+        Args:
+            pinned: so many tokens at the beginning of the prompt stay in that window.
         """
-        return Generation(self.model, self.tokenizer, prompt, options or SamplingOptions())
+        return Generation(self, prompt, options or SamplingOptions(), pinned)
 
     def generate_batch(self, prompts: Sequence[str], options: SamplingOptions | None = None) -> list[Completion]:
         """Continue several prompts together, or one prompt several times, which is faster than one after the other.
@@ -52,7 +58,8 @@ class Generator:
             return []
         options = options or SamplingOptions()
         texts = [_Continuation(self.model, self.tokenizer, prompt, options) for prompt in prompts]
-        decoder = Decoder(self.model, [text.prompt for text in texts], options, texts[0].eos_token_ids)
+        prompt_ids = [text.prompt for text in texts]
+        decoder = Decoder(self.model, prompt_ids, options, texts[0].eos_token_ids, self.excluded)
         growing, pieces = list(enumerate(texts)), [""] * len(texts)
         while growing:
             for (number, text), token in zip(growing, decoder.next(), strict=True):
@@ -88,11 +95,12 @@ class Generation:
     """
 
     def __init__(
-        self, model: InferenceBackend, tokenizer: Tokenizer, prompt: str | Sequence[int], options: SamplingOptions
+        self, generator: Generator, prompt: str | Sequence[int], options: SamplingOptions, pinned: int = 0
     ) -> None:
         self._begin = time.perf_counter()
-        self._text = _Continuation(model, tokenizer, prompt, options)
-        self._decoder = Decoder(model, [self._text.prompt], options, self._text.eos_token_ids)
+        self._text = text = _Continuation(generator.model, generator.tokenizer, prompt, options)
+        model, excluded = generator.model, generator.excluded
+        self._decoder = Decoder(model, [text.prompt], options, text.eos_token_ids, excluded, pinned)
         self.seconds_to_first_token: float | None = None
         self._seconds = 0.0
 

@@ -16,10 +16,12 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from transformer.errors import ConfigError
 from transformer.inference.quantized_linear import Precision, quantize_linear
+from transformer.inference.weight_memory import mapped_again
 from transformer.model import Transformer
 from transformer.model.attention import JointRMSNorm, MultiHeadAttention
 from transformer.model.layers import FeedForward
@@ -42,6 +44,8 @@ def quantize(model: Transformer, precision: Precision, make_linear: MakeLinear |
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     quantized: Any = copy.deepcopy(model, shared).eval()  # Any: modules give way to others of the same interface
     quantized.dropout = nn.Identity()
+    if model.token_embedding.weight.dtype != torch.float32:
+        quantized.token_embedding = FloatEmbedding(model.token_embedding.weight)
     quantized.final_norm = _norm(quantized.final_norm)
     quantized.head = _linear([quantized.head], make_linear)
     for layer in quantized.layers:
@@ -118,6 +122,16 @@ class FusedGateAndUp(nn.Module):
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         gate_BTF, up_BTF = self.linear(x_BTD).chunk(2, dim=-1)
         return gate_BTF, up_BTF
+
+
+class FloatEmbedding(nn.Embedding):
+    """An embedding that is kept in another type, with rows in fp32."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__(weight.shape[0], weight.shape[1], _weight=mapped_again(weight), _freeze=True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return F.embedding(tokens, self.weight).float()
 
 
 class FastRMSNorm(nn.Module):

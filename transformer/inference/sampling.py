@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,6 +48,25 @@ class SamplingOptions:
             raise ConfigError(f"min_tokens {self.min_tokens} is more than max_tokens {self.max_tokens}.")
         if any(not stop for stop in self.stop):
             raise ConfigError("a stop sequence is empty: every text would end at once.")
+
+
+MODEL_SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # that a model can have of its own
+
+
+def combine_settings(model: Mapping[str, float], user: Mapping[str, Any]) -> tuple[SamplingOptions, str]:
+    """What the user says, else what the model says, else the default; and where each value is from, in words.
+
+    Args:
+        model: some of MODEL_SETTINGS. user: arguments of `SamplingOptions`.
+
+    Raises:
+        ConfigError: if a value is out of its range.
+    """
+    options = SamplingOptions(**{**model, **user})
+    said = {"user": user, "model": model}
+    sources = {name: next((who for who, of in said.items() if name in of), "default") for name in MODEL_SETTINGS}
+    values = (f"{name} {getattr(options, name):g} ({source})" for name, source in sources.items())
+    return options, f"sampling: {', '.join(values)}"
 
 
 GREEDY = 1e-3  # a temperature at which a token 0.1 nats less likely than the likeliest has a chance of e^-100

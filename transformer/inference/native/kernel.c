@@ -16,6 +16,7 @@
    The architecture is explained in transformer/model; native_backend.py beside this file fills the structures in. */
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "attention.h"
 #include "threads.h"
@@ -166,14 +167,24 @@ static void normalize_rows(const Pass *pass, Worker *w, const Norm *norm, float 
     complete(w->thread, pass->count);
 }
 
+static float embedding_value(const Model *m, int64_t index) {
+    if (m->embedding_kind == FP32) return ((const float *)m->embedding)[index];
+    uint32_t bits = (uint32_t)((const uint16_t *)m->embedding)[index] << 16; /* BF16 is the upper half of FP32 */
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
 static void embed(const Pass *pass, Worker *w) {
     const Model *m = pass->m;
     EACH(r, pass->count) {
         int64_t token = pass->tokens[r], position = pass->positions[r];
-        const float *from = m->embedding + token * m->width;
+        int64_t from = token * m->width;
         const float *added = m->table ? m->table + position * m->width : NULL;
         float *x = pass->x + r * pass->width;
-        for (int64_t i = 0; i < m->width; i++) x[i] = from[i] * (float)m->embedding_scale + (added ? added[i] : 0);
+        for (int64_t i = 0; i < m->width; i++) {
+            x[i] = embedding_value(m, from + i) * (float)m->embedding_scale + (added ? added[i] : 0);
+        }
     }
     complete(w->thread, pass->count);
 }

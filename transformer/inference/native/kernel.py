@@ -46,7 +46,7 @@ class Model(Structure):
     _fields_ = [
         *_fields(
             integers="vocabulary context n_layers width n_heads n_kv_heads key_width value_width hidden "
-            "norm_first activation",
+            "norm_first activation embedding_kind",
             numbers="embedding_scale",
             pointers="embedding table cosine sine layers",
         ),

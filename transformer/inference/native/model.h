@@ -32,8 +32,9 @@ typedef struct {
 typedef struct {
     int64_t vocabulary, context, n_layers, width, n_heads, n_kv_heads, key_width, value_width, hidden;
     int64_t norm_first, activation;
+    int64_t embedding_kind; /* FP32 or BF16 */
     double embedding_scale;
-    const float *embedding; /* (vocabulary, width) */
+    const void *embedding; /* (vocabulary, width) */
     const float *table; /* (context, width), added to embeddings, or NULL */
     const float *cosine, *sine; /* (context, key_width), or NULL */
     const Layer *layers;
@@ -68,6 +69,7 @@ const LayoutEntry layout[] = {
     SIZE(Model), OFFSET(Model, vocabulary), OFFSET(Model, context), OFFSET(Model, n_layers), OFFSET(Model, width),
     OFFSET(Model, n_heads), OFFSET(Model, n_kv_heads), OFFSET(Model, key_width), OFFSET(Model, value_width),
     OFFSET(Model, hidden), OFFSET(Model, norm_first), OFFSET(Model, activation),
+    OFFSET(Model, embedding_kind),
     OFFSET(Model, embedding_scale), OFFSET(Model, embedding), OFFSET(Model, table),
     OFFSET(Model, cosine), OFFSET(Model, sine), OFFSET(Model, layers), OFFSET(Model, final_norm), OFFSET(Model, head),
     SIZE(Cache), OFFSET(Cache, keys), OFFSET(Cache, values), OFFSET(Cache, key_scales),

@@ -19,6 +19,7 @@ from transformer.errors import ConfigError, ContextLengthError
 from transformer.inference.backend import InferenceBackend
 from transformer.inference.native import kernel as c
 from transformer.inference.quantized_linear import Precision
+from transformer.inference.weight_memory import give_back_freed_memory, mapped_again
 from transformer.model import KVCache, ModelConfig, Transformer
 from transformer.model.attention import MultiHeadAttention
 from transformer.model.layers import DecoderLayer, FeedForward
@@ -26,7 +27,7 @@ from transformer.model.positions import Rotary
 
 _LANES = 16  # columns of a block
 _PIECE = 256  # tokens that are read at a time: what they need to be worked on stays in the cache
-_ROWS = 2048  # of weights that are rounded at a time, whole blocks
+_ROUNDED = 2**19  # weights that are rounded at a time, in whole blocks: in fp32 they take a few times their size
 _CACHE_DTYPES = {"fp32": torch.float32, "bf16": torch.float16, "int8": torch.int8}  # of keys and values
 # Values of choices that kernel.c computes; and the other fields, of which it computes every value or none matters.
 _SUPPORTED: dict[str, set] = {
@@ -68,6 +69,7 @@ class NativeBackend(InferenceBackend):
         self._run_tokens = kernel.read_tokens
         self._kept: list[Tensor | ctypes.Array] = []  # what the kernel has the addresses of
         self._model = self._arrange(model)
+        give_back_freed_memory()
         self._max_threads = max(1, int(min(processor_quota(), 2**16)))  # more would wait for each other, awake
 
     @staticmethod
@@ -159,6 +161,7 @@ class NativeBackend(InferenceBackend):
     def _arrange(self, model: Transformer) -> c.Model:
         config = self.config
         positions: object = model.position_embedding
+        embedding = mapped_again(model.token_embedding.weight)
         layers: list[DecoderLayer] = list(model.layers)  # type: ignore[arg-type]
         arranged = c.Model(
             vocabulary=config.vocab_size,
@@ -173,7 +176,8 @@ class NativeBackend(InferenceBackend):
             norm_first=config.norm_placement == "pre",
             activation=c.ACTIVATIONS[config.activation],
             embedding_scale=math.sqrt(config.d_model) if config.scale_embeddings else 1.0,
-            embedding=self._keep(model.token_embedding.weight),
+            embedding=self._keep(embedding, embedding.dtype),
+            embedding_kind=c.KINDS["bf16" if embedding.dtype == torch.bfloat16 else "fp32"],
             final_norm=self._norm(model.final_norm),
             head=self._product([model.head]),
         )
@@ -283,12 +287,16 @@ def _rounded_blocks(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         Those, the scale of each output, and the sum of its weights, (out,) in whole blocks.
     """
-    packed, scales, sums = [], [], []
-    for rows in weight.split(_ROWS):  # a few at a time, since all of them in fp32 might need more memory than the model
+    outputs, inputs = weight.shape
+    packed = torch.empty(_round_up(outputs) // _LANES, -(-inputs // 4), _LANES, dtype=torch.int32)
+    scales, sums = [], []
+    # A few at a time, since all of them in fp32 might need more memory than the model.
+    blocks = max(1, _ROUNDED // (inputs * _LANES))
+    for place, rows in zip(packed.split(blocks), weight.split(blocks * _LANES), strict=True):
         rows = F.pad(rows.float(), (0, -rows.shape[1] % 4, 0, -len(rows) % _LANES))
         scale = (rows.abs().amax(dim=1) / 127).clamp_(min=torch.finfo(torch.float32).tiny)
         rounded = (rows / scale[:, None]).round_().to(torch.int8)
-        packed.append(_blocks_of(rounded.view(torch.int32), torch.int32))
+        place.copy_(_blocks_of(rounded.view(torch.int32), torch.int32))
         scales.append(scale)
         sums.append(rounded.sum(dim=1) * scale)
-    return torch.cat(packed), torch.cat(scales), torch.cat(sums)
+    return packed, torch.cat(scales), torch.cat(sums)

@@ -1,0 +1,99 @@
+"""A model of a file in bf16: it computes what it does in fp32, and its weights are not held twice."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from models import tiny_model, tiny_tokenizer
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from transformer.hub import checkpoint
+from transformer.inference import CompiledBackend, NativeBackend, TorchBackend, quantize
+from transformer.inference.native import load_kernel
+from transformer.inference.weight_memory import mapped_again
+
+MEASURED = """
+import sys, torch
+from pathlib import Path
+from transformer.hub import checkpoint
+from transformer.inference import select_backend
+
+def resident(name):
+    status = Path("/proc/self/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith(name))) * 1024
+
+select_backend(checkpoint.load_model(sys.argv[2], keep_bf16=True), "int8")  # compiles, and opens the libraries
+Path("/proc/self/clear_refs").write_text("5")  # forget the peak
+before = resident("VmRSS")
+backend = select_backend(checkpoint.load_model(sys.argv[1], keep_bf16=True), "int8")
+print(resident("VmHWM") - before, resident("VmRSS") - before)
+"""
+
+
+def directory_in_bf16(path: Path, **sizes: int) -> Path:
+    checkpoint.save(tiny_model(**sizes), tiny_tokenizer(), path)
+    state = load_file(path / "model.safetensors")
+    save_file({name: tensor.bfloat16() for name, tensor in state.items()}, path / "model.safetensors")
+    return path
+
+
+@pytest.mark.parametrize("preset", ["modern", "gpt2", "paper"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("backend", [NativeBackend, TorchBackend, CompiledBackend])
+def test_a_file_in_bf16_gives_what_its_weights_in_fp32_give(
+    backend, precision: str, preset: str, tmp_path: Path
+) -> None:
+    if backend is NativeBackend and load_kernel() is None:
+        pytest.skip("the C backend needs AVX2 or NEON and a compiler")
+    if backend is CompiledBackend and precision == "int8":
+        pytest.skip("a GPU computes in bf16")
+    folder = directory_in_bf16(tmp_path, preset=preset)
+    wide, kept = checkpoint.load_model(folder), checkpoint.load_model(folder, keep_bf16=True)
+    assert wide.token_embedding.weight.dtype == torch.float32
+    assert kept.token_embedding.weight.dtype == kept.head.weight.dtype == torch.bfloat16
+    tokens = torch.arange(20)[None] + 3
+    assert torch.equal(backend(kept, precision)(tokens), backend(wide, precision)(tokens))
+
+
+def test_a_part_of_a_file_is_mapped_again(tmp_path: Path) -> None:
+    expected = {"a": torch.randn(300, 40).bfloat16(), "b": torch.randn(7, 5000)}
+    save_file(expected, tmp_path / "file")
+    with safe_open(tmp_path / "file", "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in expected}
+    for name, tensor in tensors.items():
+        again = mapped_again(tensor)
+        assert torch.equal(again, expected[name])
+        assert again.data_ptr() != tensor.data_ptr() or not Path("/proc/self/maps").exists()
+    ordinary = torch.ones(1000)
+    assert mapped_again(ordinary).data_ptr() == ordinary.data_ptr()
+    (tmp_path / "file").write_bytes(b"another")  # in place: the tensors are gone too
+    (tmp_path / "file").unlink()
+    assert mapped_again(tensors["a"]).data_ptr() == tensors["a"].data_ptr()
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak from Linux's /proc")
+@pytest.mark.skipif(load_kernel() is None, reason="the C backend needs AVX2 or NEON and a compiler")
+def test_weights_are_not_held_twice(tmp_path: Path) -> None:
+    sizes = dict(vocab_size=20_000, d_model=512, n_layers=4, n_heads=8, d_feed_forward=4096)
+    folder = directory_in_bf16(tmp_path / "large", **sizes)
+    small = directory_in_bf16(tmp_path / "small", vocab_size=300)
+    file = (folder / "model.safetensors").stat().st_size
+    packed = file / 2
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURED, str(folder), str(small)], capture_output=True, text=True, check=True
+    )
+    peak, after = map(int, run.stdout.split())
+    assert packed < after < 1.15 * packed, f"{after / packed:.2f} times the packed weights stay"
+    beside = (
+        64 * 2**20
+    )  # what packing takes for a while, of a model of any size: an fp32 copy takes more than twice that
+    assert peak < file + packed + beside, f"loading takes {peak:,} bytes, the file and packed weights {file + packed:,}"
+
+
+def test_only_the_embedding_of_a_backend_is_of_the_file(tmp_path: Path) -> None:
+    quantized = quantize(checkpoint.load_model(directory_in_bf16(tmp_path), keep_bf16=True), "int8")
+    of_bf16 = [name for name, tensor in quantized.named_parameters() if tensor.dtype == torch.bfloat16]
+    assert of_bf16 == ["token_embedding.weight"]
