@@ -239,4 +239,5 @@ def _nothing(draw: random.Random, folder: Path) -> Data:
         blank = {"empty": "", "blank": " \n\n \t", "one letter": "a", "BOM": "\ufeff"}
         content = blank.get(kind, kind).encode()
         path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-    return Data(path, None, False, f"{kind} as {path.name}", True)
+    is_word = kind == "null" and not path.name.startswith(("nothing.json", "nothing.parquet"))  # of a plain text
+    return Data(path, None, False, f"{kind} as {path.name}", not is_word)

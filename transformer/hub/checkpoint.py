@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch.overrides import TorchFunctionMode
 
 from transformer.data.tokenizer import Tokenizer
 from transformer.errors import CheckpointError
@@ -21,7 +22,7 @@ from transformer.hub.resolve import WEIGHTS
 from transformer.hub.weights import open_weights
 from transformer.inference import DEFAULT_SAMPLING
 from transformer.legacy import model_class
-from transformer.model import Transformer
+from transformer.model import ModelConfig, Transformer
 
 _SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty")  # the defaults that transformers has too
 
@@ -93,7 +94,7 @@ def load_model(directory: str | Path, device: torch.device | str = "cpu", keep_b
     adapter = adapter_for(fields.get("model_type"))
     config = adapter.model_config(fields)
     tensors = open_weights(directory, config, device)
-    model = model_class(config)(config, initialise=False)
+    model = _without_weights(config)
     try:
         state = adapter.import_state(tensors, config, model.state_dict(), keep_bf16)
     except CheckpointError as error:
@@ -105,12 +106,26 @@ def load_model(directory: str | Path, device: torch.device | str = "cpu", keep_b
             state["token_embedding.weight"] = state["head.weight"] = held[0]
         else:  # as transformers has it: what was trained counts, whatever config.json says of it
             config = dataclasses.replace(config, tie_embeddings=False)
-            model = model_class(config)(config, initialise=False)
-    model = model.to(device)
+            model = _without_weights(config)
     model.load_state_dict(state, assign=True)
     if config.tie_embeddings:
         model.head.weight = model.token_embedding.weight  # assigning gave each a parameter of its own
-    return model.eval()
+    return model.to(device).eval()
+
+
+def _without_weights(config: ModelConfig) -> Transformer:
+    """A model whose parameters have shapes and take no memory, until they are assigned."""
+    with _OnMeta():
+        model: Transformer = model_class(config)(config, initialise=False)
+    return model
+
+
+class _OnMeta(TorchFunctionMode):
+    """Makes uninitialised tensors, as which modules make their parameters, without memory; all others as they are."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        where = {"device": "meta"} if function is torch.empty else {}
+        return function(*args, **{**(kwargs or {}), **where})
 
 
 def _write_json(path: Path, fields: dict[str, Any]) -> None:

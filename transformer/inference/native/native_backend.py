@@ -27,7 +27,7 @@ from transformer.model.positions import Rotary
 
 _LANES = 16  # columns of a block
 _PIECE = 256  # tokens that are read at a time: what they need to be worked on stays in the cache
-_ROUNDED = 2**19  # weights that are rounded at a time, in whole blocks: in fp32 they take a few times their size
+_ROUNDED = 2**21  # weights that are rounded at a time, in whole blocks: in fp32 they take a few times their size
 _CACHE_DTYPES = {"fp32": torch.float32, "bf16": torch.float16, "int8": torch.int8}  # of keys and values
 # Values of choices that kernel.c computes; and the other fields, of which it computes every value or none matters.
 _SUPPORTED: dict[str, set] = {
