@@ -29,7 +29,7 @@ def test_every_end_of_a_text_ends_it_wherever_it_is_named(tmp_path: Path) -> Non
     says(tmp_path, "config.json", eos_token_id=7)
     says(tmp_path, "tokenizer_config.json", eos_token="<|endoftext|>", eot_token={"content": "<|pad|>"})
     assert Tokenizer.load(tmp_path).end_ids == {0, 1, 5, 6, 7}
-    says(tmp_path, "tokenizer_config.json", eot_token="no such token")
+    says(tmp_path, "tokenizer_config.json", eot_token=7)
     says(tmp_path, "config.json", eos_token_id=None)
     says(tmp_path, eos_token_id=None)
     assert Tokenizer.load(tmp_path).end_ids == {0}

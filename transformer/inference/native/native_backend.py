@@ -69,7 +69,6 @@ class NativeBackend(InferenceBackend):
         self._run_tokens = kernel.read_tokens
         self._kept: list[Tensor | ctypes.Array] = []  # what the kernel has the addresses of
         self._model = self._arrange(model)
-        give_back_freed_memory()
         self._max_threads = max(1, int(min(processor_quota(), 2**16)))  # more would wait for each other, awake
 
     @staticmethod
@@ -237,6 +236,7 @@ class NativeBackend(InferenceBackend):
         else:
             packed = _blocks_of(weight, torch.float32 if self.precision == "fp32" else torch.bfloat16)
         product.weight = self._keep(packed, packed.dtype)
+        give_back_freed_memory()  # or what rounding took would pile up from layer to layer
         return product
 
     def _keep(self, tensor: Tensor, dtype: torch.dtype = torch.float32) -> int:
