@@ -1,6 +1,7 @@
 """The kernel in C where PyTorch does not run it: for ARM in an emulator, and under AddressSanitizer and UBSan."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,7 +39,11 @@ SUPPORTED = [
 ]
 
 
-@pytest.fixture(scope="module", params=TARGETS, ids=lambda target: target.name)
+def _param(target: Target) -> Any:
+    return pytest.param(target, id=target.name, marks=[pytest.mark.slow] if "sanitized" in target.name else [])
+
+
+@pytest.fixture(scope="module", params=map(_param, TARGETS))
 def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Target, Path]:
     chosen: Target = request.param
     if not sets_of_processor() or load_kernel() is None:
