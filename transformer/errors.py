@@ -1,4 +1,4 @@
-"""The package's exceptions: one clear sentence each, caught at the faces (predict.py, train.py, cli.py)."""
+"""The package's exceptions: one clear sentence each, caught at the entry points (predict.py, train.py, cli/)."""
 
 from transformer.credentials import redact
 

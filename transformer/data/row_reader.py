@@ -1,7 +1,7 @@
 """The rows of files, one after the other, from any position again.
 
 A row of JSON or parquet is a dictionary by column; one of plain text is a line. Each row of JSON is read by itself, so
-that a column that nobody needs may hold anything, or be there in some rows alone.
+that a column that is not used may hold anything, or be there in some rows alone.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ _FORMAT = 3  # to be raised when the same text and tokenizer give other tokens, 
 _META = "meta.json"
 _FILES = ("tokens", "loss_mask", "starts")
 _DAMAGED = (OSError, ValueError, KeyError)  # what reading a folder raises that is not as it was written
-_ABANDONED_SECONDS = 24 * 3600  # a partial folder that nobody has written to for so long is of a process that died
+_ABANDONED_SECONDS = 24 * 3600  # a partial folder without a write for this long is of a process that died
 
 
 def tokenized(
@@ -154,6 +154,6 @@ def _put_in_place(partial: Path, folder: Path) -> None:
         except _DAMAGED:
             damaged = Path(tempfile.mkdtemp(suffix=".partial", prefix=".", dir=folder.parent))
             with suppress(OSError):  # another process has done the same in this moment
-                folder.rename(damaged)  # in one step: nobody sees half of it
+                folder.rename(damaged)  # atomic: no other process sees half of it
                 partial.rename(folder)
             shutil.rmtree(damaged, ignore_errors=True)

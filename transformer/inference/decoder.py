@@ -32,7 +32,7 @@ class Decoder:
         prompts: token ids, at least one for each text.
         eos_token_ids: token ids with which a text ends, held back until `options.min_tokens`.
         excluded: token ids that are never sampled.
-        pinned: so many tokens at the beginning of the texts stay in the window when it moves on. They are at most half
+        pinned: number of tokens at the beginning of the texts that stay in the window when it moves on. At most half
             the context, or none stays.
 
     Attributes:

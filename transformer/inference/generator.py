@@ -45,7 +45,7 @@ class Generator:
         A prompt beyond the context, and a text that grows beyond it, are seen through the window of `window_start`.
 
         Args:
-            pinned: so many tokens at the beginning of the prompt stay in that window.
+            pinned: number of tokens at the beginning of the prompt that stay in that window.
         """
         return Generation(self, prompt, options or SamplingOptions(), pinned)
 

@@ -91,7 +91,7 @@ def evaluate_padded(
 
     Args:
         stride: tokens from a window to the next; the original's 1 takes 128 times as long as the text.
-        every: only each so manieth line.
+        every: evaluate each line of which the number is a multiple of this.
 
     Raises:
         CorpusError: if there is no text.

@@ -81,7 +81,7 @@ def causal_mask(
     """Which of the `past + new` tokens each of the `new` ones may look at: itself and those before it (3.2.3).
 
     Args:
-        attention_mask: (B, S) bool, False at padding, which nobody looks at.
+        attention_mask: (B, S) bool, False at padding, which no query attends to.
         window: how many tokens a query looks back over, its own included (Mistral 7B, Jiang et al., 2023); None: all.
 
     Returns:
