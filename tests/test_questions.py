@@ -104,6 +104,9 @@ def test_a_data_set_of_conversations_is_one_that_training_reads(tmp_path, capsys
     assert any("User: Hello!\nAssistant: " in talk for talk in talks)
     assert any("Jules Verne was a French novelist" in talk for talk in talks)
     assert any("Nantes is a city" in talk for talk in talks)
+    assert main([*command, "--max-documents", "2"]) == 0 and "1 articles" in capsys.readouterr().out  # one is blank
+    assert "Nantes is a city" not in output.read_text(encoding="utf-8")
+    assert main([*command, "--max-documents", "0"]) == 1 and "1 or more, not 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

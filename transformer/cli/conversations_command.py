@@ -15,6 +15,7 @@ def add_conversations(commands: Commands) -> None:
     add_data(parser, "rows with a title and a text")
     parser.add_argument("--output", type=location, required=True, help="the JSON lines to write")
     parser.add_argument("--text-share", type=float, default=0.1, help="fraction of the articles added as plain text")
+    parser.add_argument("--max-documents", type=int, help="read the first articles only, at most this many")
     parser.add_argument("--seed", type=int, default=0, help="seed of the questions and of their order")
 
 
@@ -24,7 +25,7 @@ def conversations(options: argparse.Namespace) -> None:
     from transformer.files import whole_file
     from transformer.hub.text_sources import find_text
 
-    articles = titled_articles(find_text(options.data, options.data_config))
+    articles = titled_articles(find_text(options.data, options.data_config), options.max_documents)
     rows = conversation_rows(articles, options.text_share, seed=options.seed)
     with whole_file(options.output) as partial, partial.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

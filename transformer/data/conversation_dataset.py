@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,19 @@ _SYSTEM_PROMPTS = (
 )
 
 
-def titled_articles(source: TextSource) -> Iterator[tuple[str, str]]:
+def titled_articles(source: TextSource, most: int | None = None) -> Iterator[tuple[str, str]]:
     """Title and cleaned text of the articles of a data set with columns "title" and "text".
 
+    Args:
+        most: read only as many rows, stubs that are left out included; None reads all.
+
     Raises:
+        ConfigError: if `most` is no such number.
         CorpusError: if it cannot be read, or has no such columns.
     """
-    for title, text in columns_of(source, ("title", "text")):
+    if most is not None and most < 1:
+        raise ConfigError(f"max_documents is how many articles to read, 1 or more, not {most}.")
+    for title, text in islice(columns_of(source, ("title", "text")), most):
         cleaned = clean_article(text)
         if fault_of(cleaned) is None:
             yield title.strip(), cleaned
