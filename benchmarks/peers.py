@@ -166,7 +166,7 @@ def write_gguf(model: Transformer, precision: str, path: Path) -> None:
             for ours, theirs in names.items():
                 if (name := f"layers.{i}.{ours}.{part}") in state:
                     rotated = llama and ours in ("attention.query", "attention.key")
-                    add(f"blk.{i}.{theirs}.{part}", _pairs_together(state[name], config) if rotated else state[name])
+                    add(f"blk.{i}.{theirs}.{part}", pairs_together(state[name], config) if rotated else state[name])
         if f"final_norm.{part}" in state:
             add(f"output_norm.{part}", state[f"final_norm.{part}"])
     writer.write_header_to_file()
@@ -175,7 +175,7 @@ def write_gguf(model: Transformer, precision: str, path: Path) -> None:
     writer.close()
 
 
-def _pairs_together(projection: torch.Tensor, config: ModelConfig) -> torch.Tensor:
+def pairs_together(projection: torch.Tensor, config: ModelConfig) -> torch.Tensor:
     """A projection (heads · E, ...) as llama.cpp's Llama rotates: the two values of a pair stand side by side."""
     halves = projection.view(-1, 2, config.key_dim // 2, *projection.shape[1:])
     return halves.transpose(1, 2).reshape(projection.shape)

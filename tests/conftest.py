@@ -48,8 +48,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 def short_trainings() -> Iterator[None]:
     """Short samples on model cards and small timed matrices: both take longer than the steps of a tiny training."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model_card, "_SAMPLING", replace(model_card._SAMPLING, max_tokens=8))
-        patch.setattr(flops, "_SIZE", 256)
+        patch.setattr(model_card, "SAMPLING", replace(model_card.SAMPLING, max_tokens=8))
+        patch.setattr(flops, "MATRIX_SIZE", 256)
         yield
 
 
@@ -77,6 +77,6 @@ def no_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv(compiled_kernel.FOLDER_VARIABLE, raising=False)
     monkeypatch.setattr(compiled_kernel, "AHEAD", tmp_path / "built")
-    kernel._first_that_loads.cache_clear()
+    kernel.first_that_loads.cache_clear()
     yield tmp_path / "cache"
-    kernel._first_that_loads.cache_clear()
+    kernel.first_that_loads.cache_clear()

@@ -788,8 +788,8 @@ def prepare() -> None:
     import transformer.reporting.model_card
 
     # The samples on the card are most of what a tiny training takes.
-    transformer.reporting.model_card._SAMPLING = dataclasses.replace(
-        transformer.reporting.model_card._SAMPLING, max_tokens=4
+    transformer.reporting.model_card.SAMPLING = dataclasses.replace(
+        transformer.reporting.model_card.SAMPLING, max_tokens=4
     )
 
 

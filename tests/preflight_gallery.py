@@ -477,15 +477,15 @@ class Collated(EpochBatches):
 class InOrder(EpochBatches):
     """Windows in the order of the text."""
 
-    def _indices(self, taken: int) -> np.ndarray:
-        first = taken * self.batch_size % len(self.windows)
+    def indices(self, batch: int) -> np.ndarray:
+        first = batch * self.batch_size % len(self.windows)
         return np.arange(first, min(first + self.batch_size, len(self.windows)))
 
 
 class Repeated(EpochBatches):
     """The first windows again and again."""
 
-    def _indices(self, taken: int) -> np.ndarray:
+    def indices(self, batch: int) -> np.ndarray:
         return np.arange(self.batch_size)
 
 

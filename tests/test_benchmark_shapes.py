@@ -6,7 +6,7 @@ from models import tiny_model
 
 from benchmarks import shapes
 from benchmarks.decoding import prepare, read_options
-from benchmarks.peers import _pairs_together
+from benchmarks.peers import pairs_together
 from transformer.hub import checkpoint
 from transformer.hub.architectures import adapter_for
 from transformer.inference import TorchBackend
@@ -62,5 +62,5 @@ def test_rotating_neighbours_gives_the_scores_of_rotating_halves() -> None:
         return apply_rope((x @ weight.T).view(1, 5, -1, config.key_dim).transpose(1, 2), (cosine, sine))
 
     ours = split(query) @ split(key).transpose(-1, -2)
-    theirs = rotated(_pairs_together(query, config)) @ rotated(_pairs_together(key, config)).transpose(-1, -2)
+    theirs = rotated(pairs_together(query, config)) @ rotated(pairs_together(key, config)).transpose(-1, -2)
     assert torch.allclose(ours, theirs, atol=1e-4)

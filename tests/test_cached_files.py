@@ -18,7 +18,6 @@ from models import tiny_model_directory
 from transformer.checksum import checksum, is_intact
 from transformer.data.tokenizer import Tokenizer
 from transformer.errors import CheckpointError
-from transformer.hub import archive as archives
 from transformer.hub import checkpoint, retry
 from transformer.hub.resolve import fetch, fetch_tokenizer, pack
 
@@ -184,7 +183,7 @@ def test_a_full_disk_is_not_the_fault_of_the_tar(store: Store, monkeypatch: pyte
 
 
 def unpacked(folder: Path) -> list[Path]:
-    return list(folder.glob(f"{archives._PREFIX}*"))
+    return list(folder.glob("decoder-only-transformer-model-*"))
 
 
 def test_unpacked_folders_do_not_pile_up(tar: bytes, tmp_path: Path) -> None:

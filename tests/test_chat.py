@@ -3,7 +3,6 @@
 import json
 import resource
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +17,8 @@ from transformer.errors import ChatError, CheckpointError
 from transformer.hub import checkpoint
 from transformer.hub.resolve import fetch, pack
 from transformer.inference import Generator, SamplingOptions, answer, messages_of
-from transformer.training.run_components import _tokenizer as training_tokenizer
+from transformer.training.distributed import Engine
+from transformer.training.run_components import prepare_tokenizer
 from transformer.training.train_config import TrainConfig
 
 # Short ones of the shapes that are in use: what each does differently stands in it.
@@ -250,6 +250,6 @@ def test_a_training_on_conversations_gives_their_template_to_the_model(tmp_path:
         config = TrainConfig.from_options(
             data=str(tmp_path / name), output=str(tmp_path / f"{name}-run"), vocab_size=300
         )
-        tokenizer = training_tokenizer(config, SimpleNamespace(main=True), None)
+        tokenizer = prepare_tokenizer(config, Engine("cpu"), None)
         assert tokenizer.chat_template == template
         assert Tokenizer.load(tmp_path / f"{name}-run" / "checkpoints").chat_template == template

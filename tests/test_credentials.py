@@ -29,7 +29,7 @@ LONG = "hf_" + "aB3" * 11  # in the form of a real token
 
 @pytest.fixture(autouse=True)
 def nothing_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(credentials, "_secrets", set())
+    monkeypatch.setattr(credentials, "known_secrets", set())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
 

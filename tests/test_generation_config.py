@@ -117,9 +117,9 @@ def test_ids_without_a_token_are_never_sampled(temperature: float) -> None:
     generation = generator.generate("The river", options)
     "".join(generation)
     assert generation.completion_tokens == 30
-    assert max(generation._decoder.tokens[0]) < size
+    assert max(generation.token_ids) < size
     generator.generate_batch(["The", "A"], options)
     generator.excluded = []
     unguarded = generator.generate("The river", options)
     "".join(unguarded)
-    assert max(unguarded._decoder.tokens[0]) >= size
+    assert max(unguarded.token_ids) >= size

@@ -10,8 +10,8 @@ from transformer.cli import main
 from transformer.data.chat_template import chat_tokens
 from transformer.data.template_files import CHAT_HINT
 from transformer.hub import checkpoint
-from transformer.inference import Generator, SamplingOptions, answer
-from transformer.inference.decoder import Decoder
+from transformer.inference import Generation, Generator, SamplingOptions, answer
+from transformer.model import KVCache
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' and not loop.last and "
@@ -49,7 +49,7 @@ def test_the_oldest_turns_are_left_out_and_no_more_than_have_to_be(caplog: pytes
         generation = answer(one, messages, SamplingOptions(max_tokens=max(1, min(spare, 100)), temperature=0))
         expected = next(number for number, length in enumerate(lengths) if length + max(1, min(spare, 100)) <= 200)
         kept = [message for turn in turns[expected:] for message in turn]
-        assert generation._text.prompt == chat_tokens(one.tokenizer, [*SYSTEM, *kept, question])
+        assert prompt_of(generation) == chat_tokens(one.tokenizer, [*SYSTEM, *kept, question])
         assert f"{2 * expected} messages after the system prompt are left out" in caplog.text
     short = [*SYSTEM, question]
     caplog.clear()
@@ -60,31 +60,31 @@ def test_the_last_turn_stays_however_long_it_is() -> None:
     one = generator(64)
     last = {"role": "user", "content": "the sea " * 50}
     generation = answer(one, [*SYSTEM, *turn(1), last], SamplingOptions(max_tokens=4, temperature=0))
-    assert generation._text.prompt == chat_tokens(one.tokenizer, [*SYSTEM, last])
+    assert prompt_of(generation) == chat_tokens(one.tokenizer, [*SYSTEM, last])
 
 
 def test_the_system_prompt_stays_in_sight_of_a_text_that_outgrows_the_context(monkeypatch) -> None:
-    one, read = generator(64), []
-    monkeypatch.setattr(Decoder, "_read", spy(Decoder._read, read))
+    one, windows = generator(64), []
     question = {"role": "user", "content": "And the sea?"}
     generation = answer(one, [*SYSTEM, question], SamplingOptions(max_tokens=150, min_tokens=150, temperature=0))
+    prefill = one.model.prefill
+
+    def spy(tokens: list[int], cache: KVCache, sequence: int) -> None:
+        prefill(tokens, cache, sequence)
+        windows.append((list(tokens), len(generation.token_ids) - 1))
+
+    monkeypatch.setattr(one.model, "prefill", spy)
     "".join(generation)
     beginning = one.tokenizer.encode_chat("<|endoftext|>system: Be brief.\nuser: ")
     other = chat_tokens(one.tokenizer, [*SYSTEM, {"role": "user", "content": "Zebra"}])
-    assert other[: len(beginning)] == beginning and len(read) > 3
-    text = generation._decoder.tokens[0]
-    for window, end in read:
+    assert other[: len(beginning)] == beginning and len(windows) > 3
+    for window, end in windows:
         assert window[: len(beginning)] == beginning and len(window) < 64
-        assert window[len(beginning) :] == text[end - len(window) + len(beginning) : end]
+        assert window[len(beginning) :] == generation.token_ids[end - len(window) + len(beginning) : end]
 
 
-def spy(method, read: list):
-    def reading(self: Decoder, text: int) -> None:
-        method(self, text)
-        length = self._cache.lengths[text]
-        read.append((self._seen[text, :length].tolist(), len(self.tokens[text]) - 1))
-
-    return reading
+def prompt_of(generation: Generation) -> list[int]:
+    return generation.token_ids[: generation.prompt_tokens]
 
 
 def test_a_chat_model_whose_user_asks_for_no_chat_is_told_so_once(tmp_path: Path, capsys) -> None:

@@ -103,7 +103,7 @@ def test_what_there_is_no_place_for_is_refused() -> None:
 def test_without_a_compiler_pytorch_serves(no_kernel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for compiler in ("false", "there-is-no-such-compiler", "touch /dev/null"):  # fails; is missing; makes no library
         monkeypatch.setenv("CC", compiler)
-        kernel._first_that_loads.cache_clear()
+        kernel.first_that_loads.cache_clear()
         assert type(select_backend(tiny_model(), "fp32")) is TorchBackend
         assert not [path for path in no_kernel.rglob("*") if path.is_file()]
         with pytest.raises(ConfigError, match="C compiler"):
@@ -134,16 +134,17 @@ def test_structures_that_differ_from_those_in_c_are_found(
 
     weight, bias, *others = kernel.Norm._fields_
     monkeypatch.setattr(kernel, "Norm", type("Norm", (kernel.Structure,), {"_fields_": [bias, weight, *others]}))
-    kernel._first_that_loads.cache_clear()
+    kernel.first_that_loads.cache_clear()
     assert load_kernel() is None and "Norm.bias is 8 in kernel.c and 0 in kernel.py" in caplog.text
     assert type(select_backend(tiny_model(), "fp32")) is TorchBackend
 
 
 @each_set
 @pytest.mark.parametrize("activation", [-1, 3])
-def test_an_activation_that_the_kernel_does_not_know_is_refused(activation: int) -> None:
+def test_an_activation_that_the_kernel_does_not_know_is_refused(activation: int, monkeypatch) -> None:
+    load_kernel()
+    monkeypatch.setitem(kernel.ACTIVATIONS, tiny_model().config.activation, activation)
     served = select_backend(tiny_model(), "fp32")
-    served._model.activation = activation
     with pytest.raises(RuntimeError, match="does not know"):
         served.decode(torch.tensor([1]), served.new_cache(1, 8))
 
@@ -153,7 +154,7 @@ def test_it_is_compiled_once(no_kernel: Path, monkeypatch: pytest.MonkeyPatch) -
     assert load_kernel() is not None
     (file,) = [path for path in no_kernel.rglob("*") if path.is_file()]
     monkeypatch.setenv("CC", "false")
-    kernel._first_that_loads.cache_clear()
+    kernel.first_that_loads.cache_clear()
     assert load_kernel() is not None and file.exists()
 
 
@@ -186,11 +187,11 @@ def test_the_quota_of_a_container_is_read(files: dict[str, str], quota: float, t
 
 @each_set
 def test_no_more_threads_than_the_quota_allows(monkeypatch: pytest.MonkeyPatch) -> None:
-    counts = []
+    library = load_kernel()
+    read, counts = library.read_tokens, []
+    monkeypatch.setattr(library, "read_tokens", lambda *arguments: counts.append(arguments[-1]) or read(*arguments))
     for quota in (0.5, 1.9, math.inf):
         monkeypatch.setattr(native_backend, "processor_quota", lambda quota=quota: quota)
         served = select_backend(tiny_model(), "fp32")
-        read = served._run_tokens
-        served._run_tokens = lambda *arguments, read=read: counts.append(arguments[-1]) or read(*arguments)
         served.decode(torch.tensor([1]), served.new_cache(1, 8))
     assert counts == [1, 1, torch.get_num_threads()]

@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from models import new_model
+from torch import Tensor
 
 from transformer.cli import main
 from transformer.data import batches as batching
@@ -27,7 +28,7 @@ from transformer.hub import checkpoint
 from transformer.legacy import preset_config
 from transformer.model import Transformer, transformer
 from transformer.model.attention import MultiHeadAttention, causal_mask
-from transformer.model.positions import Rotary
+from transformer.model.positions import Learned, Rotary
 from transformer.preflight import Report, damaged_rows, forecast, markers, preflight, reference_runs, trivial_targets
 from transformer.preflight.rows import Rows
 from transformer.preflight.token_runs import hashes
@@ -283,14 +284,14 @@ def test_a_changed_batch_is_named(collate, name: str, words: list[str], data: st
 
 
 def test_a_changed_window_is_named_in_training_and_validation(data: str, tokenizer: Tokenizer, monkeypatch) -> None:
-    window = Windows._window
+    window = Windows.window
 
     def broken(self: Windows, index: int):
         inputs, targets, document = window(self, index)
         targets[-1] = targets[0]
         return inputs, targets, document
 
-    monkeypatch.setattr(Windows, "_window", broken)
+    monkeypatch.setattr(Windows, "window", broken)
     report = check(data, tokenizer)
     assert_named(report, "rows in the text", "column 31 (the last)")
     assert_named(report, "validation in its text", "column 31 (the last)")
@@ -339,7 +340,7 @@ def test_ids_beyond_the_vocabulary_are_named_and_nothing_else_is_tried(data: str
 
 
 def test_a_source_that_repeats_or_cannot_return_is_named(data: str, tokenizer: Tokenizer, monkeypatch) -> None:
-    monkeypatch.setattr(EpochBatches, "_indices", lambda self, taken: np.arange(8))
+    monkeypatch.setattr(EpochBatches, "indices", lambda self, batch: np.arange(8))
     assert_named(check(data, tokenizer), "order of the batches", "repeats")
     monkeypatch.undo()
 
@@ -477,9 +478,13 @@ def test_a_marker_between_sentences_is_named(marker: str, verdict: str, tokenize
 
 
 def test_positions_that_count_padding_are_named(data: str, tokenizer: Tokenizer, monkeypatch) -> None:
-    monkeypatch.setattr(
-        Transformer, "_positions", lambda self, length, real, device: torch.arange(length, device=device)
-    )
+    add = Learned.forward
+
+    def counting_padding(self: Learned, x: Tensor, positions: Tensor | slice) -> Tensor:
+        padded = isinstance(positions, Tensor) and positions.dim() == 2
+        return add(self, x, torch.arange(x.shape[1]) if padded else positions)
+
+    monkeypatch.setattr(Learned, "forward", counting_padding)
     assert_named(check(data, tokenizer, preset="gpt2"), "padding unseen", "positions count padding")
 
 
@@ -737,14 +742,14 @@ def test_references_are_for_runs_like_them_alone() -> None:
 
 
 def test_a_failing_check_stops_the_training_with_its_sentence(data: str, tmp_path: Path, monkeypatch) -> None:
-    window = Windows._window
+    window = Windows.window
 
     def broken(self: Windows, index: int):
         inputs, targets, document = window(self, index)
         targets[-1] = 5
         return inputs, targets, document
 
-    monkeypatch.setattr(Windows, "_window", broken)
+    monkeypatch.setattr(Windows, "window", broken)
     options = {**SMALL, "vocab_size": 300, "max_steps": 1}
     with pytest.raises(PreflightError, match=r"column 31 \(the last\).*--preflight warn"):
         train(TrainConfig.from_options(data=data, output=str(tmp_path), **options))

@@ -159,5 +159,5 @@ def test_the_option_is_read_from_command_lines_and_files(tmp_path: Path) -> None
 def test_memory_that_holds_files_is_free() -> None:
     v2 = "inactive_file 40\nactive_file 30\n"
     v1 = "inactive_file 1\ntotal_inactive_file 40\nactive_file 1\ntotal_active_file 2\n"
-    assert memory_limits._cached_files("anon 100\nfile 70\n" + v2) == 70
-    assert memory_limits._cached_files(v1) == 42
+    assert memory_limits.file_cache_bytes("anon 100\nfile 70\n" + v2) == 70
+    assert memory_limits.file_cache_bytes(v1) == 42

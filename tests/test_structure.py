@@ -102,6 +102,48 @@ def test_preflight_uses_public_interfaces() -> None:
                 assert node.func.id not in ("setattr", "vars", "delattr"), f"{file.name}:{node.lineno}"
 
 
+def private_names() -> set[str]:
+    """The names with a leading underscore that the package defines: functions, classes, constants and attributes."""
+    names = set()
+    for file in (ROOT / "transformer").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                names.add(node.name)
+            elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+                names.add(node.id if isinstance(node, ast.Name) else node.attr)
+    return {name for name in names if name.startswith("_") and not name.endswith("_")}
+
+
+# The file name of a library, an attribute of ctypes.CDLL.
+OTHERS_NAMES = {("test_instruction_sets.py", "_name")}
+
+
+def used_names(node: ast.AST, package_names: set[str]) -> list[str]:
+    """The names that a node imports from the package, reads from an object, replaces, or overrides in a subclass."""
+    if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("transformer"):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.Attribute):
+        return [] if isinstance(node.value, ast.Name) and node.value.id == "self" else [node.attr]
+    if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("setattr", "delattr"):
+        return [str(word.value).rpartition(".")[2] for word in node.args if isinstance(word, ast.Constant)]
+    if isinstance(node, ast.ClassDef) and any(
+        isinstance(base, ast.Name) and base.id in package_names for base in node.bases
+    ):
+        return [method.name for method in node.body if isinstance(method, ast.FunctionDef)]
+    return []
+
+
+def test_tests_use_public_names() -> None:
+    private = private_names()
+    for file in (ROOT / "tests").glob("*.py"):
+        tree = ast.parse(file.read_text())
+        package_names = {name.rpartition(".")[2] for name in imports(file) if name.startswith("transformer.")}
+        for node in ast.walk(tree):
+            used = [name for name in used_names(node, package_names) if name in private]
+            used = [name for name in used if (file.name, name) not in OTHERS_NAMES]
+            assert not used, f"{file.name}:{node.lineno} uses the private name {used[0]}"
+
+
 @pytest.mark.parametrize(
     "code",
     [

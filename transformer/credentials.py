@@ -26,12 +26,12 @@ _HUB_TOKEN = re.compile(r"\b(?:hf|api_org)_(?:jwt_|oauth_)?[A-Za-z0-9][A-Za-z0-9
 _HEADER = re.compile(r"(?<=Bearer )[^\s'\",]{6,}|(?i:(?<=authorization: )|(?<=authorization': '))[^'\r\n]+")
 _URL = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"<>]+", re.IGNORECASE)
 
-_secrets: set[str] = set()  # seen by this process, beside those of its environment
+known_secrets: set[str] = set()  # of this process, besides those in its environment
 
 
 def keep_secret(secret: str) -> None:
     """From now on `redact` masks this text."""
-    _secrets.add(secret)
+    known_secrets.add(secret)
 
 
 def redact(text: str) -> str:
@@ -39,7 +39,7 @@ def redact(text: str) -> str:
 
     Of a URL the user, the password and the values of the query are masked.
     """
-    secrets = _secrets | {value for name, value in os.environ.items() if _SECRET_VARIABLES.search(name)}
+    secrets = known_secrets | {value for name, value in os.environ.items() if _SECRET_VARIABLES.search(name)}
     forms = {form for secret in secrets for form in _forms(secret) if len(form) >= _SHORTEST}
     for form in sorted(forms, key=len, reverse=True):
         text = text.replace(form, MASK)

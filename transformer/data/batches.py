@@ -78,12 +78,12 @@ class Windows:
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
         """The windows of these numbers, B of them."""
-        rows = [self._window(int(index)) for index in indices]
+        rows = [self.window(int(index)) for index in indices]
         inputs, targets, segment_ids = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
         return Batch(inputs, targets, segment_ids)
 
-    def _window(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """inputs, targets, segment_ids: (T,) each."""
+    def window(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The inputs, targets and segment_ids of one window, (T,) each."""
         start = self.first + index * self.stride
         stop = min(start + self.length, self.stop - 1)
         n = stop - start
@@ -141,7 +141,7 @@ class EpochBatches:
         return -(-len(self.windows) // self.batch_size)
 
     def next(self) -> Batch:
-        indices = self._indices(self._taken)
+        indices = self.indices(self._taken)
         self._taken += 1
         return rows_of_rank(self.windows, indices, self.rank, self.world_size)
 
@@ -158,12 +158,16 @@ class EpochBatches:
         if not self._taken:
             return "no batch yet"
         epoch, number = divmod(self._taken - 1, self.steps_in_epoch)
-        rows = self._indices(self._taken - 1)[self.rank :: self.world_size]
+        rows = self.indices(self._taken - 1)[self.rank :: self.world_size]
         return f"epoch {epoch + 1}, batch {number + 1} of {self.steps_in_epoch}, windows {listed(rows)}"
 
-    def _indices(self, taken: int) -> np.ndarray:
-        """The windows of a batch, of all processes together."""
-        epoch, number = divmod(taken, self.steps_in_epoch)
+    def indices(self, batch: int) -> np.ndarray:
+        """The numbers of the windows in a batch, of all processes together.
+
+        Args:
+            batch: its number, from 0, counted over all epochs.
+        """
+        epoch, number = divmod(batch, self.steps_in_epoch)
         if epoch != self._ordered:
             self._ordered, self._order = epoch, epoch_order(len(self.windows), self.seed, epoch)
         return self._order[number * self.batch_size : (number + 1) * self.batch_size]

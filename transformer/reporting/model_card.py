@@ -22,7 +22,7 @@ from transformer.inference import DEFAULT_SAMPLING, Generator
 
 TRAINING_FILE = "training.json"  # what the training run says of itself, beside the weights
 CURVE_FILE = "loss.svg"  # how the loss fell, if that was recorded
-_SAMPLING = dataclasses.replace(DEFAULT_SAMPLING, max_tokens=100, seed=0)
+SAMPLING = dataclasses.replace(DEFAULT_SAMPLING, max_tokens=100, seed=0)
 PROMPTS = ("The history of the city", "The species is found in", "In the summer of 1944,", "")
 
 
@@ -89,7 +89,7 @@ def write_card(
     architecture = adapter_for(checkpoint.read_model_type(directory)).class_name
     weights = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
     generator = Generator(model, tokenizer, "fp32")
-    samples = [(prompt, "".join(generator.generate(prompt, _SAMPLING))) for prompt in PROMPTS]
+    samples = [(prompt, "".join(generator.generate(prompt, SAMPLING))) for prompt in PROMPTS]
 
     rows = [
         f"| {text} | {e.token_perplexity:.2f} | {e.word_perplexity:.1f} | {e.bits_per_byte:.4f} | "
@@ -126,8 +126,8 @@ def write_card(
         ),
         *remarks,
         "## Samples, as they came",
-        f"Temperature {_SAMPLING.temperature}, top-k {_SAMPLING.top_k}, top-p {_SAMPLING.top_p}, repetition penalty "
-        f"{_SAMPLING.repetition_penalty}, seed {_SAMPLING.seed}, {_SAMPLING.max_tokens} tokens. The prompt is bold.",
+        f"Temperature {SAMPLING.temperature}, top-k {SAMPLING.top_k}, top-p {SAMPLING.top_p}, repetition penalty "
+        f"{SAMPLING.repetition_penalty}, seed {SAMPLING.seed}, {SAMPLING.max_tokens} tokens. The prompt is bold.",
         *(f"> {_quote(prompt, text)}" for prompt, text in samples),
         "## Limits",
         "A model of this size has the manner of its data, not its knowledge: names, dates and facts in its texts are "

@@ -9,7 +9,7 @@ import torch
 from transformer.device import Precision, computes_in_bf16
 from transformer.model import Transformer
 
-_SIZE = 1024  # of the matrices that are timed
+MATRIX_SIZE = 1024  # of the matrices that are timed
 _REPEATS = 5
 
 
@@ -30,7 +30,7 @@ def flops_per_token(model: Transformer, context: int) -> int:
 def measured_peak(device: torch.device, precision: Precision) -> float:
     """FLOP per second of a large matrix product on this processor in this precision: the best of a few."""
     dtype = torch.bfloat16 if computes_in_bf16(device, precision) else torch.float32
-    matrix = torch.randn(_SIZE, _SIZE, device=device, dtype=dtype)
+    matrix = torch.randn(MATRIX_SIZE, MATRIX_SIZE, device=device, dtype=dtype)
     best = float("inf")
     for _ in range(_REPEATS + 1):  # the first sets up the library
         _finish(device)
@@ -38,7 +38,7 @@ def measured_peak(device: torch.device, precision: Precision) -> float:
         matrix @ matrix
         _finish(device)
         best = min(best, time.perf_counter() - begin)
-    return 2 * _SIZE**3 / best
+    return 2 * MATRIX_SIZE**3 / best
 
 
 def _finish(device: torch.device) -> None:

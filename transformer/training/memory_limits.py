@@ -79,13 +79,13 @@ def free_bytes(device: torch.device) -> float | None:
             in_use, stat, most = (
                 Path(folder, name).read_text(encoding="utf-8") for name in (used, "memory.stat", limit)
             )
-            found.append(float(most) - float(in_use) + _cached_files(stat))
+            found.append(float(most) - float(in_use) + file_cache_bytes(stat))
         except (OSError, ValueError):  # no such limit, or "max"
             continue
     return min(found, default=None)
 
 
-def _cached_files(statistics: str) -> float:
+def file_cache_bytes(statistics: str) -> float:
     """Bytes of a container's memory that hold files, which the system gives up when memory is asked for."""
     sizes = dict(line.split() for line in statistics.splitlines())
     return sum(float(sizes.get(f"total_{name}", sizes.get(name, 0))) for name in ("inactive_file", "active_file"))

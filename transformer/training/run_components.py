@@ -64,7 +64,7 @@ def build(config: TrainConfig, engine: Engine) -> RunComponents:
     with engine.main_first():  # what the first process fetches, trains or tokenises, the others find
         start = fetch(config.model.init_from) if config.model.init_from else None
         try:
-            tokenizer = _tokenizer(config, engine, start)
+            tokenizer = prepare_tokenizer(config, engine, start)
             model = _model(config, tokenizer, start, engine.device)
             model_type = checkpoint.read_model_type(start) if start else None
         finally:
@@ -77,7 +77,7 @@ def build(config: TrainConfig, engine: Engine) -> RunComponents:
     return RunComponents(tokenizer, model, source, training, validation, model_type)
 
 
-def _tokenizer(config: TrainConfig, engine: Engine, start: Path | None) -> Tokenizer:
+def prepare_tokenizer(config: TrainConfig, engine: Engine, start: Path | None) -> Tokenizer:
     """The tokenizer of the run, kept beside its checkpoints: a run that goes on has the one it began with.
 
     Args:

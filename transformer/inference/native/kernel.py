@@ -93,7 +93,7 @@ def load_kernel() -> CDLL | None:
         ConfigError: if $NATIVE_INSTRUCTIONS names a set of instructions with which it cannot be had.
     """
     sets = tuple(chosen_sets())
-    kernel = _first_that_loads(sets)
+    kernel = first_that_loads(sets)
     if kernel is None and os.environ.get(VARIABLE):
         raise ConfigError(
             f"{VARIABLE} is {sets[0].name!r}, but its kernel was not compiled ahead and cannot be compiled here. "
@@ -103,7 +103,8 @@ def load_kernel() -> CDLL | None:
 
 
 @cache
-def _first_that_loads(sets: tuple[InstructionSet, ...]) -> CDLL | None:
+def first_that_loads(sets: tuple[InstructionSet, ...]) -> CDLL | None:
+    """The kernel for the first of these sets with which it can be had; found once in a process."""
     for instructions in sets:
         try:
             for path in compiled_paths(instructions):

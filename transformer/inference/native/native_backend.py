@@ -67,8 +67,8 @@ class NativeBackend(InferenceBackend):
         if reason := self.unsupported(model.config):
             raise ConfigError(f"the C backend does not support {reason}; the PyTorch backend does.")
         self._run_tokens = kernel.read_tokens
-        self._kept: list[Tensor | ctypes.Array] = []  # what the kernel has the addresses of
-        self._model = self._arrange(model)
+        self.arrays: list[Tensor | ctypes.Array] = []  # what the kernel has the addresses of
+        self.structure = self._arrange(model)
         self._max_threads = max(1, int(min(processor_quota(), 2**16)))  # more would wait for each other, awake
 
     @staticmethod
@@ -134,7 +134,7 @@ class NativeBackend(InferenceBackend):
         """addresses: of the tokens, their sequences and their positions."""
         out = None if logits is None else logits.data_ptr()
         threads = min(torch.get_num_threads(), self._max_threads)
-        result = self._run_tokens(self._model, cache.native, count, *addresses, out, threads)
+        result = self._run_tokens(self.structure, cache.native, count, *addresses, out, threads)
         if result == c.NO_SUCH_TOKEN:
             raise IndexError(f"a token is not one of the {self.config.vocab_size:,} that the model knows.")
         if result == c.SEQUENCE_TOO_LONG:
@@ -188,7 +188,7 @@ class NativeBackend(InferenceBackend):
             table = positions.table_CD if config.positions == "sinusoidal" else positions.weight  # type: ignore[attr-defined]
             arranged.table = self._keep(table)
         array = (c.Layer * len(layers))(*[self._layer(layer) for layer in layers])
-        self._kept.append(array)
+        self.arrays.append(array)
         arranged.layers = ctypes.addressof(array)
         return arranged
 
@@ -242,7 +242,7 @@ class NativeBackend(InferenceBackend):
     def _keep(self, tensor: Tensor, dtype: torch.dtype = torch.float32) -> int:
         """The address of a tensor's numbers, which stay there as long as this model."""
         tensor = tensor.detach().to(dtype).contiguous()
-        self._kept.append(tensor)
+        self.arrays.append(tensor)
         return tensor.data_ptr()
 
 
