@@ -456,15 +456,15 @@ MUTATIONS: tuple[Mutation, ...] = (
     _training(
         "only the last batch is learned",
         "step",
-        "                summed = self.nats(part, self.module)\n",
-        "                self.module.zero_grad(); summed = self.nats(part, self.module)\n",
+        "                summed = self.nats(batch, self.module)\n",
+        "                self.module.zero_grad(); summed = self.nats(batch, self.module)\n",
         "accumulated gradients",
     ),
     _training(
         "the same batch is accumulated",
         "step",
-        "summed = self.nats(part, self.module)",
-        "summed = self.nats(parts[0], self.module)",
+        "summed = self.nats(batch, self.module)",
+        "summed = self.nats(batches[0], self.module)",
         "accumulated gradients",
     ),
     _training(
@@ -515,7 +515,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     _training(
         "the schedule does not reach the optimizer",
         "optimizers",
-        'group["lr"] = part * group["initial_lr"]',
+        'group["lr"] = fraction * group["initial_lr"]',
         "pass",
         "updates",
     ),
@@ -547,8 +547,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     _training(
         "weights are not restored",
         "run_state",
-        'parameter.copy_(like(left.pop(f"model.{name}"), parameter))',
-        'left.pop(f"model.{name}")',
+        'parameter.copy_(shard_like(remaining.pop(f"model.{name}"), parameter))',
+        'remaining.pop(f"model.{name}")',
         "resuming",
     ),
     _training(

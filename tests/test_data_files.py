@@ -295,7 +295,7 @@ def archive(kind: str) -> bytes:
         (b"\x28\xb5\x2f\xfd\x00", "zstd"),
         (b"%PDF-1.7\n", "PDF"),
         (b"PAR1 nothing", "cannot be read"),
-        (bytes(range(256)), "bytes of 0"),
+        (bytes(range(256)), "null bytes"),
         (bytes(range(128, 256)) * 10, "nor another encoding"),
     ],
     ids=lambda value: value if isinstance(value, str) else "content",

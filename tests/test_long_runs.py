@@ -167,8 +167,8 @@ def test_a_step_without_targets_leaves_the_average_alone(tmp_path):
 def test_data_on_the_command_line_has_not_the_configuration_of_the_presets_own(tmp_path):
     (tmp_path / "x.txt").write_text(TEXT, encoding="utf-8")
     config = parse(["--config", "default", "--data", str(tmp_path / "x.txt"), "--max-minutes", "10"])
-    assert (config.data.data_config, config.data.clean, config.model.context_length) == (None, "wikipedia", 1024)
-    assert parse(["--config", "default"]).data.data_config == "20231101.en"
+    assert (config.text.data_config, config.text.clean, config.model.context_length) == (None, "wikipedia", 1024)
+    assert parse(["--config", "default"]).text.data_config == "20231101.en"
 
 
 @pytest.mark.parametrize(

@@ -46,10 +46,10 @@ def test_completions_without_their_prompts_are_counted() -> None:
     # Windows of 8: the first prompt alone is longer; the second pair is in one window; the third is parted by an end.
     found = coverage(Windows(stream((20, 3), (2, 2), (6, 3)), 8))
     assert (found.completions, found.cut) == (3, 2)
-    assert "2 of 3 completions (67%)" in found.sentences(8)[-1]
+    assert "2 of 3 completions (67%)" in found.warnings(8)[-1]
     # Windows that overlap by all but one token hold all that fit into one.
     assert coverage(Windows(stream((20, 3), (2, 2), (6, 3)), 8, stride=1)).cut == 1
-    assert coverage(Windows(stream((0, 9)), 8)).sentences(8) == []
+    assert coverage(Windows(stream((0, 9)), 8)).warnings(8) == []
 
 
 def test_validation_looks_at_windows_that_have_targets() -> None:
@@ -88,7 +88,7 @@ def test_a_step_without_targets_changes_nothing_and_is_no_loss(
             changed.append(number)
     assert changed == [number for number in steps if number > 1]
     assert caplog.text.count("have nothing to learn") == 1
-    assert caplog.text.count("completions (100%) begin in a window of 16 tokens without the whole") == 1
+    assert caplog.text.count("completions (100%) are not in one window of 16 tokens with their full prompt") == 1
     assert f"{40 - len(steps)} steps had nothing to learn" in caplog.text
 
 

@@ -9,7 +9,7 @@ from transformer.device import pick_device
 from transformer.errors import ConfigError, TransformerError
 from transformer.model import Transformer
 from transformer.reporting.model_card import command_line
-from transformer.training.memory_limits import expect_room
+from transformer.training.memory_limits import check_memory
 from transformer.training.options import parse
 from transformer.training.run import train
 from transformer.training.train_config import TrainConfig
@@ -65,19 +65,19 @@ def test_a_model_that_no_memory_holds_is_refused_before_it_is_built(name: str, s
     sizes = {**dict(d_model=16, n_layers=1, n_heads=2, n_kv_heads=2, context_length=16), name: size}
     config = TrainConfig.from_options("x.txt", preset=preset, **sizes).model.architecture(300)
     with pytest.raises(ConfigError, match="a model of this size needs"):
-        expect_room(config, torch.device("cpu"))
+        check_memory(config, torch.device("cpu"))
 
 
 def test_a_model_that_fits_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrainConfig.from_options("x.txt").model.architecture(8192)
-    expect_room(config, torch.device("cpu"))
+    check_memory(config, torch.device("cpu"))
     model = Transformer(config)
     numbers = model.parameter_count() + sum(buffer.numel() for buffer in model.buffers())
     monkeypatch.setattr("transformer.training.memory_limits.free_bytes", lambda device: 8.0 * numbers)
-    expect_room(config, torch.device("cpu"))
+    check_memory(config, torch.device("cpu"))
     monkeypatch.setattr("transformer.training.memory_limits.free_bytes", lambda device: 8.0 * numbers - 1)
     with pytest.raises(ConfigError, match="and 0 GB are free"):
-        expect_room(config, torch.device("cpu"))
+        check_memory(config, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("option", [{"sample_prompt": "a\udcff"}, {"whole_tokens": ("<unk>", "\udcff")}])

@@ -17,7 +17,7 @@ from transformer.training.train_config import OPTIONS, TrainConfig
 def test_options_are_typed_and_hyphens_and_underscores_are_the_same() -> None:
     config = parse(["--data", "x", "--max-minutes", "60", "--price_per_hour=0.4", "--max-cost", "5", "--compile"])
     assert config == TrainConfig.from_options("x", max_minutes=60.0, price_per_hour=0.4, max_cost=5.0, compile=True)
-    assert parse(["--data", "x", "--whole-tokens", "<unk>", "<s>"]).data.whole_tokens == ("<unk>", "<s>")
+    assert parse(["--data", "x", "--whole-tokens", "<unk>", "<s>"]).text.whole_tokens == ("<unk>", "<s>")
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_help_lists_the_choices_in_groups_and_says_what_each_option_does(capsys:
         parse(["--help"])
     lines = [line.strip("│| ") for line in capsys.readouterr().out.splitlines()]
     groups = [line.strip("╭╮─+- ") for line in lines if line.strip("╭╮─+- ").endswith(" options")]
-    assert groups == ["data options", "model options", "optimization options", "run options"]
+    assert groups == ["text options", "model options", "optimization options", "run options"]
     for choices in (
         "--preset {modern,paper,gpt2,blog}",
         "--schedule {cosine,linear,wsd}",
@@ -93,7 +93,7 @@ def test_a_number_beyond_its_interval_is_refused_with_the_interval() -> None:
 
 def test_options_are_reached_by_name_whichever_group_they_are_in() -> None:
     config = TrainConfig.from_options("x", "out", d_model=32, learning_rate=0.1, stream=True)
-    assert (config.data.stream, config.model.d_model) == (True, 32)
+    assert (config.text.stream, config.model.d_model) == (True, 32)
     assert (config.optimization.learning_rate, config.run.output) == (0.1, "out")
     assert config.changed() == {"data": "x", "output": "out", "d_model": 32, "learning_rate": 0.1, "stream": True}
     other = config.with_options(d_model=64)
@@ -166,9 +166,9 @@ def test_an_unknown_preset_is_told_the_known_ones() -> None:
 @pytest.mark.parametrize("name", presets())
 def test_every_preset_is_a_whole_run(name: str) -> None:
     config = parse(["--config", name])
-    config.model.architecture(config.data.vocab_size)
+    config.model.architecture(config.text.vocab_size)
     limits = (config.run.max_epochs, config.run.max_steps, config.run.max_minutes, config.run.max_cost)
-    assert config.data.data and any(limits) and config.run.output.endswith(name)
+    assert config.text.data and any(limits) and config.run.output.endswith(name)
 
 
 def test_the_command_of_a_card_gives_the_run_again() -> None:

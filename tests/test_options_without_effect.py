@@ -85,7 +85,7 @@ def test_other_options_without_effect(options: str, names: str) -> None:
     ],
 )
 def test_options_with_an_effect_are_taken(options: str) -> None:
-    assert parse(["--data", "x", *options.split()]).data.data == "x"
+    assert parse(["--data", "x", *options.split()]).text.data == "x"
 
 
 def test_a_file_counts_as_given_and_the_sentence_says_so(tmp_path: Path) -> None:

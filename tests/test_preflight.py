@@ -125,8 +125,8 @@ def check(
         config.model.context_length,
         pad,
         None,
-        config.data.window_stride,
-        config.data.prompt_share,
+        config.text.window_stride,
+        config.text.prompt_share,
         config.run.seed,
     )
     source: BatchSource = EpochBatches(windows, config.optimization.batch_size, config.run.seed)

@@ -99,7 +99,7 @@ def test_a_data_set_of_conversations_is_one_that_training_reads(tmp_path, capsys
     assert main(command) == 0 and output.read_bytes() == first
     read = list(documents(str(output)))
     plain = [document for document in read if len(document.parts) == 1]
-    assert len(plain) == 3 and all(document.learns for document in plain)
+    assert len(plain) == 3 and all(document.parts == ((document.text, True),) for document in plain)
     talks = [document.text for document in read if len(document.parts) > 1]
     assert any("User: Hello!\nAssistant: " in talk for talk in talks)
     assert any("Jules Verne was a French novelist" in talk for talk in talks)
@@ -114,7 +114,7 @@ def test_a_data_set_of_conversations_is_one_that_training_reads(tmp_path, capsys
     [
         ("a.jsonl", '{"text": "A bridge."}', "0.1", "no text in a column 'title'"),
         ("a.txt", "A bridge is a structure.", "0.1", "no text in a column 'title'"),
-        ("a.jsonl", '{"title": "Bridge", "text": "A bridge."}', "5", "text_share is a part"),
+        ("a.jsonl", '{"title": "Bridge", "text": "A bridge."}', "5", "text_share must be in"),
     ],
 )
 def test_data_that_has_no_titles_is_refused(name, content, share, sentence, tmp_path, capsys):

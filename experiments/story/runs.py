@@ -163,7 +163,7 @@ class Run:
             reported = lay_out(text.held_out)
         else:
             span = (0, min(settings.few, len(text.training.tokens))) if variant.few else None
-            training = windows(text.training, span, config.data.window_stride)
+            training = windows(text.training, span, config.text.window_stride)
             source = EpochBatches(training, config.optimization.batch_size, config.run.seed)
             every = max(1, len(validation) // settings.held_out)
             batch = validation.batch(range(0, len(validation) - 1, every))  # the last one is not full

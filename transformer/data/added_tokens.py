@@ -1,6 +1,6 @@
-"""Tokens that the settings of a tokenizer name and its `tokenizer.json` lacks.
+"""Tokens that are in the settings of a tokenizer and missing in its `tokenizer.json`.
 
-They are added as `AutoTokenizer` of transformers 5 does it: those of `added_tokens_decoder`, or else those of the older
+They are added as by `AutoTokenizer` of transformers 5: those of `added_tokens_decoder`, or else those of the older
 files added_tokens.json and special_tokens_map.json, and then the special tokens.
 """
 
@@ -19,14 +19,14 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 def merge_older_files(
     settings: Mapping[str, Any], special_tokens_map: Mapping[str, Any], added_tokens: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The settings of a `tokenizer_config.json`, with what a special_tokens_map.json and an added_tokens.json say.
+    """The settings of a `tokenizer_config.json`, merged with a special_tokens_map.json and an added_tokens.json.
 
-    These count only where the settings themselves do not number the added tokens.
+    These two are used only if the settings have no `added_tokens_decoder`.
     """
     merged = dict(settings)
     if "added_tokens_decoder" not in settings:
         merged |= special_tokens_map
-    if isinstance(extra := merged.get("extra_special_tokens"), dict):  # names that the model has for some
+    if isinstance(extra := merged.get("extra_special_tokens"), dict):  # special tokens with names of their own
         merged |= extra
     if "added_tokens_decoder" in settings:
         return merged
@@ -39,10 +39,10 @@ def merge_older_files(
 
 
 def add_missing(backend: Backend, settings: Mapping[str, Any]) -> None:
-    """Add the tokens that `settings` name and the tokenizer lacks, or has with other flags.
+    """Add the tokens of `settings` that the tokenizer lacks or has with other flags.
 
     Raises:
-        Exception: if the settings do not say what a token is.
+        Exception: if the settings are malformed.
     """
     present = {id: repr(token) for id, token in backend.get_added_tokens_decoder().items()}
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
@@ -60,7 +60,7 @@ def add_missing(backend: Backend, settings: Mapping[str, Any]) -> None:
 
 
 def _special(settings: Mapping[str, Any], only_named: bool = False) -> Iterator[AddedToken]:
-    """The special tokens: those with a name that is known, those that the model has names for, and the others."""
+    """The special tokens: those with a standard name, those with a name of the model, and those without a name."""
     extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
     own = [name for name in settings if name.endswith("_token") and name not in _NAMED]
     values = [settings.get(name) for name in (*_NAMED, *([] if only_named else own))]
@@ -72,8 +72,8 @@ def _special(settings: Mapping[str, Any], only_named: bool = False) -> Iterator[
             yield _token(value, special=True)
 
 
-def _token(said: str | Mapping[str, Any], special: bool) -> AddedToken:
-    if isinstance(said, str):
-        return AddedToken(said, special=special, normalized=False)
-    flags = {name: bool(said[name]) for name in _FLAGS if name in said}
-    return AddedToken(said["content"], special=special, **flags)
+def _token(value: str | Mapping[str, Any], special: bool) -> AddedToken:
+    if isinstance(value, str):
+        return AddedToken(value, special=special, normalized=False)
+    flags = {name: bool(value[name]) for name in _FLAGS if name in value}
+    return AddedToken(value["content"], special=special, **flags)

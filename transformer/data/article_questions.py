@@ -1,7 +1,7 @@
-"""Conversations made of the articles of an encyclopedia: questions whose answers are the articles' own sentences.
+"""Conversations from the articles of an encyclopedia: questions answered with sentences of the articles.
 
-The functions are pure. A title and the text of its article give questions such as "Who was TITLE?" with the opening
-sentences as the answer, questions about dates and places that the opening names, and requests to say more.
+The functions are pure. From the title and text of an article they make questions such as "Who was TITLE?" with the
+first sentences as the answer, questions about dates and places in the first paragraph, and requests for more.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-Turn = tuple[str, str]  # what the user says, and the answer
+Turn = tuple[str, str]  # message of the user, and the answer
 
 _MAX_ANSWER = 360  # characters of an answer of several sentences
 _MAX_SENTENCES = 3
@@ -71,10 +71,10 @@ _WHERE = ("Where is {}?", "Where can I find {}?", "Where is {} located?")
 
 @dataclass(frozen=True)
 class Facts:
-    """What the opening of an article says of its subject.
+    """Facts from the first paragraph of an article.
 
-    subject: as a sentence begins with it. name: as a question asks for it. verb: is, was, are or were. answer: one to
-    three sentences. more: the sentences after them. first: the first sentence of the answer.
+    name: the subject as in a question. subject: the same at the start of a sentence. verb: is, was, are or were.
+    answer: one to three sentences. first: the first of them. more: the sentences after them.
     """
 
     name: str
@@ -91,12 +91,12 @@ class Facts:
 
 
 def conversations(title: str, text: str, seed: int = 0) -> Iterator[list[Turn]]:
-    """Conversations about an article; none if its opening does not define its title.
+    """Conversations about an article; none if its first sentence does not define its title.
 
     Args:
         title: of the article, with or without a disambiguation in parentheses.
-        text: of the article, cleaned (see `transformer.data.wikipedia`); its first line is the opening.
-        seed: with the title decides how questions are put.
+        text: of the article, cleaned by `transformer.data.wikipedia`.
+        seed: of the choice of questions, together with the title.
     """
     facts = facts_of(title, text)
     if facts is None:
@@ -109,7 +109,7 @@ def conversations(title: str, text: str, seed: int = 0) -> Iterator[list[Turn]]:
 
 
 def facts_of(title: str, text: str) -> Facts | None:
-    """What the opening of an article says of its subject; None if it does not say what that is."""
+    """Facts from the first paragraph of an article; None if its first sentence does not define the title."""
     name = _DISAMBIGUATION.sub("", title).strip()
     lines = [line for line in text.split("\n") if line.strip()]
     if not lines or not name or re.match(r"Lists? of|\d+$", name) or ":" in name or len(name) > 50:
@@ -159,7 +159,7 @@ def facts_of(title: str, text: str) -> Facts | None:
 
 
 def sentences(paragraph: str) -> list[str]:
-    """The sentences of a paragraph; a stop after an initial or a common abbreviation ends none."""
+    """The sentences of a paragraph. A period after an initial or a common abbreviation does not end a sentence."""
     found, start = [], 0
     for end in _SENTENCE_BREAK.finditer(paragraph):
         piece = paragraph[start : end.end()]
@@ -175,7 +175,7 @@ def sentences(paragraph: str) -> list[str]:
 
 
 def _introduction(facts: Facts, title: str, rng: random.Random) -> list[Turn]:
-    """What is it, or who; now and then with a request to say more."""
+    """A question what or who it is, sometimes followed by a request for more."""
     turns = [(_what_or_who(facts, title, rng), facts.answer)]
     if facts.more and rng.random() < 0.35:
         more = _take(facts.more, rng.randint(1, 3))
@@ -189,7 +189,7 @@ def _what_or_who(facts: Facts, title: str, rng: random.Random) -> str:
         return _first_upper(rng.choice(_ABOUT).format(name))
     pronoun = "Who" if facts.person else "What"
     if rng.random() < 0.06:
-        pronoun = "What" if facts.person else "Who"  # people who ask do not always know which it is
+        pronoun = "What" if facts.person else "Who"  # as asked by people who do not know which it is
     verb = facts.verb if rng.random() < 0.75 else rng.choice(("is", "was"))
     question = f"{pronoun} {verb} {name}"
     kind = rng.random()
@@ -201,7 +201,7 @@ def _what_or_who(facts: Facts, title: str, rng: random.Random) -> str:
 
 
 def _asked_name(facts: Facts, title: str, rng: random.Random) -> str:
-    """The name in a question: as the title stands, or with the article that a sentence needs."""
+    """The name in a question: the title, or the name with its grammatical article."""
     kind = rng.random()
     if kind < 0.5:
         return facts.name
@@ -214,7 +214,7 @@ def _asked_name(facts: Facts, title: str, rng: random.Random) -> str:
 
 
 def _as_in_subject(facts: Facts) -> str:
-    """The name with the capitals that it has in the article's first sentence."""
+    """The name with the capitalization of the article's first sentence."""
     at = facts.subject.lower().find(facts.name.lower())
     if at <= 0:
         return facts.name
@@ -222,7 +222,7 @@ def _as_in_subject(facts: Facts) -> str:
 
 
 def _details(facts: Facts, rng: random.Random) -> list[Turn]:
-    """Dates and places that the opening names, in one conversation."""
+    """Questions about dates and places, in one conversation."""
     turns: list[Turn] = []
     if facts.born:
         turns.append((rng.choice(_BIRTH).format(facts.name), f"{facts.name} was born {_on(facts.born)}."))
@@ -240,7 +240,7 @@ def _details(facts: Facts, rng: random.Random) -> list[Turn]:
 
 
 def _take(more: tuple[str, ...], count: int) -> str:
-    """At most `count` sentences that together are no longer than an answer, and at least one."""
+    """At most `count` sentences with the maximum length of an answer, but at least one."""
     text = more[0]
     for sentence in more[1:count]:
         if len(text) + len(sentence) > _MAX_ANSWER:
@@ -254,7 +254,7 @@ def _on(date: str) -> str:
 
 
 def _subject(subject: str, name: str, person: bool) -> str | None:
-    """How an answer names what the article is about; None if its first sentence names something else."""
+    """The subject as in an answer; None if the first sentence is about something else than `name`."""
     subject = subject.replace('"', "").strip(" ,")
     lowered, wanted = subject.lower(), name.lower()
     determiner = _DETERMINER.match(subject)
@@ -273,7 +273,7 @@ def _subject(subject: str, name: str, person: bool) -> str | None:
 
 
 def _is_person(raw: str, plain: list[str], rest: str) -> bool:
-    """Whether the opening is of a person: dates of a life in parentheses, or a pronoun in the next sentence."""
+    """Whether the article is about a person: dates of birth and death, or a pronoun in the second sentence."""
     brackets = " ".join(re.findall(r"\(([^()]*)\)", raw))
     if _BORN.search(brackets) or (_LIFE.search(brackets) and re.match(r"(?:an?|the|one) ", rest)):
         return not re.match(r"(?:an?|the) (?:\w+ )?(?:war|battle|series|band|city|state|empire|kingdom|period)\b", rest)
@@ -287,7 +287,7 @@ def _without_parentheses(sentence: str) -> str:
 
 
 def _is_whole(sentence: str) -> bool:
-    """Whether it can stand as a sentence in an answer."""
+    """Whether it can be used as a sentence in an answer."""
     return (
         sentence.endswith((".", "!", "?", '."'))
         and sentence.count('"') % 2 == 0

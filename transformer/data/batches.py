@@ -1,4 +1,4 @@
-"""Tokens cut into windows, each with its targets; the order of an epoch; each process's share of a batch.
+"""Windows of tokens with their targets, the order of windows in an epoch, and the rows of each process in a batch.
 
 Dimensions: N tokens in the stream · B batch · T window length
 """
@@ -16,15 +16,15 @@ from torch import Tensor
 from transformer.data.tokenize import TokenStream
 from transformer.errors import ConfigError, CorpusError
 
-_WINDOWS_AT_ONCE = 4096  # looked at for targets
-IGNORE_INDEX = -100  # the target that no loss counts: PyTorch's own default
+_CHUNK = 4096  # windows in which targets are counted at a time
+IGNORE_INDEX = -100  # a target that is excluded from the loss: the default of F.cross_entropy
 
 
 @dataclass(frozen=True)
 class Batch:
-    """inputs, targets: (B, T) token ids, targets IGNORE_INDEX where the loss counts nothing.
+    """inputs, targets: (B, T) token ids; targets that are excluded from the loss are IGNORE_INDEX.
 
-    segment_ids: (B, T), the number of each token's document.
+    segment_ids: (B, T), the number of the document of each token.
     """
 
     inputs: Tensor
@@ -33,22 +33,23 @@ class Batch:
 
 
 class Windows:
-    """The stream cut into windows of `length` inputs; each input's target is the token after it in the stream.
+    """Windows of `length` tokens of a stream; the target of each token is the next one.
 
-    Packed windows (the default) stand end to end: every token but the first is a target exactly once. The last window
-    is filled up with padding that is no target.
+    By default windows are packed: each starts where the one before it ends, so that every token but the first is a
+    target once. The last window is padded, with IGNORE_INDEX as targets.
 
     Args:
-        span: the part of the stream to cut, as (first, last + 1) token; None: all of it.
-        stride: tokens from the start of a window to that of the next; None: length. A smaller one makes windows
-            overlap: a sliding window over the text.
-        prompt_share: part of the windows, in [0, 1], whose first input is replaced by the end-of-text token. A packed
-            window seldom begins a document, but a prompt always does: so a model learns to begin anywhere in a text.
-        seed: decides, with a window's number, whether it is one of these.
+        pad_id: input at padding.
+        span: the part of the stream to use, as (first, last + 1) token; None: all of it.
+        stride: tokens from the start of one window to the start of the next; None: `length`. If it is smaller, windows
+            overlap.
+        prompt_share: fraction of the windows, in [0, 1], whose first input is replaced by the end-of-text token. Few
+            packed windows start with it, but every prompt does.
+        seed: of the choice of these windows.
 
     Raises:
-        ConfigError: if stride or prompt_share cannot work.
-        CorpusError: if there are less than two tokens.
+        ConfigError: if stride or prompt_share is out of range.
+        CorpusError: if there are fewer than two tokens.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Windows:
         if not 1 <= self.stride <= length:
             raise ConfigError(f"expected 1 <= stride <= {length}, the length of a window, not {self.stride}.")
         if not 0 <= prompt_share <= 1:
-            raise ConfigError(f"prompt_share is a part, in [0, 1], not {prompt_share}.")
+            raise ConfigError(f"prompt_share must be in [0, 1], not {prompt_share}.")
         if self.stop - self.first < 2:
             raise CorpusError(f"{self.stop - self.first} tokens are not enough to train on: at least 2 are needed.")
 
@@ -77,7 +78,7 @@ class Windows:
         return 1 - (-beyond_the_first // self.stride)
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
-        """The windows of these numbers, B of them."""
+        """The windows with these numbers, as a batch."""
         rows = [self.window(int(index)) for index in indices]
         inputs, targets, segment_ids = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
         return Batch(inputs, targets, segment_ids)
@@ -94,46 +95,46 @@ class Windows:
         if self.stream.loss_mask is not None:
             targets[:n][~self.stream.loss_mask[start + 1 : stop + 1]] = IGNORE_INDEX
         if self.prompt_share and np.random.default_rng([self.seed, index]).random() < self.prompt_share:
-            inputs[0] = self.stream.tokens[0]  # a stream begins with the end-of-text token
+            inputs[0] = self.stream.tokens[0]  # every stream starts with the end-of-text token
         segment_ids = np.searchsorted(self.stream.starts, np.arange(start, start + self.length), side="right") - 1
         return inputs, targets, segment_ids
 
 
 class BatchSource(Protocol):
-    """Where a training loop gets its batches: without end, and from any position again."""
+    """An endless source of batches, whose position can be saved and restored."""
 
     def next(self) -> Batch:
-        """This process's rows of the next batch."""
+        """The rows of this process in the next batch."""
 
     def set_progress(self, progress: float) -> None:
-        """Say how far the run is, in [0, 1], which the next batches may depend on."""
+        """Set the progress of the run, in [0, 1], on which the next batches may depend."""
 
     def state(self) -> dict[str, Any]:
-        """The position after the last batch, which can be written as JSON."""
+        """The position after the last batch, as JSON."""
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on after that position, with as many processes as there are now."""
+        """Continue after that position, also with another number of processes."""
 
     @property
     def steps_in_epoch(self) -> int | None:
-        """Batches in an epoch; None where unknown."""
+        """Batches in an epoch; None: unknown."""
 
     def describe_last(self) -> str:
-        """Where this process's rows of the last batch stand, for reports of errors."""
+        """The position of the last batch and its rows of this process, for error messages."""
 
 
 class EpochBatches:
-    """All windows once in each epoch, in a new order each time; the last batch of an epoch may be smaller.
+    """All windows once in each epoch, shuffled anew; the last batch of an epoch may be smaller.
 
-    A batch is the same with any number of processes: each takes every `world_size`-th row of it, from `rank` on. A
-    process for which there is no row gets one without targets.
+    Batches do not depend on the number of processes: each has every `world_size`-th row, starting with `rank`. A
+    process without a row gets one without targets.
     """
 
     def __init__(self, windows: Windows, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
         self.windows, self.batch_size, self.seed = windows, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self._taken = 0  # batches, in all epochs
-        self._ordered = -1  # the epoch whose order is kept
+        self._ordered = -1  # the epoch of `_order`
         self._order = np.array([], np.int64)
 
     @property
@@ -174,12 +175,13 @@ class EpochBatches:
 
 
 class ShortWindowsFirst:
-    """Batches of short windows until a part of the run is over, and of long ones from then on.
+    """Batches of short windows in the first part of a run, and of long ones afterwards.
 
-    Short windows cost less attention, and what a model learns first is near (Press et al., 2021, "Shortformer").
+    Short windows need less computation for attention, and a model learns short dependencies first ("Shortformer", Press
+    et al., 2021).
 
     Args:
-        share: part of the run, in [0, 1), with short windows.
+        share: fraction of the run, in [0, 1), with short windows.
     """
 
     def __init__(self, short: EpochBatches, long: EpochBatches, share: float) -> None:
@@ -208,15 +210,15 @@ class ShortWindowsFirst:
 
 
 def epoch_order(n_windows: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of an epoch: a permutation, a new one each time, the same for the same seed and epoch."""
+    """A permutation of the windows, which depends on the seed and the epoch."""
     return np.random.default_rng([seed, epoch]).permutation(n_windows)
 
 
 def validation_batches(windows: Windows, count: int, rows: int, rank: int = 0, world_size: int = 1) -> list[Batch]:
-    """`count` of the windows that have targets, or all if there are less, evenly spread over the text; the same ones
-    every time. If no window has any, they are taken from all.
+    """Batches of `count` windows with targets, or of all if there are fewer, evenly distributed over the text.
 
-    Each process gets the same number of batches: its share of batches of `rows` windows, as in EpochBatches.
+    If no window has targets, they are taken from all windows. Every process gets the same number of batches: its rows
+    of batches of `rows` windows, as in EpochBatches.
     """
     usable = with_targets(windows)
     if not len(usable):
@@ -227,13 +229,13 @@ def validation_batches(windows: Windows, count: int, rows: int, rank: int = 0, w
 
 
 def with_targets(windows: Windows) -> np.ndarray:
-    """(W,) or less: the numbers of the windows in which there is something to learn."""
+    """The numbers of the windows with at least one target."""
     loss_mask = windows.stream.loss_mask
     if loss_mask is None:
         return np.arange(len(windows))
     found = []
-    for first in range(0, len(windows), _WINDOWS_AT_ONCE):
-        numbers = np.arange(first, min(first + _WINDOWS_AT_ONCE, len(windows)))
+    for first in range(0, len(windows), _CHUNK):
+        numbers = np.arange(first, min(first + _CHUNK, len(windows)))
         begins = windows.first + numbers * windows.stride
         stops = np.minimum(begins + windows.length, windows.stop - 1)
         counts = np.concatenate(([0], np.cumsum(loss_mask[begins[0] + 1 : stops[-1] + 1], dtype=np.int64)))
@@ -242,7 +244,7 @@ def with_targets(windows: Windows) -> np.ndarray:
 
 
 def rows_of_rank(windows: Windows, indices: np.ndarray, rank: int, world_size: int) -> Batch:
-    """A process's rows of the batch of these windows; if there is none, one row without targets."""
+    """The rows of a process in the batch of these windows; if there are none, one row without targets."""
     if rank < len(indices):
         return windows.batch(indices[rank::world_size])
     batch = windows.batch(indices[:1])
@@ -250,5 +252,5 @@ def rows_of_rank(windows: Windows, indices: np.ndarray, rank: int, world_size: i
 
 
 def listed(numbers: np.ndarray) -> str:
-    """Window numbers for a person to read; a process may have none."""
+    """Numbers of windows as text; a process may have none."""
     return ", ".join(map(str, numbers.tolist())) or "none"

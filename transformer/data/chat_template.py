@@ -1,7 +1,7 @@
-"""Conversations as the text that a model's own chat template makes of them.
+"""Conversations as text, by the chat template of a model.
 
-A template is a small untrusted program. It runs in Jinja's sandbox, in a process of its own whose time, memory and
-output are bounded, because the sandbox bounds none of them.
+A template is an untrusted program. It runs in Jinja's sandbox, in a separate process with limits of time, memory and
+output, which the sandbox does not have.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ from transformer.errors import ChatError
 
 TEMPLATE_NAME = "chat_template"  # the option that names one of several templates
 _RENDERER = Path(__file__).with_name("chat_template_worker.py")
-_SECONDS = 30.0  # on a busy machine; its processor time is bounded more tightly
+_SECONDS = 30.0  # wall-clock time, on a busy machine; the limit of processor time is lower
 _SET_HERE = ("messages", "add_generation_prompt")
 _LISTS = ("tools", "documents")
-_WITH_TOOLS = "tool_use"  # the template that is used where there are tools, as transformers has it
+_WITH_TOOLS = "tool_use"  # the template that is used if tools are given, as in transformers
 
 
 def chat_tokens(
     tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], options: Mapping[str, Any] | None = None
 ) -> list[int]:
-    """The tokens after which a model gives the assistant's next answer to `messages`, by its own template.
+    """The tokens of the prompt for the assistant's next answer to `messages`.
 
     They are those of `AutoTokenizer.apply_chat_template(messages, add_generation_prompt=True, **options)`.
 
     Args:
-        options: variables of the template, such as `enable_thinking` of Qwen3's. `chat_template` is the name of the
-            template to use, of a model that has several.
+        messages: {"role": ..., "content": ...} each.
+        options: variables of the template, such as `enable_thinking` for Qwen3. `chat_template` is the name of the
+            template to use, if the model has several.
 
     Raises:
         ChatError: if the model has no template, or none of this name, or as `render`.
@@ -48,7 +49,7 @@ def chat_tokens(
 
 
 def select_template(tokenizer: Tokenizer, options: Mapping[str, Any] | None = None) -> str:
-    """The template that `options` ask for by `chat_template`, else the one called "default".
+    """The template named by `chat_template` in `options`, or else the one named "default".
 
     Raises:
         ChatError: if there is none.
@@ -75,20 +76,20 @@ def render(
     special_tokens: Mapping[str, str],
     options: Mapping[str, Any] | None = None,
 ) -> str:
-    """The prompt after which a model gives the assistant's next answer.
+    """The text of the prompt for the assistant's next answer.
 
     Args:
-        template: Jinja, as `chat_template` of a `tokenizer_config.json` has it.
+        template: in Jinja, as `chat_template` in a `tokenizer_config.json`.
         messages: {"role": "system", "user" or "assistant", "content": text} each.
-        special_tokens: what the template knows as `bos_token`, `eos_token` and so on.
-        options: other variables of the template, or other values of these; what JSON can say.
+        special_tokens: the variables `bos_token`, `eos_token` and so on of the template.
+        options: other variables of the template, or other values for these, as JSON.
 
     Raises:
-        ChatError: if the template refuses these messages, is wrong, wants too much time or memory, or does not read a
-            variable of `options`.
+        ChatError: if the template is invalid, rejects these messages, exceeds a limit of time or memory, or does not
+            use a variable of `options`.
     """
     options = options or {}
-    _expect_possible(options)
+    _check_options(options)
     task = {"template": template, "messages": list(messages), "special_tokens": dict(special_tokens)}
     command = [sys.executable, "-I", str(_RENDERER)]
     try:
@@ -99,7 +100,7 @@ def render(
     try:
         answer = json.loads(done.stdout)
     except ValueError:
-        raise ChatError("the model's chat template wants more memory or time than it may have.") from None
+        raise ChatError("the model's chat template exceeds the limit of memory or time.") from None
     if "unread" in answer:
         known = {*special_tokens, *_SET_HERE}
         others = ", ".join(name for name in answer["variables"] if name not in known) or "none"
@@ -113,7 +114,7 @@ def render(
     return text
 
 
-def _expect_possible(options: Mapping[str, Any]) -> None:
+def _check_options(options: Mapping[str, Any]) -> None:
     for name in _SET_HERE:
         if name in options:
             raise ChatError(f"the template option {name} is set by the program: leave it out.")

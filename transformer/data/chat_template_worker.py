@@ -1,7 +1,7 @@
-"""The process in which a chat template runs: a task as JSON on standard input, its text as JSON on standard output.
+"""The process that renders a chat template: its input is JSON on standard input, its output JSON on standard output.
 
-It imports nothing of the package, so that it starts in a tenth of a second. What a template finds here is what
-`transformers` gives it: https://huggingface.co/docs/transformers/chat_templating_writing
+It imports nothing from the package, so that it starts in a tenth of a second. Templates have the same environment as in
+`transformers`: https://huggingface.co/docs/transformers/chat_templating_writing
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
-_MEMORY = 200 * 2**20  # bytes, of which the interpreter takes thirty million
+_MEMORY = 200 * 2**20  # bytes, of which the interpreter needs thirty million
 _CPU_SECONDS = 2
 _MAX_CHARACTERS = 2**20
 
 
 class Generation(jinja2.ext.Extension):
-    """{% generation %} … {% endgeneration %}, which marks what is learned in training: here it is only its content."""
+    """The tag {% generation %} … {% endgeneration %}, which marks targets of training; here it has no effect."""
 
     tags = {"generation"}  # noqa: RUF012  # as Jinja has it
 
@@ -36,20 +36,21 @@ class Generation(jinja2.ext.Extension):
 
 
 class UnreadOptions(Exception):
-    """A template does not read variables that it is given. Arguments: their names, and those of what it reads."""
+    """A template does not use variables that it is given. Arguments: their names, and the names that it uses."""
 
 
 def render(
     template: str, messages: list[dict[str, str]], special_tokens: dict[str, str], options: dict[str, Any]
 ) -> str:
-    """The text of the template, which is to end where the assistant's answer begins.
+    """The text of the template, up to where the assistant's answer starts.
 
     Args:
-        options: variables of the template, which come before those that it has otherwise.
+        options: variables of the template, which override the other ones.
 
     Raises:
-        UnreadOptions: if there are some that the template does not read.
-        jinja2.TemplateError: if the template is wrong, or refuses the messages. ValueError: if it writes too much.
+        UnreadOptions: if the template does not use one of `options`.
+        jinja2.TemplateError: if the template is invalid or rejects the messages.
+        ValueError: if its output is too long.
         Exception: whatever its expressions raise.
     """
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
@@ -76,7 +77,7 @@ def _expect_read(options: dict[str, Any], variables: set[str]) -> None:
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    """As json.dumps; Jinja's own escapes the signs of HTML."""
+    """json.dumps; Jinja's own filter escapes HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
 
@@ -98,7 +99,7 @@ def main() -> None:
         unread, variables = error.args
         answer = {"unread": unread, "variables": variables}
     except MemoryError:
-        answer = {"error": "it wants more memory than it may have."}
+        answer = {"error": "it exceeds the limit of memory."}
     except Exception as error:
         answer = {"error": (str(error).strip() or type(error).__name__).splitlines()[0][:500]}
     json.dump(answer, sys.stdout)

@@ -1,4 +1,4 @@
-"""Conversations as plain text, the same way to learn from and to answer."""
+"""Conversations as plain text, in the same format for training and for prompts."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 from transformer.errors import CorpusError
 
-Parts = tuple[tuple[str, bool], ...]  # texts that follow one another, each with whether it is learned
+Parts = tuple[tuple[str, bool], ...]  # consecutive texts, each with its loss mask: True where tokens are targets
 _ROLES = ("system", "user", "assistant")
 _OTHER_NAMES = {"human": "user", "gpt": "assistant", "developer": "system"}
 _TOOL_ROLES = ("tool", "function", "function_call", "observation", "ipython")
 _TOOL_CALLS = ("tool_calls", "function_call")
 _WITHOUT_TOOLS = "Leave such conversations out, or write what was called and what came back as text into the content."
-# What `conversation_prompt` writes, as a chat template: a model that learned from conversations carries it.
+# The format of `conversation` as a chat template, which is saved with a model trained on conversations.
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{% if not loop.first %}{{ '\n' }}{% endif %}"
     "{{ message['role'] | capitalize }}: {{ message['content'] | trim }}{% endfor %}"
@@ -23,15 +23,14 @@ NEXT_TURN = "\nUser:"  # what follows an answer
 
 
 def conversation(messages: Sequence[Any] | None) -> Parts:
-    """A conversation as the parts of a text, "User: …\\nAssistant: …"; only what the assistant says is learned.
+    """A conversation as the parts of a text, "User: …\\nAssistant: …"; targets are the messages of the assistant only.
 
-    An answer is learned with the space before it: that space is part of its first token, and a prompt for an answer
-    ends with "Assistant:".
+    The space before an answer is a target too: it belongs to the first token, since a prompt ends with "Assistant:".
 
     Args:
-        messages: {"role": "system", "user" or "assistant", "content": text} each. Also understood: a content in parts,
-            {"type": "text", "text": text} each, which are joined; {"from": "system", "human" or "gpt", "value": text};
-            the role "developer", which is the system's.
+        messages: {"role": "system", "user" or "assistant", "content": text} each. Also accepted: a content of several
+            parts, {"type": "text", "text": text} each; {"from": "system", "human" or "gpt", "value": text}; and the
+            role "developer" for "system".
 
     Raises:
         CorpusError: if a message has another role or no text, or calls a tool.
@@ -39,32 +38,32 @@ def conversation(messages: Sequence[Any] | None) -> Parts:
     if not isinstance(messages, list | tuple) or not messages:
         raise CorpusError(f"expected a list of messages, found {messages!r:.80}.")
     parts: list[tuple[str, bool]] = []
-    read = ""  # what is read, not learned, since the last answer
+    prompt = ""  # since the last answer
     for message in messages:
         role, content = _role_and_content(message)
-        read += ("\n" if parts or read else "") + f"{role.capitalize()}:"
+        prompt += ("\n" if parts or prompt else "") + f"{role.capitalize()}:"
         if role == "assistant":
-            parts += [(read, False), (f" {content}", True)]
-            read = ""
+            parts += [(prompt, False), (f" {content}", True)]
+            prompt = ""
         else:
-            read += f" {content}"
-    return (*parts, (read, False)) if read else tuple(parts)
+            prompt += f" {content}"
+    return (*parts, (prompt, False)) if prompt else tuple(parts)
 
 
 def _role_and_content(message: Any) -> tuple[str, str]:
     """The role, one of _ROLES, and the text of a message.
 
     Raises:
-        CorpusError: if there are none.
+        CorpusError: if it has another role or no text.
     """
     fields = message if isinstance(message, dict) else {}
-    said = fields.get("role") if fields.get("role") is not None else fields.get("from")
-    role = _OTHER_NAMES.get(said, said) if isinstance(said, str) else said
+    name = fields.get("role") if fields.get("role") is not None else fields.get("from")
+    role = _OTHER_NAMES.get(name, name) if isinstance(name, str) else name
     if any(fields.get(name) for name in _TOOL_CALLS):
-        raise CorpusError(f"a message of the {role} calls a tool, which is not learned here. {_WITHOUT_TOOLS}")
+        raise CorpusError(f"a message of the {role} calls a tool, which is not supported. {_WITHOUT_TOOLS}")
     if role not in _ROLES:
         tools = f" {_WITHOUT_TOOLS}" if role in _TOOL_ROLES else ""
-        raise CorpusError(f"the role of a message is {said!r:.80}: expected {', '.join(_ROLES)}.{tools}")
+        raise CorpusError(f"the role of a message is {name!r:.80}: expected {', '.join(_ROLES)}.{tools}")
     content = fields.get("content") if fields.get("content") is not None else fields.get("value")
     if isinstance(content, list | tuple):
         content = "".join(map(_text_of_part, content))
@@ -93,7 +92,7 @@ def _text_of_part(part: Any) -> str:
 
 
 def conversation_prompt(messages: Sequence[Any]) -> str:
-    """The text after which a model that learned from conversations gives the assistant's next answer.
+    """The prompt for the assistant's next answer, for a model trained on conversations.
 
     Raises:
         CorpusError: as `conversation`.

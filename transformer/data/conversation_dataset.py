@@ -1,4 +1,4 @@
-"""A data set of conversations about articles, with the small talk of `small_talk.json`, to fine-tune on."""
+"""A data set for fine-tuning: conversations about articles, and the small talk of `small_talk.json`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from transformer.data.text_source import TextSource
 from transformer.data.wikipedia import clean_article, fault_of
 from transformer.errors import ConfigError
 
-Row = dict[str, Any]  # {"messages": [...]} of a conversation, or {"text": ...} of an article that is only continued
+Row = dict[str, Any]  # {"messages": [...]} for a conversation, or {"text": ...} for an article
 
 _SMALL_TALK = Path(__file__).with_name("small_talk.json")
-_GREETED = 0.05  # of the conversations about articles begin with a greeting
-_WITH_SYSTEM = 0.03  # of the conversations have a system prompt
+_GREETED = 0.05  # fraction of the conversations about articles that start with a greeting
+_WITH_SYSTEM = 0.03  # fraction of the conversations with a system prompt
 _SYSTEM_PROMPTS = (
     "You are a helpful assistant.",
     "You are an encyclopedia.",
@@ -29,19 +29,19 @@ _SYSTEM_PROMPTS = (
 )
 
 
-def titled_articles(source: TextSource, most: int | None = None) -> Iterator[tuple[str, str]]:
-    """Title and cleaned text of the articles of a data set with columns "title" and "text".
+def titled_articles(source: TextSource, max_documents: int | None = None) -> Iterator[tuple[str, str]]:
+    """The titles and cleaned texts of the articles in a data set with columns "title" and "text".
 
     Args:
-        most: read only as many rows, stubs that are left out included; None reads all.
+        max_documents: read at most this many rows, including articles that are left out; None: all.
 
     Raises:
-        ConfigError: if `most` is no such number.
+        ConfigError: if `max_documents` is less than 1.
         CorpusError: if it cannot be read, or has no such columns.
     """
-    if most is not None and most < 1:
-        raise ConfigError(f"max_documents is how many articles to read, 1 or more, not {most}.")
-    for title, text in islice(columns_of(source, ("title", "text")), most):
+    if max_documents is not None and max_documents < 1:
+        raise ConfigError(f"max_documents must be at least 1, not {max_documents}.")
+    for title, text in islice(columns_of(source, ("title", "text")), max_documents):
         cleaned = clean_article(text)
         if fault_of(cleaned) is None:
             yield title.strip(), cleaned
@@ -50,20 +50,20 @@ def titled_articles(source: TextSource, most: int | None = None) -> Iterator[tup
 def conversation_rows(
     articles: Iterable[tuple[str, str]], text_share: float = 0.1, small_talk_repeats: int = 8, seed: int = 0
 ) -> list[Row]:
-    """Conversations about the articles, small talk, and a part of the articles as plain text, in a random order.
+    """Conversations about the articles, small talk, and some of the articles as plain text, in random order.
 
     Args:
         articles: title and cleaned text of each.
-        text_share: part of the articles, in [0, 1], that stand among the conversations as they are, so that a model
-            that learns to answer does not forget how to continue a text.
-        small_talk_repeats: how often each way to say something in the small talk stands in the data.
-        seed: of all that is random; the same articles and seed give the same rows.
+        text_share: fraction of the articles, in [0, 1], that are added as plain text, so that a model that is
+            fine-tuned on the rows still continues texts.
+        small_talk_repeats: how often each message of the small talk is in the data.
+        seed: of all random choices.
 
     Raises:
-        ConfigError: if text_share is no part.
+        ConfigError: if text_share is not in [0, 1].
     """
     if not 0 <= text_share <= 1:
-        raise ConfigError(f"text_share is a part of the articles, in [0, 1], not {text_share}.")
+        raise ConfigError(f"text_share must be in [0, 1], not {text_share}.")
     rng = random.Random(seed)
     small_talk: list[dict[str, list[str]]] = json.loads(_SMALL_TALK.read_text(encoding="utf-8"))
     greetings = small_talk[0]
@@ -81,12 +81,12 @@ def conversation_rows(
 
 
 def _small_talk(entries: list[dict[str, list[str]]], repeats: int, rng: random.Random) -> Iterator[list[Turn]]:
-    """Each way to say something `repeats` times; now and then two of them make one conversation."""
+    """Each message `repeats` times with one of its answers; some conversations have several of them."""
     before: list[Turn] = []
     for _ in range(repeats):
-        said = [(user, rng.choice(entry["assistant"])) for entry in entries for user in entry["user"]]
-        rng.shuffle(said)
-        for turn in said:
+        turns = [(user, rng.choice(entry["assistant"])) for entry in entries for user in entry["user"]]
+        rng.shuffle(turns)
+        for turn in turns:
             before = [*before, turn]
             if rng.random() < 0.7:
                 yield before

@@ -18,28 +18,27 @@ logger = logging.getLogger("transformer")
 
 
 class Corpus:
-    r"""An open corpus, read row by row, whose position in the rows can be kept and returned to.
+    r"""A corpus that is read row by row, whose position can be saved and restored.
 
     Rows need a column "messages" or "conversations" (see `conversation`), or "prompt" and "completion", or
-    "instruction" and "output" (and "input"), which is a conversation of one question, or "text". Other columns are not
-    read. In a text file, and in data sets whose rows are single lines of WikiText, an article is a document; a text
-    file without WikiText's titles is one document.
+    "instruction" and "output" (and optionally "input"), which is a conversation of one question, or "text". Other
+    columns are ignored. In text files, and in data sets whose rows are single lines of WikiText, each article is a
+    document. A text file without WikiText's titles is one document.
 
-    Texts are UTF-8. In every container "\r\n" and "\r" become "\n", a byte order mark in front is left out, and half a
-    UTF-16 pair becomes U+FFFD; `Document.n_bytes` counts the bytes as they were.
+    Texts are UTF-8. In every format "\r\n" and "\r" become "\n", an initial byte order mark is removed, and a lone
+    surrogate becomes U+FFFD; `Document.n_bytes` counts the original bytes.
 
     Args:
-        text_column: the column that holds the text; None: as above.
+        text_column: name of the column with the text; None: as above.
 
     Raises:
-        CorpusError: if the source cannot be read, has no text, or nothing that would be learned; here and in every
-            method.
+        CorpusError: if the source cannot be read, or has no text or no targets. All methods raise it.
     """
 
     def __init__(self, source: TextSource, text_column: str | None = None) -> None:
         self.source = source.name
         self._rows = open_rows(source, text_column)
-        self._found = self._learns = False
+        self._has_text = self._has_targets = False
 
     @property
     def has_conversations(self) -> bool:
@@ -47,11 +46,11 @@ class Corpus:
         return self._rows.has_conversations
 
     def pieces(self, clean: str | None = None, max_documents: int | None = None) -> Iterator[Document]:
-        """All documents; one that is longer than memory may hold comes in pieces that say they continue it.
+        """All documents, very long ones in pieces.
 
         Args:
-            max_documents: only this many, the first ones; no more is downloaded of a data set on the Hub.
-            clean: "wikipedia": articles are cleaned, and poor ones left out, by `transformer.data.wikipedia`.
+            clean: "wikipedia": articles are cleaned and filtered by `transformer.data.wikipedia`.
+            max_documents: at most this many, the first ones; no more is downloaded of a data set on the Hub.
         """
         found = self.read()
         if max_documents is not None:
@@ -59,26 +58,28 @@ class Corpus:
         yield from found if clean is None else _cleaned(found, self.source)
 
     def position(self) -> Position:
-        """Where the next `read` begins, for `go_to`; it can be written as JSON."""
-        return {**self._rows.position(), "found": self._found, "learns": self._learns}
+        """The position of the next `read`, for `go_to`, as JSON."""
+        return {**self._rows.position(), "found": self._has_text, "learns": self._has_targets}
 
     def go_to(self, position: Position) -> None:
-        """Read on from there."""
+        """Continue from a position."""
         try:
             self._rows.go_to(position)
-            self._found, self._learns = position["found"], position["learns"]
+            self._has_text, self._has_targets = position["found"], position["learns"]
         except (KeyError, TypeError) as error:
             raise CorpusError(
-                f"the position in {self.source} is not one that can be returned to: was it kept by another version? "
-                "Begin again (--restart)."
+                f"the position in {self.source} cannot be restored: it was probably saved by another version. "
+                "Start again with --restart."
             ) from error
 
     def read(self, characters: int | None = None) -> Iterator[Document]:
-        """Documents, long ones in pieces, of the next rows, to the end or until this many characters are read.
+        """The documents of the next rows, long ones in pieces; none at the end of the corpus.
 
-        Articles of single lines are cut where it stops. Nothing is left when it yields nothing.
+        Args:
+            characters: stop after rows with this many characters, also within an article of several rows; None: read
+                all rows.
         """
-        left_out = 0  # bytes of lines, to be counted in the next piece
+        left_out = 0  # bytes of lines, to be added to the next piece
 
         def line(row: Row) -> str:
             nonlocal left_out
@@ -95,31 +96,31 @@ class Corpus:
                 left_out = 0
 
     def _read_rows(self, characters: int | None) -> Iterator[Row]:
-        """The rows as they are, empty ones and all."""
+        """The rows, including empty ones."""
         read = 0
         while characters is None or read < characters:
             row = self._rows.read()
             if row is None:
-                self._check_found()
+                self._check_contents()
                 return
-            for text, learned in row.parts:
+            for text, is_target in row.parts:
                 if text := text.strip():
-                    self._found, self._learns = True, self._learns or learned
+                    self._has_text, self._has_targets = True, self._has_targets or is_target
                     read += len(text)
             yield row
 
-    def _check_found(self) -> None:
-        if not self._found:
+    def _check_contents(self) -> None:
+        if not self._has_text:
             raise CorpusError(f"{self.source} has no text.")
-        if not self._learns:
+        if not self._has_targets:
             raise CorpusError(f"nothing in {self.source} would be learned: no row has a completion or an answer.")
 
 
 def columns_of(source: TextSource, names: Sequence[str]) -> Iterator[list[str]]:
-    """These columns of every row, which have to be strings.
+    """The texts in these columns of every row.
 
     Raises:
-        CorpusError: if a row has something else there.
+        CorpusError: if a value is not a string.
     """
     for number, (row, where) in enumerate(raw_rows(source, names), 1):
         texts = []
@@ -144,6 +145,6 @@ def _cleaned(found: Iterator[Document], source: str) -> Iterator[Document]:
 
 def _whole_articles(found: Iterator[Document], source: str) -> Iterator[Document]:
     for document in join_pieces(found):
-        if not all(learned for _, learned in document.parts):
-            raise CorpusError(f"{source} holds prompts or conversations: cleaning is for articles alone.")
+        if not all(is_target for _, is_target in document.parts):
+            raise CorpusError(f"{source} has prompts or conversations: cleaning is for articles only.")
         yield document

@@ -1,4 +1,4 @@
-"""The rows of a corpus as text: of files, one after the other, or of a data set that `datasets` reads."""
+"""The rows of a corpus as text, from files or from a data set of the library `datasets`."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from transformer.data.row_reader import Position, RowReader, TextLines, read_row
 from transformer.data.text_source import Opener, TextSource
 from transformer.errors import CorpusError, first_line
 
-_ROWS_TO_LOOK_AT = 200
+_HEAD_ROWS = 200  # for detection of the layout
 _LINES, _NO_ROWS = Layout("text", lines=True), Layout("text")
-_LINES_OF_ROWS = -1  # the article's number, which for lines of a text file is the file's
+_LINES_OF_ROWS = -1  # as `Row.article` for a data set; for a text file it is the number of the file
 
 
 @dataclass(frozen=True)
 class Row:
-    """article: rows that follow one another with the same number are lines of articles; None: this is a document.
+    """The text of a row.
 
-    left_out: as `Document.left_out`.
+    article: consecutive rows with the same number are lines of articles; None: the row is a document of its own.
+    left_out: as in `Document`.
     """
 
     parts: Parts
@@ -34,7 +35,7 @@ class Row:
 
 
 class Rows(Protocol):
-    """The rows of a corpus. has_conversations: whether some of them are conversations."""
+    """The rows of a corpus, in order. has_conversations: whether some of them are conversations."""
 
     @property
     def has_conversations(self) -> bool: ...
@@ -47,10 +48,10 @@ class Rows(Protocol):
 
 
 def open_rows(source: TextSource, text_column: str | None) -> Rows:
-    """The rows of a source, each read as its layout says.
+    """The rows of a source, as text according to their layout.
 
     Raises:
-        CorpusError: if it cannot be read, or none of its columns holds text.
+        CorpusError: if it cannot be read, or no column has text.
     """
     if source.files is not None:
         return _FileRows(source.files, source.open_file, text_column)
@@ -58,7 +59,7 @@ def open_rows(source: TextSource, text_column: str | None) -> Rows:
 
 
 def raw_rows(source: TextSource, names: Sequence[str]) -> Iterator[tuple[Any, str]]:
-    """Rows as they are, of the columns of these names at least, each with where it is from."""
+    """The rows with (at least) these columns, each with the name of its file or data set."""
     if source.files is None:
         assert source.open_rows is not None  # a source has one or the other
         for row in source.open_rows():
@@ -74,7 +75,7 @@ def raw_rows(source: TextSource, names: Sequence[str]) -> Iterator[tuple[Any, st
 
 
 class _FileRows:
-    """The rows of files, one file after the other, each with a layout of its own."""
+    """The rows of files, each of which may have another layout."""
 
     def __init__(self, paths: Sequence[str], open_file: Opener, text_column: str | None) -> None:
         self._paths, self._open_file, self._text_column = paths, open_file, text_column
@@ -101,7 +102,7 @@ class _FileRows:
     def go_to(self, position: Position) -> None:
         number = position["file"]
         if not 0 <= number < len(self._paths) or Path(self._paths[number]).name != position["name"]:
-            raise CorpusError(f"{position['name']}, which the run had reached, is not there: begin again (--restart).")
+            raise CorpusError(f"{position['name']}, which the run was reading, is missing: start again with --restart.")
         self._open(number, position["reader"])
 
     def _open(self, number: int, position: Position | None = None) -> None:
@@ -116,41 +117,41 @@ class _FileRows:
 
 
 def _layout_of_file(path: str, open_file: Opener, text_column: str | None) -> tuple[Layout, set[str]]:
-    """How a file holds text, and the columns of it that are read.
+    """The layout of a file, and the columns that are read.
 
     Raises:
-        CorpusError: if it holds none.
+        CorpusError: if it has no text.
     """
     columns = {*COLUMNS, text_column} if text_column else set(COLUMNS)
     reader = read_rows(path, open_file=open_file)
     try:
         if reader.line_oriented:
             if text_column:
-                raise CorpusError(f"{path} is a text without columns: it is read without --text-column.")
+                raise CorpusError(f"{path} is a text file, without columns: leave out --text-column.")
             return _LINES, columns
         if not columns & set(reader.columns) and reader.columns:
-            columns = set(reader.columns)  # to say which of them hold text
-        head = list(itertools.islice(iter(reader.read, None), _ROWS_TO_LOOK_AT))
+            columns = set(reader.columns)  # to list those with text in the error
+        head = list(itertools.islice(iter(reader.read, None), _HEAD_ROWS))
         return find_layout(head, reader.columns, path, text_column) if head else _NO_ROWS, columns
     finally:
         reader.close()
 
 
 class _DatasetRows:
-    """The rows of a data set that `datasets` reads as a stream."""
+    """The rows of a streamed data set of the library `datasets`."""
 
     def __init__(self, source: TextSource, text_column: str | None) -> None:
         assert source.open_rows is not None  # a source has files, or this
         self._source, self._dataset = source.name, source.open_rows()
         try:
-            head = list(itertools.islice(self._dataset, _ROWS_TO_LOOK_AT))
+            head = list(itertools.islice(self._dataset, _HEAD_ROWS))
         except Exception as error:
             raise CorpusError(f"{self._source} cannot be read: {first_line(error)}") from scrub(error)
         names = self._dataset.column_names or ()
         self._layout = find_layout(head, names, self._source, text_column) if head else _NO_ROWS
         self._iterator = iter(self._dataset)
         self._count = 0  # rows read
-        # The position, until a row is read from there: only then does the reader know it.
+        # The position until a row is read: before that, the data set's state is not that of the position.
         self._untouched: Position | None = {"row": 0, "dataset": None}
 
     @property
@@ -160,7 +161,7 @@ class _DatasetRows:
     def read(self) -> Row | None:
         try:
             row = next(self._iterator, None)
-        except Exception as error:  # whatever the reader of this format raises in mid-file
+        except Exception as error:  # errors of the reader of any format
             raise CorpusError(f"{self._source} cannot be read to its end: {first_line(error)}") from scrub(error)
         if row is None:
             return None
@@ -179,10 +180,10 @@ class _DatasetRows:
 
 
 def _row_as_text(layout: Layout, row: Any, number: int, source: str) -> Row:
-    """A row of columns as text.
+    """The text of a row.
 
     Raises:
-        CorpusError: with the number of the row, if it does not hold what its columns promise.
+        CorpusError: with the number of the row, if a column has no text.
     """
     try:
         parts = layout.parts(row)
@@ -190,12 +191,12 @@ def _row_as_text(layout: Layout, row: Any, number: int, source: str) -> Row:
         raise CorpusError(f"row {number} of {source}: {error}") from error
     texts = [plain_text(text) for text, _ in parts]
     left_out = sum(before for _, before in texts)
-    plain = tuple((text, learned) for (text, _), (_, learned) in zip(texts, parts, strict=True))
+    plain = tuple((text, is_target) for (text, _), (_, is_target) in zip(texts, parts, strict=True))
     return Row(plain, _LINES_OF_ROWS if layout.lines else None, left_out)
 
 
 def plain_text(text: str) -> tuple[str, int]:
-    r"""A text with "\n" alone as line ends, without a byte order mark; and the bytes that were left out for that."""
+    r"""A text with "\n" as line ends and without a byte order mark, and the number of bytes that were removed."""
     left_out = 0
     if text.startswith(BOM):
         text, left_out = text.removeprefix(BOM), len(BOM.encode())

@@ -1,4 +1,4 @@
-"""A document, and how a long one is cut into pieces that are tokenised one at a time."""
+"""Documents, and pieces of long documents, which are tokenized one at a time."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from dataclasses import dataclass, field
 
 from transformer.data.conversation import Parts
 
-PIECE = 2**17  # characters; no piece is longer than two of these
+PIECE = 2**17  # characters; the maximum length of a piece is twice this
 _WIKITEXT_TITLE = re.compile(r"^ ?= [^=].* = ?\n?$")  # " = Title = ": the first line of an article in WikiText
-# Where a byte-level BPE, for which " word" is one piece and a run of white space is another, begins a new one anyway:
-# cut there, a text has the same tokens.
+# Boundaries between the pre-tokens of a byte-level BPE (" word" is one, a run of white space is another): a cut
+# there does not change the tokens.
 _BETWEEN_WORDS = re.compile(r"(?<=[\S\n])(?= \S)|(?<=\S\n)(?=\S)")
 
 
 @dataclass(frozen=True)
 class Document:
-    """A text in parts, each with whether it is learned; a part that is not learned is only read, as prompts are.
+    """A text, or a piece of a long one.
 
-    continues: this is a further piece of the document before it, which is too long to be held in memory.
-    left_out: bytes that its file has for it besides the text: a byte order mark, and the "\\r" of line ends.
+    parts: consecutive texts, each with whether its tokens are targets of the loss; those of prompts are not.
+    continues: this is a piece of the same document as the one before it.
+    left_out: bytes in the file that are not in the text: a byte order mark, and the "\\r" of line ends.
     """
 
     parts: Parts
@@ -30,41 +31,36 @@ class Document:
 
     @classmethod
     def of(cls, text: str, prompt: str = "") -> Document:
-        """A text to learn, after a prompt that is read."""
+        """A document with `text` as targets, after `prompt`, which is excluded from the loss."""
         return cls(((prompt, False), (text, True)) if prompt else ((text, True),))
 
     @property
     def text(self) -> str:
-        """All of it, what is read and what is learned."""
+        """The parts, joined."""
         return "".join(text for text, _ in self.parts)
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of it in its file, as UTF-8."""
+        """Its size in the file, in bytes of UTF-8."""
         return len(self.text.encode()) + self.left_out
-
-    @property
-    def learns(self) -> bool:
-        """Whether there is something to learn in it."""
-        return any(learned and text.strip() for text, learned in self.parts)
 
 
 def pieces_of(document: Document) -> Iterator[Document]:
-    """The document itself, or the pieces of one that is too long to be tokenised at once."""
+    """The document, or its pieces if it is long."""
     if sum(len(text) for text, _ in document.parts) <= 2 * PIECE:
         yield document
         return
     continues, left_out = document.continues, document.left_out
-    for text, learned in document.parts:
+    for text, is_target in document.parts:
         for piece in _cut([text]):
-            yield Document(((piece, learned),), continues, left_out)
+            yield Document(((piece, is_target),), continues, left_out)
             continues, left_out = True, 0
 
 
 def articles(lines: Iterable[str]) -> Iterator[Document]:
-    """Lines, with their ends, joined into pieces of articles: a new article begins at each WikiText title.
+    """Lines joined into pieces of articles; an article starts at each WikiText title.
 
-    Where there is no title all of it is one article. Blank articles are left out.
+    Lines without any title are one article. Blank articles are skipped.
     """
     number, blank = 0, True
 
@@ -84,7 +80,7 @@ def articles(lines: Iterable[str]) -> Iterator[Document]:
 
 
 def are_wikitext_lines(rows: list[str]) -> bool:
-    """Whether rows are the single lines of WikiText, and not whole texts."""
+    """Whether rows are single lines of WikiText, rather than texts of several lines."""
     return all("\n" not in row[:-1] for row in rows) and any(_WIKITEXT_TITLE.match(row) for row in rows)
 
 
@@ -98,7 +94,7 @@ def first_documents(pieces: Iterable[Document], count: int) -> Iterator[Document
 
 
 def join_pieces(pieces: Iterable[Document]) -> Iterator[Document]:
-    """Whole documents, from pieces of them."""
+    """The documents that consist of these pieces."""
     parts: list[tuple[str, bool]] = []
     left_out = 0
     for piece in pieces:
@@ -112,14 +108,14 @@ def join_pieces(pieces: Iterable[Document]) -> Iterator[Document]:
 
 
 def _joined(parts: list[tuple[str, bool]], left_out: int) -> Document:
-    """One document of the parts; what was cut is one part again."""
+    """One document of the parts; consecutive parts with the same loss mask are merged."""
     groups = itertools.groupby(parts, key=lambda part: part[1])
-    joined = tuple(("".join(text for text, _ in group), learned) for learned, group in groups)
+    joined = tuple(("".join(text for text, _ in group), is_target) for is_target, group in groups)
     return Document(joined, left_out=left_out)
 
 
 def _cut(texts: Iterable[str]) -> Iterator[str]:
-    """The texts joined and cut between words, or anywhere where a text has none; no piece is empty."""
+    """The joined texts in pieces, cut between words if possible; no piece is empty."""
     waiting: list[str] = []
     length = 0
     for text in texts:

@@ -1,7 +1,7 @@
-"""What a file holds, recognised by its content: names and media types get lost in uploads.
+"""Detection of the format of a file by its content, since names and media types get lost in uploads.
 
-A file is parquet, JSON (JSON lines, one array, or objects that follow one another), or plain text, as UTF-8; any of
-them may be compressed with gzip. What looks like JSON is JSON, whatever its name: it is never taken for prose.
+A file is parquet, JSON (JSON lines, one array, or consecutive objects) or plain text, in UTF-8, optionally compressed
+with gzip. A file that looks like JSON is JSON, whatever its name: it is never read as plain text.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from transformer.data.text_source import Opener
 from transformer.errors import CorpusError
 
 Format = Literal["text", "json", "parquet"]
-HEAD = 2**16  # bytes of a file by which it is recognised
+HEAD = 2**16  # bytes of a file from which its format is detected
 BOM = "\ufeff"  # the byte order mark
 _JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 _GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
-_OTHER_FORMATS = {  # by how a file begins
+_OTHER_FORMATS = {  # by the first bytes of a file
     b"PK\x03\x04": "a zip archive (or an office document)",
     b"BZh": "compressed with bzip2",
     b"\xfd7zXZ\x00": "compressed with xz",
@@ -36,7 +36,7 @@ _OTHER_FORMATS = {  # by how a file begins
 }
 _OTHER_SUFFIXES = (".pdf", ".doc", ".docx", ".odt", ".rtf", ".xls", ".xlsx", ".epub", ".arrow", ".zip", ".tar")
 _TABLES = (".csv", ".tsv")
-_MARKS = {  # the longer ones first
+_MARKS = {  # byte order marks, longer ones first
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
@@ -47,14 +47,16 @@ _ENCODINGS += ["gb18030", "big5", "shift_jis", "euc_jp", "euc_kr"]
 _WESTERN = set("àâäáãåæçèéêëìíîïñòóôöõøœùúûüýÿßÀÂÄÁÃÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÖÕØŒÙÚÛÜÝ«»“”„‘’‚–—…•€£°§¡¿·©®²³½\xa0")
 
 _STRING = r'"(?:[^"\\]|\\.)*"'
-# The beginning of rows: an object with a key, in quotes of JSON or of Python; in an array, or written as a string.
+# The start of rows: an object with a key in quotes of JSON or Python, also in an array or escaped in a string.
 _ROWS = re.compile(rf"""(?:\s|{BOM}|\x1e)*"?(?:\[\s*)*\{{\s*(?:{_STRING}|'[^'\n]*'|\\"[^"]*")\s*:""")
-_CUT_ROW = re.compile(rf"""(?:\s|{BOM})*{_STRING}\s*:\s*(?:["\[{{]|-?\d|true|false|null)""")  # without its first "{"
+_CUT_ROW = re.compile(
+    rf"""(?:\s|{BOM})*{_STRING}\s*:\s*(?:["\[{{]|-?\d|true|false|null)"""
+)  # a row without its first "{"
 _OBJECT = re.compile(rf"\{{\s*{_STRING}\s*:")
 _ASSIGNMENT = re.compile(r"^[ \t]*(?:\w+ )?[\w.]+(?:\[[^\]\n]*\])?[ \t]*(?::[^=\n]*)?=[ \t]*[\[{(]", re.MULTILINE)
-_NEXT_ROW = re.compile(r"""\S\s*\}\s*,?\s*\{\s*"[^"\n]{1,80}"\s*:""")  # the end of an object, and another
+_NEXT_ROW = re.compile(r"""\S\s*\}\s*,?\s*\{\s*"[^"\n]{1,80}"\s*:""")  # the end of an object and the start of another
 _STRINGS = re.compile(rf"(?:\s|{BOM})*\[\s*{_STRING}\s*(?:,\s*[\"\[{{\]\d]|\]\s*$)")
-# Nothing but tokens of JSON, to the end or to where it is cut off, in a token. No string of JSON holds a line end.
+# JSON tokens only; the last one may be cut off. A JSON string has no line ends.
 _TOKENS = re.compile(
     rf"""(?:[\s\x1e{BOM}]|[\[\]{{}},:]|"(?:[^"\\\n]|\\.)*"|-?\d[\d.eE+-]*|true|false|null)*+"""
     r"""(?P<cut>"(?:[^"\\\n]|\\.)*\\?|[a-z]{1,4}|-)?\Z"""
@@ -62,29 +64,29 @@ _TOKENS = re.compile(
 
 
 def is_json_name(path: str) -> bool:
-    """Whether a file of this name promises JSON."""
+    """Whether a file name has a suffix of JSON."""
     return suffix(path) in _JSON_SUFFIXES
 
 
 def is_data_name(path: str) -> bool:
-    """Whether a name can only be that of a file, not of a data set on the Hub."""
+    """Whether a name is that of a file, and not of a data set on the Hub."""
     return suffix(path) in (*_JSON_SUFFIXES, *_TABLES, *_OTHER_SUFFIXES, ".parquet", ".txt", ".md", ".bin")
 
 
 def suffix(path: str) -> str:
-    """ ".jsonl" of both a.jsonl and a.JSONL.gz."""
+    """The suffix in lower case, without .gz: ".jsonl" for a.JSONL.gz."""
     found = Path(path)
     return (found.with_suffix("").suffix if found.suffix.lower() == ".gz" else found.suffix).lower()
 
 
 def open_unpacked(path: str, open_file: Opener) -> tuple[BinaryIO, Format]:
-    """A file, unpacked, at its beginning, and what it holds.
+    """Open a file, decompressed, and detect its format.
 
     Args:
-        path: what `open_file` opens.
+        path: passed to `open_file`.
 
     Raises:
-        CorpusError: if it cannot be opened, or holds nothing that can be read as text.
+        CorpusError: if it cannot be opened, or has an unsupported format.
     """
     try:
         file = open_file(path)  # the reader of its rows keeps it
@@ -96,11 +98,11 @@ def open_unpacked(path: str, open_file: Opener) -> tuple[BinaryIO, Format]:
         file.seek(0)
     except Exception as error:  # of the disk, of gzip, or of any file system on a network
         raise unreadable(path, error) from error
-    return file, recognise(head, path, whole=len(head) < HEAD)
+    return file, detect_format(head, path, whole=len(head) < HEAD)
 
 
 def unreadable(path: str, error: Exception) -> CorpusError:
-    """The sentence for what opening or reading a file raised."""
+    """The error for an exception that was raised when a file was opened or read."""
     packed = isinstance(error, EOFError | zlib.error | gzip.BadGzipFile)
     reason = getattr(error, "strerror", None) or error
     return CorpusError(
@@ -110,14 +112,14 @@ def unreadable(path: str, error: Exception) -> CorpusError:
     )
 
 
-def recognise(head: bytes, path: str, whole: bool) -> Format:
-    """What a file holds that begins like this.
+def detect_format(head: bytes, path: str, whole: bool) -> Format:
+    """The format of a file.
 
     Args:
-        head: its first bytes, unpacked. whole: these are all. path: its name, for messages, and for what it promises.
+        head: its first bytes, decompressed. path: its name. whole: whether `head` is the full content.
 
     Raises:
-        CorpusError: if that is no text that can be read.
+        CorpusError: if the format is not supported.
     """
     if head.startswith(_PARQUET):
         return "parquet"
@@ -125,7 +127,7 @@ def recognise(head: bytes, path: str, whole: bool) -> Format:
         if head.startswith(begin):
             raise _refused(path, f"it is {what}")
     if suffix(path) == ".parquet":
-        raise CorpusError(f"{path} is not parquet, which its name promises.")
+        raise CorpusError(f"{path} is not a parquet file, although its name ends with .parquet.")
     if head[257:262] == b"ustar":
         raise _refused(path, "it is a tar archive")
     text = _decoded(head, path, whole)
@@ -144,14 +146,14 @@ def recognise(head: bytes, path: str, whole: bool) -> Format:
 
 
 def looks_like_json(text: str, whole: bool = True) -> bool:
-    """Whether a file that begins with this text is JSON, in order or not, rather than prose.
+    """Whether a text is JSON, valid or not, rather than prose.
 
-    It is if it begins with an object that has a key, or with an array of strings; if it is an array or object of any
-    kind, and holds nothing but tokens of JSON; if objects stand in half of its lines; or if it has an object that no
-    code assigns to a name, and three quarters of its lines hold nothing but tokens of JSON.
+    It is JSON if it starts with an object with a key, or with an array of strings; if it is an array or object of JSON
+    tokens only; if half of its lines have objects; or if it has an object outside of an assignment, as in code, and
+    three quarters of its lines consist of JSON tokens only.
 
     Args:
-        whole: this is all of the text.
+        text: the start of a file. whole: whether it is the full content.
     """
     if _ROWS.match(text) or _CUT_ROW.match(text) or _STRINGS.match(text):
         return True
@@ -182,10 +184,10 @@ def _is_object(line: str) -> bool:
 
 
 def not_utf8(path: str, sample: bytes, place: str) -> CorpusError:
-    """The sentence for bytes that are not UTF-8, with the encoding that they probably are.
+    """The error for a file that is not UTF-8, with its probable encoding.
 
     Args:
-        sample: some of the file around them. place: where they stand, such as " in line 3".
+        sample: bytes of the file. place: of the invalid bytes, such as " in line 3".
     """
     encoding = probable_encoding(sample)
     if encoding is None:
@@ -198,12 +200,12 @@ def not_utf8(path: str, sample: bytes, place: str) -> CorpusError:
 
 
 def probable_encoding(sample: bytes) -> str | None:
-    """The name of the encoding that bytes probably are which are not UTF-8; None: they are no text."""
+    """The probable encoding of bytes that are not UTF-8; None: they are not text."""
     text = sample.decode("cp1252", "replace")
     other = [character for character in text if not character.isascii()]
     if set(other) <= _WESTERN and 2 * len(other) <= sum(character.isascii() for character in text):
         return "Windows-1252" if any(0x80 <= byte < 0xA0 for byte in sample) else "ISO-8859-1 (latin-1)"
-    from charset_normalizer import from_bytes  # imported late: it is seldom needed
+    from charset_normalizer import from_bytes  # imported late, since it is rarely needed
 
     best = from_bytes(sample[:HEAD], cp_isolation=_ENCODINGS).best()
     return None if best is None else best.encoding.upper().replace("_", "-")
@@ -217,12 +219,12 @@ def _decoded(head: bytes, path: str, whole: bool) -> str:
     """
     for mark, encoding in _MARKS.items():
         if head.startswith(mark):
-            raise not_utf8_but(path, encoding)
+            raise _other_encoding(path, encoding)
     if b"\0" in head:
         even, odd = head[::2].count(0), head[1::2].count(0)
         if max(even, odd) > len(head) / 8 and min(even, odd) * 8 < max(even, odd):
-            raise not_utf8_but(path, "UTF-16LE" if odd > even else "UTF-16BE")
-        raise _refused(path, "it has bytes of 0, which no text has")
+            raise _other_encoding(path, "UTF-16LE" if odd > even else "UTF-16BE")
+        raise _refused(path, "it has null bytes, which no text has")
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
         return decoder.decode(head, final=whole).removeprefix(BOM)
@@ -231,8 +233,8 @@ def _decoded(head: bytes, path: str, whole: bool) -> str:
         raise not_utf8(path, head, f" in line {line}") from error
 
 
-def not_utf8_but(path: str, encoding: str) -> CorpusError:
-    """The sentence for a file whose encoding is known."""
+def _other_encoding(path: str, encoding: str) -> CorpusError:
+    """The error for a file in a known encoding other than UTF-8."""
     name = Path(path).name
     return CorpusError(
         f"{path} is {encoding}, not UTF-8. Convert it, with iconv -f {encoding} -t UTF-8 {name} > utf8-{name}"

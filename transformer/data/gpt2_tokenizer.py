@@ -1,4 +1,4 @@
-"""A byte-level tokenizer (Radford et al., 2019) from the two files that GPT-2's was first published in."""
+"""A byte-level BPE tokenizer from `vocab.json` and `merges.txt`, the files of GPT-2 (Radford et al., 2019)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 
 from transformer.data.added_tokens import add_missing
 
-CLASSES = ("GPT2Tokenizer", "Qwen2Tokenizer")  # of transformers, whose rules `tokenizer_class` builds
+CLASSES = ("GPT2Tokenizer", "Qwen2Tokenizer")  # of transformers; `tokenizer_class` has their rules
 _END = "<|endoftext|>"
 _BY_DEFAULT = {
     "GPT2Tokenizer": {"bos_token": _END, "eos_token": _END, "unk_token": _END},
@@ -24,11 +24,11 @@ def open_vocabulary(vocabulary: Path, merges: Path, settings: Mapping[str, Any],
     """The tokenizer of a `vocab.json` and a `merges.txt`, without the rules of its class.
 
     Args:
-        settings: of the `tokenizer_config.json`; what they say of special tokens and of the one in front of a text.
-        kind: one of CLASSES, by which special tokens have names without the settings.
+        settings: of the `tokenizer_config.json`, with the special tokens and `add_bos_token`.
+        kind: one of CLASSES, which have default special tokens.
 
     Raises:
-        Exception: if they cannot be read.
+        Exception: if the files cannot be read.
     """
     backend = Backend(BPE.from_file(str(vocabulary), str(merges)))
     settings = {**_BY_DEFAULT[kind], **settings}

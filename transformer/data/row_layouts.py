@@ -1,4 +1,4 @@
-"""How the rows of a data set hold text: which columns are read, and what of them is learned."""
+"""Layouts of the rows of data sets: the columns with text, and which of them are targets of the loss."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformer.data.conversation import Parts, conversation
 from transformer.data.document import are_wikitext_lines
 from transformer.errors import CorpusError
 
-_KINDS = {  # the columns that each needs; the first that a data set has is taken
+_KINDS = {  # required columns; the first kind whose columns a data set has is used
     "messages": ("messages",),
     "conversations": ("conversations",),
     "prompt": ("prompt", "completion"),
@@ -22,9 +22,9 @@ COLUMNS = frozenset({"input", *(name for names in _KINDS.values() for name in na
 
 @dataclass(frozen=True)
 class Layout:
-    """One way of holding text in rows.
+    """The layout of rows.
 
-    lines: a row is a line of WikiText, and an article goes over many. column: of the kind "text", which one.
+    lines: each row is a line of WikiText, and articles have many rows. column: with the text, if the kind is "text".
     """
 
     kind: Literal["messages", "conversations", "prompt", "instruction", "text"]
@@ -33,17 +33,17 @@ class Layout:
 
     @property
     def is_conversation(self) -> bool:
-        """Whether rows are written as "User: ... Assistant: ..."."""
+        """Whether rows become conversations, "User: ... Assistant: ..."."""
         return self.kind in ("messages", "conversations", "instruction")
 
     def parts(self, row: Mapping[str, Any]) -> Parts:
-        """The text of a row; see `documents`.
+        """The text of a row; see `Corpus`.
 
         Raises:
-            CorpusError: if the row does not hold what its columns promise. The sentence does not say which row it is.
+            CorpusError: if a column has no text. The message does not have the number of the row.
         """
         if self.kind in ("messages", "conversations"):
-            if row.get(self.kind) is None and isinstance(row.get("text"), str):  # a text among conversations
+            if row.get(self.kind) is None and isinstance(row.get("text"), str):  # a row of plain text
                 return ((row["text"], True),)
             return conversation(row.get(self.kind))
         if self.kind == "instruction":
@@ -64,11 +64,11 @@ def find_layout(
     """The layout of a data set.
 
     Args:
-        head: its first rows. columns: the names of its columns, as far as they are known without its rows.
-        source: its name, for messages. text_column: the one that the user named.
+        head: its first rows. columns: names of its columns, if they are known.
+        source: its name, for messages. text_column: the column that the user named; None: none.
 
     Raises:
-        CorpusError: if no column is known to hold text.
+        CorpusError: if no column is known to have text.
     """
     filled = {name for row in head for name, value in row.items() if value is not None}
     names = filled or {*columns, *(name for row in head for name in row)}
@@ -99,7 +99,7 @@ def _length(head: Sequence[Mapping[str, Any]], column: str) -> int:
 
 
 def _instruction(row: Mapping[str, Any]) -> Parts:
-    """An instruction, its input if there is one, and what is to come out, as a conversation."""
+    """An instruction, its input if there is one, and its output, as a conversation."""
     asked = [row.get(name) for name in ("instruction", "input")]
     asked = [text for text in asked if text is not None and text != ""]
     if not all(isinstance(text, str) for text in asked):

@@ -1,7 +1,7 @@
-"""The rows of files, one after the other, from any position again.
+"""Readers of the rows of files, whose position can be saved and restored.
 
-A row of JSON or parquet is a dictionary by column; one of plain text is a line. Each row of JSON is read by itself, so
-that a column that is not used may hold anything, or be there in some rows alone.
+A row of JSON or parquet is a dictionary by column; a row of plain text is a line. Rows of JSON are parsed one by one,
+so that unused columns may have different types in different rows, or be missing in some.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from transformer.data.file_format import BOM, is_json_name, looks_like_json, not
 from transformer.data.text_source import Opener, open_local
 from transformer.errors import CorpusError
 
-Position = dict[str, Any]  # can be written as JSON
-CHUNK = 2**20  # bytes of a file that are looked at together
+Position = dict[str, Any]  # of JSON types
+CHUNK = 2**20  # bytes that are read at a time
 _BATCH = 256  # rows of parquet
 _SPACE = re.compile(rf"[\s{BOM}\x1e]*")
 _CUT_CHARACTER = re.compile(rb"(?:[\xc2-\xdf]|[\xe0-\xef][\x80-\xbf]?|[\xf0-\xf4][\x80-\xbf]{0,2})\Z")
-_TOKEN = 16  # characters; of a value that is cut off the last token, no string, is shorter
+_TOKEN = 16  # characters; a number or literal that is cut off at the end of the buffer is shorter
 
 
 class RowReader(Protocol):
-    """Rows of one file.
+    """The rows of one file.
 
-    columns: the names of its columns as far as they are known before a row is read. line_oriented: rows are lines of
-    text. number: of rows read so far.
+    columns: names of its columns, if they are known before a row is read. line_oriented: whether rows are lines of
+    text. number: rows read so far.
     """
 
     columns: list[str]
@@ -43,11 +43,11 @@ class RowReader(Protocol):
         """The next row, a dictionary or a line; None at the end.
 
         Raises:
-            CorpusError: if the file is damaged there.
+            CorpusError: if it is malformed.
         """
 
     def position(self) -> Position:
-        """Where the next row begins."""
+        """The position of the next row."""
 
     def close(self) -> None:
         """Close the file."""
@@ -59,32 +59,31 @@ def read_rows(
     columns: Collection[str] | None = None,
     open_file: Opener = open_local,
 ) -> RowReader:
-    """Open a file of any kind.
+    """Open a file of any supported format.
 
     Args:
-        path: what `open_file` opens.
-        position: where an earlier reader of it stood; None: the beginning.
-        columns: those of a parquet file that are wanted; None: all.
+        path: passed to `open_file`.
+        position: of an earlier reader of the same file; None: the start.
+        columns: to read of a parquet file; None: all.
 
     Raises:
-        CorpusError: if it cannot be opened, or holds no rows or text.
+        CorpusError: if it cannot be opened, or its format is not supported.
     """
     file, format = open_unpacked(path, open_file)
     try:
         if format == "parquet":
             return ParquetRows(file, path, position, columns)
         return JsonRows(file, path, position) if format == "json" else TextLines(file, path, position)
-    except (CorpusError, ModuleNotFoundError):  # of pyarrow, which belongs to an extra
+    except (CorpusError, ModuleNotFoundError):  # pyarrow, which is in an extra
         raise
     except Exception as error:
         raise unreadable(path, error) from error
 
 
 class TextLines:
-    r"""The lines of a text file with their ends. "\r\n" and "\r" are line ends too, and become "\n".
+    r"""The lines of a text file, including line ends. "\r\n" and "\r" become "\n".
 
-    left_out: bytes of the file, of what was read since it was last set to 0, that are in no line: those of the byte
-    order mark and of "\r".
+    left_out: bytes of the file that are in no line (the byte order mark and "\r"), counted since it was last set to 0.
     """
 
     line_oriented = True
@@ -117,7 +116,7 @@ class TextLines:
         self._file.close()
 
     def _load(self) -> None:
-        """The next chunk, of whole characters and, if they are not very long, of whole lines."""
+        """Read the next chunk, of complete characters and, unless they are very long, complete lines."""
         self._lines_before += sum(line.endswith("\n") for line in self._lines)
         self._chunk, self._at = self._next_chunk, 0
         try:
@@ -143,9 +142,9 @@ class TextLines:
 
 
 class JsonRows:
-    """The objects of JSON lines, of one array, or that follow one another in any other way.
+    """The objects of JSON lines, of one array, or of a sequence of objects.
 
-    A string in place of an object is a text. Control characters within strings are let pass.
+    A string in place of an object is a text. Control characters within strings are accepted.
     """
 
     line_oriented = False
@@ -155,11 +154,11 @@ class JsonRows:
         self.columns: list[str] = []
         position = position or {"offset": 0, "row": 0, "line": 0, "array": None}
         self._start, self.number, self._line = position["offset"], position["row"], position["line"]
-        self._array = position["array"]  # "[" or "," stands before the next row, "]" behind the last; None: no array
+        self._array = position["array"]  # "[" or ",": before the next row; "]": after the last one; None: not an array
         self._file.seek(self._start)
         self._characters = codecs.getincrementaldecoder("utf-8")()
         self._decoder = json.JSONDecoder(strict=False)
-        self._buffer, self._at = "", 0  # what was read from byte `_start` on, and how far it was used
+        self._buffer, self._at = "", 0  # text from byte `_start` on, and the index of the next unused character
 
     def read(self) -> dict[str, Any] | None:
         first = not self._start and not self._at
@@ -210,7 +209,7 @@ class JsonRows:
     def _skip_space(self) -> None:
         while True:
             space = _SPACE.match(self._buffer, self._at)
-            assert space is not None  # it matches nothing too
+            assert space is not None  # it also matches the empty string
             self._at = space.end()
             if self._at < len(self._buffer) or not self._fill():
                 return
@@ -230,13 +229,13 @@ class JsonRows:
             except ValueError:  # an integer of thousands of digits
                 self._decoder = json.JSONDecoder(strict=False, parse_int=float)
                 continue
-            if end == len(self._buffer) and self._fill():  # a number might go on
+            if end == len(self._buffer) and self._fill():  # a number may continue
                 continue
             self._at = end
             return value
 
     def _fill(self) -> bool:
-        """Read on; False at the end of the file. What is read grows with what is not used yet."""
+        """Read more of the file, at least as much as is unused; False at the end of the file."""
         used, self._buffer = self._buffer[: self._at], self._buffer[self._at :]
         self._start, self._line, self._at = self._start + len(used.encode()), self._line + used.count("\n"), 0
         try:
@@ -258,22 +257,22 @@ class JsonRows:
         if is_json_name(self._path):
             return CorpusError(sentence)
         return CorpusError(
-            f"{sentence} The file looks like JSON, so it is not learned as prose; "
-            'a text that is meant to be learned as it stands can be written as {"text": ...}.'
+            f"{sentence} The file looks like JSON, so it is not read as plain text. "
+            'To train on it as plain text, write it as {"text": ...}.'
         )
 
 
 class ParquetRows:
-    """The rows of a parquet file, of some of its columns."""
+    """The rows of a parquet file, with some of its columns."""
 
     line_oriented = False
 
     def __init__(
         self, file: BinaryIO, path: str, position: Position | None = None, columns: Collection[str] | None = None
     ) -> None:
-        import pyarrow.parquet  # type: ignore[import-untyped]  # imported late: it costs a while
+        import pyarrow.parquet  # type: ignore[import-untyped]  # imported late, since the import takes a while
 
-        if isinstance(file, gzip.GzipFile):  # which cannot be read from its end
+        if isinstance(file, gzip.GzipFile):  # in which seeking from the end is not supported
             unpacked = tempfile.TemporaryFile()  # noqa: SIM115  # closed with this reader
             shutil.copyfileobj(file, unpacked)
             file = unpacked
@@ -311,7 +310,7 @@ class ParquetRows:
                 if batch is None:
                     return None
                 self._rows, self._at = batch.to_pylist(), 0
-            except Exception as error:  # pyarrow's, of many kinds
+            except Exception as error:  # pyarrow has many error classes
                 raise unreadable(self._path, error) from error
         self._at += 1
         return self._rows[self._at - 1]

@@ -1,6 +1,6 @@
-"""A corpus tokenised once, into files that are mapped into memory: larger than memory, and there at once the next time.
+"""A cache of tokenized corpora on disk, which are memory-mapped and may be larger than memory.
 
-A folder of shards is named after all that its tokens follow from; a changed text or tokenizer has another folder.
+The folder of a corpus is named by a hash of everything that determines its tokens: the text, the tokenizer and options.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from transformer.errors import CorpusError
 from transformer.files import cache_folder
 
 logger = logging.getLogger("transformer")
-_FORMAT = 3  # to be raised when the same text and tokenizer give other tokens, or other files
+_FORMAT = 3  # to be increased when the tokens or files of the same text and tokenizer change
 _META = "meta.json"
 _FILES = ("tokens", "loss_mask", "starts")
-_DAMAGED = (OSError, ValueError, KeyError)  # what reading a folder raises that is not as it was written
-_ABANDONED_SECONDS = 24 * 3600  # a partial folder without a write for this long is of a process that died
+_DAMAGED = (OSError, ValueError, KeyError)  # exceptions when a damaged folder is read
+_ABANDONED_SECONDS = 24 * 3600  # after this long without a write, the process that writes a partial folder was killed
 
 
 def tokenized(
@@ -43,16 +43,16 @@ def tokenized(
     text_column: str | None = None,
     max_documents: int | None = None,
 ) -> TokenStream:
-    """The tokens of a corpus as memory-mapped arrays; made now if they are not in `cache` yet.
+    """The tokens of a corpus as memory-mapped arrays, from the cache or tokenized now.
 
-    Memory does not grow with the corpus. Several processes may do this at the same time.
+    The memory in use does not grow with the corpus. Several processes may call this at the same time.
 
     Args:
-        clean, text_column, max_documents: as of `Corpus` and its `pieces`.
-        cache: folder of shards; None: "tokens" in the cache of this package, see `cache_folder`.
+        cache: folder of the cache; None: "tokens" in `cache_folder()`.
+        clean, text_column, max_documents: as in `Corpus` and `Corpus.pieces`.
 
     Raises:
-        CorpusError: if the corpus cannot be read or has nothing to learn, or the tokens cannot be written.
+        CorpusError: if the corpus cannot be read or has no targets, or the tokens cannot be written.
     """
     cache = cache or cache_folder() / "tokens"
     folder = cache / _key(source, tokenizer, clean, text_column, max_documents)
@@ -60,18 +60,18 @@ def tokenized(
         try:
             return _open(folder)
         except _DAMAGED as error:
-            logger.warning("the tokens in %s are damaged (%s) and are made again", folder, error)
-    logger.info("tokenising %s (%s)", source.name, source.split)
+            logger.warning("the tokens in %s are damaged (%s): the text is tokenized again", folder, error)
+    logger.info("tokenizing %s (%s)", source.name, source.split)
     try:
         with _partial_folder(folder) as partial:
             _write(partial, tokenizer, Corpus(source, text_column).pieces(clean, max_documents), source.name)
-            stream = _open(partial)  # what is mapped stays, whatever other processes do to the folder
+            stream = _open(partial)  # the mapped files stay, even if another process replaces the folder
             _put_in_place(partial, folder)
             return stream
     except OSError as error:
         raise CorpusError(
             f"the tokens of {source.name} cannot be written to {cache}: {error}. "
-            "Make room there, or let XDG_CACHE_HOME name a folder with more."
+            "Free some space there, or set XDG_CACHE_HOME to another folder."
         ) from error
 
 
@@ -93,7 +93,7 @@ def _open(folder: Path) -> TokenStream:
     """Map the files of a folder.
 
     Raises:
-        OSError, ValueError, KeyError: if they are not as they were written.
+        OSError, ValueError, KeyError: if they are damaged.
     """
     meta = json.loads((folder / _META).read_text(encoding="utf-8"))
     for name, size in meta["sizes"].items():
@@ -108,21 +108,21 @@ def _open(folder: Path) -> TokenStream:
 
 
 def _write(folder: Path, tokenizer: Tokenizer, text: Iterable[Document], source: str) -> None:
-    """All files of a corpus, written part by part. text: of `pieces`; source: where it is from."""
-    n_bytes, counts_all = 0, True
+    """Write the files of a corpus. text: pieces of documents. source: name of the corpus."""
+    n_bytes, all_targets = 0, True
     with ExitStack() as stack:
         files = {name: stack.enter_context(open(folder / name, "wb")) for name in _FILES}
         for part in token_parts(text, tokenizer):
-            assert part.loss_mask is not None  # as long as it is a part
+            assert part.loss_mask is not None  # in parts it is always given
             files["tokens"].write(part.tokens.tobytes())
             files["loss_mask"].write(part.loss_mask.tobytes())
             files["starts"].write(part.starts.tobytes())
             n_bytes += part.n_bytes
-            counts_all = counts_all and bool(part.loss_mask.all())
+            all_targets = all_targets and bool(part.loss_mask.all())
         for file in files.values():
             file.flush()
-            os.fsync(file.fileno())  # or a power cut could leave files of the right size without their content
-    if counts_all:
+            os.fsync(file.fileno())  # or files could have the right size and no content after a power failure
+    if all_targets:
         (folder / "loss_mask").unlink()
     sizes = {name: (folder / name).stat().st_size for name in _FILES if (folder / name).exists()}
     meta = {"dtype": np.dtype(token_dtype(tokenizer)).name, "n_bytes": n_bytes, "sizes": sizes, "source": source}
@@ -131,10 +131,10 @@ def _write(folder: Path, tokenizer: Tokenizer, text: Iterable[Document], source:
 
 @contextmanager
 def _partial_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` to write in, which is gone in the end whatever happens."""
+    """A temporary folder beside `folder`, which is deleted in any case."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     for old in folder.parent.glob(".*.partial"):
-        with suppress(OSError):  # a file that its writer has just removed: the folder is in use
+        with suppress(OSError):  # its writer has just deleted a file: the folder is in use
             if time.time() - max(path.stat().st_mtime for path in (old, *old.iterdir())) > _ABANDONED_SECONDS:
                 shutil.rmtree(old, ignore_errors=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name[:16]}.", suffix=".partial", dir=folder.parent))
@@ -145,7 +145,7 @@ def _partial_folder(folder: Path) -> Iterator[Path]:
 
 
 def _put_in_place(partial: Path, folder: Path) -> None:
-    """Give the complete folder its name, unless another process was faster."""
+    """Rename the complete folder, unless another process has written the same."""
     try:
         partial.rename(folder)
     except OSError:
@@ -153,7 +153,7 @@ def _put_in_place(partial: Path, folder: Path) -> None:
             _open(folder)
         except _DAMAGED:
             damaged = Path(tempfile.mkdtemp(suffix=".partial", prefix=".", dir=folder.parent))
-            with suppress(OSError):  # another process has done the same in this moment
-                folder.rename(damaged)  # atomic: no other process sees half of it
+            with suppress(OSError):  # another process did the same at the same time
+                folder.rename(damaged)  # atomic: no process sees an incomplete folder
                 partial.rename(folder)
             shutil.rmtree(damaged, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Batches from a corpus that is larger than the disk: read as a stream, shuffled block by block."""
+"""Batches of a streamed corpus, which is not stored on disk and is shuffled in blocks."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ _CHARACTERS_IN_TOKEN = 4  # of English text, about
 
 
 class StreamBatches:
-    """As EpochBatches, but nothing is kept on disk, and of the text only one block in memory.
+    """The interface of EpochBatches for a stream, of which only one block is in memory.
 
-    A block is the next rows of the corpus, packed by itself: about `block_windows` windows, in an order of its own in
-    each epoch. Its batches are as even as they can be, and none is larger than `batch_size`.
-    Every process reads all of the corpus.
+    A block is about `block_windows` windows of consecutive rows, shuffled anew in each epoch. Its batches have equal
+    sizes, up to one window, of at most `batch_size`. Every process reads the full corpus.
 
     Raises:
-        CorpusError: as `Corpus`, here or at any batch.
+        CorpusError: as `Corpus`, also in `next`.
     """
 
     def __init__(
@@ -81,7 +80,7 @@ class StreamBatches:
         )
 
     def _load_block(self) -> None:
-        """Read the next rows; at the end of the corpus, the first ones again."""
+        """Read the next rows; after the end of the corpus, the first ones."""
         self._begins = self._corpus.position()
         documents = list(self._corpus.read(self._characters))
         if not documents:

@@ -1,4 +1,4 @@
-"""The chat templates of a model directory, wherever it keeps them, by their names."""
+"""The chat templates in the files of a model directory."""
 
 from __future__ import annotations
 
@@ -8,44 +8,44 @@ from typing import Any
 
 from transformer.errors import CheckpointError
 
-DEFAULT = "default"  # the name of the template that is used unless another one is asked for
-FOLDER = "additional_chat_templates"  # of NAME.jinja each
+DEFAULT = "default"  # name of the template that is used unless another one is selected
+FOLDER = "additional_chat_templates"  # has NAME.jinja for each template
 CHAT_HINT = "This model has a chat template, and continues a prompt as plain text unless it is asked otherwise:"
 _FILE = "chat_template.jinja"
 _MAX_BYTES = 2**20
 
 
 def read_templates(directory: Path, settings: Mapping[str, Any]) -> dict[str, str]:
-    """The templates in files of their own or, where there are none, in `tokenizer_config.json`.
+    """The templates by name, from .jinja files or, if there are none, from `tokenizer_config.json`.
 
     Args:
         settings: of the `tokenizer_config.json`.
 
     Raises:
-        CheckpointError: if a file is too large for a template, or no text.
+        CheckpointError: if a file is too large for a template, or is not text.
     """
     files = {DEFAULT: directory / _FILE} | {path.stem: path for path in sorted(directory.glob(f"{FOLDER}/*.jinja"))}
     templates = {name: _read(path) for name, path in files.items() if path.exists()}
-    return templates or _in_settings(settings.get("chat_template"))
+    return templates or _from_setting(settings.get("chat_template"))
 
 
-def in_settings(templates: Mapping[str, str]) -> str | list[dict[str, str]]:
-    """The templates as a `tokenizer_config.json` has them."""
+def to_setting(templates: Mapping[str, str]) -> str | list[dict[str, str]]:
+    """The value of `chat_template` in a `tokenizer_config.json`."""
     if list(templates) == [DEFAULT]:
         return templates[DEFAULT]
     return [{"name": name, "template": template} for name, template in templates.items()]
 
 
 def remove_files(directory: Path) -> None:
-    """Delete the templates in files of their own, which would come before those in `tokenizer_config.json`."""
+    """Delete the .jinja files, which would override the templates in `tokenizer_config.json`."""
     for path in (directory / _FILE, *directory.glob(f"{FOLDER}/*.jinja")):
         path.unlink(missing_ok=True)
 
 
-def _in_settings(said: Any) -> dict[str, str]:
-    if isinstance(said, list):
-        said = {one.get("name"): one.get("template") for one in said if isinstance(one, dict)}
-    named = said if isinstance(said, dict) else {DEFAULT: said}
+def _from_setting(value: Any) -> dict[str, str]:
+    if isinstance(value, list):
+        value = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
+    named = value if isinstance(value, dict) else {DEFAULT: value}
     return {str(name): template for name, template in named.items() if isinstance(template, str)}
 
 
@@ -55,4 +55,4 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except ValueError as error:
-        raise CheckpointError(f"{path} is no text: {error}.") from error
+        raise CheckpointError(f"{path} is not text: {error}.") from error

@@ -1,6 +1,6 @@
-"""A text that was found: what is needed to read it, wherever it is.
+"""The source of a text: everything that is needed to read it, whether it is local or remote.
 
-`hub.text_sources` finds texts by name. This package only reads what it is given, and opens no network connection.
+`hub.text_sources` finds sources by name. This package only reads them, and opens no network connections itself.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
 
-Opener = Callable[[str], BinaryIO]  # a file, by its path or address, at its beginning
+Opener = Callable[[str], BinaryIO]  # opens a file by its path or URL
 
 
 class RowStream(Protocol):
-    """Rows by column, from any position again: an `IterableDataset` of the library `datasets`."""
+    """Rows as dictionaries, with a position that can be restored: an `IterableDataset` of the library `datasets`."""
 
     column_names: list[str] | None
 
@@ -25,7 +25,7 @@ class RowStream(Protocol):
 
 
 def open_local(path: str) -> BinaryIO:
-    """A file of this machine."""
+    """Open a local file."""
     return open(path, "rb")
 
 
@@ -33,9 +33,9 @@ def open_local(path: str) -> BinaryIO:
 class TextSource:
     """One split of a corpus.
 
-    name: what the user calls the corpus, for messages. config, split: which part of it this is.
-    fingerprint: gives what changes when the text does; it may read all of it.
-    files: those that are read row by row, opened by `open_file`; None: `open_rows` gives the rows.
+    name: the user's name of the corpus, for messages. config, split: which part of it this is.
+    fingerprint: returns strings that identify the content; it may read all of it.
+    files: to read row by row, opened by `open_file`; None: `open_rows` returns the rows.
     """
 
     name: str

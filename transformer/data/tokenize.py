@@ -1,4 +1,4 @@
-"""Documents as one row of token ids.
+"""Tokenization of documents into one sequence of token ids.
 
 Dimensions: N tokens in the stream · D documents
 """
@@ -14,15 +14,15 @@ from transformer.data.document import Document
 from transformer.data.tokenizer import Tokenizer
 from transformer.errors import CorpusError
 
-_CHARACTERS_AT_ONCE = 2**21  # encoded in parallel; their encodings take about 100 MB
+_CHARACTERS_AT_ONCE = 2**21  # encoded in one parallel call, whose result needs about 100 MB
 
 
 @dataclass(frozen=True)
 class TokenStream:
-    """All documents in one row, each begun by the end-of-text token and the last one ended by it.
+    """All documents in one sequence, with the end-of-text token before each document and after the last one.
 
-    tokens: (N,) token ids. loss_mask: (N,) bool, True where the loss counts the token; None where it counts all.
-    starts: (D,) where each document's end-of-text stands. n_bytes: of the text that the loss counts, as UTF-8.
+    tokens: (N,) token ids. loss_mask: (N,) bool, whether each token is a target of the loss; None: all are.
+    starts: (D,) positions of the end-of-text token before each document. n_bytes: UTF-8 bytes of the targets' text.
     """
 
     tokens: np.ndarray
@@ -32,7 +32,7 @@ class TokenStream:
 
 
 def tokenize(documents: Iterable[Document], tokenizer: Tokenizer) -> TokenStream:
-    """Encode the documents, in parallel, and pack them in memory.
+    """Tokenize documents in memory.
 
     Raises:
         CorpusError: if there is no document.
@@ -48,23 +48,23 @@ def tokenize(documents: Iterable[Document], tokenizer: Tokenizer) -> TokenStream
 
 
 def token_dtype(tokenizer: Tokenizer) -> type[np.uint16] | type[np.uint32]:
-    """The smallest type that holds every token id."""
+    """The smallest integer type for all token ids."""
     return np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
 
 
 def token_parts(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[TokenStream]:
-    """The stream of the documents, in parts that fit in memory; `starts` count from the beginning of the stream.
+    """The stream of the documents in consecutive parts; `starts` are positions in the full stream.
 
-    The end-of-text after a document is learned if the last part of the document is.
+    The end-of-text token after a document is a target if the last part of the document is.
 
     Raises:
         CorpusError: if there is no document.
     """
     dtype = token_dtype(tokenizer)
     end = np.array([tokenizer.end_of_text_id], dtype)
-    length, ends_learned = 0, True
+    length, end_is_target = 0, True
     for chunk in _chunks(documents):
-        texts = [(text, learned) for document in chunk for text, learned in document.parts]
+        texts = [part for document in chunk for part in document.parts]
         encoded = iter(tokenizer.encode_documents([text for text, _ in texts]))
         tokens: list[np.ndarray] = []
         loss_mask: list[np.ndarray] = []
@@ -73,22 +73,22 @@ def token_parts(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator
             if not document.continues or not length:
                 starts.append(length)
                 tokens.append(end)
-                loss_mask.append(np.array([ends_learned]))
+                loss_mask.append(np.array([end_is_target]))
                 length += 1
-            for _, ends_learned in document.parts:
+            for _, end_is_target in document.parts:
                 ids = np.array(next(encoded), dtype)
                 tokens.append(ids)
-                loss_mask.append(np.full(len(ids), ends_learned))
+                loss_mask.append(np.full(len(ids), end_is_target))
                 length += len(ids)
-        n_bytes = sum(len(text.encode()) for text, is_learned in texts if is_learned)
+        n_bytes = sum(len(text.encode()) for text, is_target in texts if is_target)
         yield TokenStream(np.concatenate(tokens), np.concatenate(loss_mask), np.array(starts, np.int64), n_bytes)
     if not length:
         raise CorpusError("there is no document to train on.")
-    yield TokenStream(end, np.array([ends_learned]), np.array([], np.int64), 0)
+    yield TokenStream(end, np.array([end_is_target]), np.array([], np.int64), 0)
 
 
 def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Lists of documents that together are long enough to be worth encoding in parallel."""
+    """Lists of documents with enough text for a parallel call."""
     chunk: list[Document] = []
     characters = 0
     for document in documents:

@@ -155,7 +155,7 @@ class Tokenizer:
         kept = {name: value for name, value in self._settings.items() if name not in _NOT_KEPT}
         names: dict[str, Any] = kept | self.special_tokens | {"tokenizer_class": "PreTrainedTokenizerFast"}
         if self.chat_templates:
-            names["chat_template"] = template_files.in_settings(self.chat_templates)
+            names["chat_template"] = template_files.to_setting(self.chat_templates)
         with whole_file(directory / "tokenizer_config.json") as path:
             path.write_text(json.dumps(names, indent=2) + "\n", encoding="utf-8")
         template_files.remove_files(directory)

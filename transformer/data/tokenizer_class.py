@@ -1,7 +1,7 @@
-"""The rules of a tokenizer as `AutoTokenizer` of transformers 5 has them.
+"""The rules of a tokenizer (normalizer, pre-tokenizer, decoder) as in `AutoTokenizer` of transformers 5.
 
-A class of its own there, such as GPT2Tokenizer, takes the vocabulary of a `tokenizer.json` and builds its rules again,
-whatever the file says of them. The general class (PreTrainedTokenizerFast, TokenizersBackend) takes them from the file.
+A specific class, such as GPT2Tokenizer, uses the vocabulary of a `tokenizer.json` and replaces the rules in it by its
+own. The general class (PreTrainedTokenizerFast, TokenizersBackend) uses the rules in the file.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Metaspace, PreTokenizer, Split
 
-_BYTE_LEVEL = ("RobertaTokenizer", "CodeGenTokenizer", "GPTNeoXTokenizer")  # of which only the prefix is set here
-# Where no class is named, and what counts for Qwen2 whatever is named.
+_BYTE_LEVEL = ("RobertaTokenizer", "CodeGenTokenizer", "GPTNeoXTokenizer")  # only `add_prefix_space` is applied
+# The classes of model types whose settings have none.
 _OF_MODELS = {
     "gpt2": "GPT2Tokenizer",
     "opt": "GPT2Tokenizer",
@@ -24,8 +24,8 @@ _OF_MODELS = {
     "qwen3": "Qwen2Tokenizer",
     "gemma3_text": "GemmaTokenizer",
 }
-_MISNAMED = ("qwen2",)
-_GENERAL = ("mistral", "olmo2", "olmo3")  # the general class, whatever is named
+_MISNAMED = ("qwen2",)  # the class in the settings is ignored
+_GENERAL = ("mistral", "olmo2", "olmo3")  # the general class, even if the settings have another one
 _QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
@@ -33,7 +33,7 @@ _QWEN2_WORDS = (
 
 
 def apply_class(backend: Backend, settings: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Give the tokenizer the rules of its class, with the `add_prefix_space` of its settings.
+    """Set the rules of the tokenizer's class, with the `add_prefix_space` of its settings.
 
     Args:
         settings: of the `tokenizer_config.json`. config: the model's `config.json`; both may be empty.
@@ -56,7 +56,7 @@ def apply_class(backend: Backend, settings: Mapping[str, Any], config: Mapping[s
         backend.pre_tokenizer = Split(" ", behavior="merged_with_previous")
         backend.decoder = _metaspace_decoder(strip=False)
     elif kind == "LlamaTokenizer" and not byte_level:
-        # Older files write the same as a normalizer, which puts a space in front of one that is there too.
+        # Older files have a normalizer instead, which adds a space even before a space.
         space = True if space is None else space
         scheme = ("always" if settings.get("legacy") else "first") if space else "never"
         backend.normalizer = None
@@ -69,7 +69,7 @@ def apply_class(backend: Backend, settings: Mapping[str, Any], config: Mapping[s
 
 
 def tokenizer_class(settings: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """The class that transformers opens the tokenizer as, without "Fast"; "" for the general one."""
+    """The class that transformers uses for the tokenizer, without "Fast"; "" for the general one."""
     model_type = str(config.get("model_type"))
     named = settings.get("tokenizer_class") or config.get("tokenizer_class")
     if model_type in _GENERAL:
@@ -90,7 +90,7 @@ def _rules(part: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def _pre_tokenizer(part: dict[str, Any] | None) -> PreTokenizer:
-    """The library makes one of JSON only as a part of a tokenizer."""
+    """A pre-tokenizer from JSON, which the library reads only as part of a tokenizer."""
     whole = json.loads(Backend(BPE()).to_str()) | {"pre_tokenizer": part}
     made: PreTokenizer = Backend.from_str(json.dumps(whole)).pre_tokenizer
     return made

@@ -1,5 +1,6 @@
-"""The files of a tokenizer: `tokenizer.json`, BERT's or GPT-2's vocabulary, and what its settings say. They may be
-untrusted.
+"""Reading the files of a tokenizer: `tokenizer.json` or the vocabulary of BERT or GPT-2, and the settings.
+
+The files may be untrusted.
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ from transformer.data import added_tokens, gpt2_tokenizer, template_files, token
 from transformer.errors import CheckpointError
 from transformer.files import read_json
 
-_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")  # the first that a directory has
-_MAX_BYTES = 33 * 2**20  # of a file: the largest known, of 262,144 tokens, has 32
+_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")  # the first that exists is read
+_MAX_BYTES = 33 * 2**20  # of a file: the largest known one, of 262,144 tokens, has 32 MB
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """A tokenizer as it was read.
+    """The contents of a tokenizer's files.
 
-    end_of_text, pad: tokens. settings: of `tokenizer_config.json`. chat_templates: by name. end_ids: of the tokens with
-    which a generated text ends.
+    end_of_text, pad: tokens. settings: of `tokenizer_config.json`. chat_templates: by name. end_ids: ids of the tokens
+    that end a generated text.
     """
 
     backend: Backend
@@ -38,11 +39,10 @@ class TokenizerFiles:
 
 
 def read_files(path: Path) -> TokenizerFiles:
-    """Read a `tokenizer.json`, BERT's `vocab.txt` or GPT-2's `vocab.json` (with the `merges.txt` beside it), or a
-    directory that holds one.
+    """Read a `tokenizer.json`, BERT's `vocab.txt`, GPT-2's `vocab.json` with its `merges.txt`, or a directory with one.
 
     Raises:
-        CheckpointError: if it is not there, cannot be read, or is refused by `tokenizer_safety`.
+        CheckpointError: if it does not exist, cannot be read, or is rejected by `tokenizer_safety`.
     """
     if path.is_dir():
         path = next((path / name for name in _FILES if (path / name).exists()), path / _FILES[0])
@@ -55,9 +55,9 @@ def read_files(path: Path) -> TokenizerFiles:
         fault = tokenizer_safety.fault(backend)
     if fault:
         raise CheckpointError(f"{path} is refused: {fault}.")
-    backend.no_truncation()  # what a file says of these is how somebody else used it once
+    backend.no_truncation()  # settings of another use of the tokenizer
     backend.no_padding()
-    wordpiece.leave_texts_bare(backend)
+    wordpiece.remove_post_processor(backend)
     tokenizer_class.apply_class(backend, settings, config)
     ends = _end_ids(path.parent)
     pad = token_of(settings.get("pad_token"))
@@ -70,10 +70,10 @@ def read_files(path: Path) -> TokenizerFiles:
 
 
 def _open(path: Path, settings: Mapping[str, Any], config: Mapping[str, Any]) -> Backend:
-    """The tokenizer of a file, whose name says of what kind it is.
+    """The tokenizer of a file, in the format of its name.
 
     Raises:
-        CheckpointError: if it is not there, is too large, or is part of a tokenizer of another kind.
+        CheckpointError: if it does not exist, is too large, or has an unsupported format.
         Exception: if it cannot be read.
     """
     merges = path.with_name("merges.txt")
@@ -98,7 +98,7 @@ def _open(path: Path, settings: Mapping[str, Any], config: Mapping[str, Any]) ->
 
 @contextmanager
 def reported(failure: str) -> Iterator[None]:
-    """What the library raises, as our error that begins with `failure`: bare Exception, or a panic, which is none."""
+    """Convert exceptions and panics of the library to CheckpointError, with a message that starts with `failure`."""
     try:
         yield
     except CheckpointError:
@@ -122,9 +122,9 @@ def token_of(value: Any) -> str | None:
 
 
 def _end_ids(directory: Path) -> list[int]:
-    """The ids with which a generated text ends, of `generation_config.json` and `config.json`; none if none is said."""
-    said: list[Any] = []
+    """The ids `eos_token_id` of `generation_config.json` and `config.json`."""
+    found: list[Any] = []
     for name in ("generation_config.json", "config.json"):
         value = _optional_json(directory / name).get("eos_token_id")
-        said += value if isinstance(value, list) else [value]
-    return list(dict.fromkeys(id for id in said if type(id) is int and 0 <= id < 2**32))
+        found += value if isinstance(value, list) else [value]
+    return list(dict.fromkeys(id for id in found if type(id) is int and 0 <= id < 2**32))

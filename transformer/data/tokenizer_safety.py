@@ -1,4 +1,4 @@
-"""What is refused of an untrusted tokenizer before it sees a text: rules that take endless time or memory."""
+"""Checks of an untrusted tokenizer for rules that would need excessive time or memory."""
 
 from __future__ import annotations
 
@@ -10,19 +10,17 @@ from tokenizers import Regex
 from tokenizers import Tokenizer as Backend
 from tokenizers.normalizers import Replace
 
-_MAX_GROWTH = 1000  # times, that the replacements of a tokenizer may lengthen a text
+_MAX_GROWTH = 1000  # times that the replacements of a tokenizer may lengthen a text
 _MAX_PATTERN = 2**14  # characters of a regular expression
 
 
 def fault(backend: Backend) -> str | None:
-    """What makes `backend` unfit to be given a text, in words; None if nothing does."""
+    """Why `backend` is unsafe, in words; None: it is safe."""
     parts = [json.loads(part.__getstate__()) for part in (backend.normalizer, backend.pre_tokenizer) if part]
     decoder = json.loads(backend.decoder.__getstate__()) if backend.decoder else {}
     for pattern in filter(None, (_regex(rule) for rule in _rules([*parts, decoder]))):
         if len(pattern) > _MAX_PATTERN or repeats_choices(pattern):
-            return (
-                f"its regular expression {pattern[:80]!r} may take forever: it repeats what can be matched in many ways"
-            )
+            return f"its regular expression {pattern[:80]!r} may take forever: too long, or a repetition of repetitions"
     for rules in (*parts[:1], decoder):
         growth = 1.0
         for rule in _rules(rules):
@@ -33,12 +31,12 @@ def fault(backend: Backend) -> str | None:
 
 
 def repeats_choices(pattern: str) -> bool:
-    """Whether a regular expression repeats a group without bound that holds a repetition or a choice.
+    """Whether a regular expression has an unbounded repetition of a group with a repetition or an alternative in it.
 
-    Such a group can match one text in exponentially many ways, and a search that fails tries them all. The expressions
-    of the known tokenizers have none.
+    Such a group can match a text in exponentially many ways, all of which are tried if the match fails. The regular
+    expressions of well-known tokenizers have none.
     """
-    open_groups = [False]  # for each: whether it holds a repetition or a choice
+    open_groups = [False]  # for each: whether it has a repetition or an alternative
     i = 0
     while i < len(pattern):
         character = pattern[i]
@@ -62,21 +60,21 @@ def repeats_choices(pattern: str) -> bool:
 
 
 def _is_unbounded(pattern: str, i: int) -> bool:
-    """Whether a repetition stands at `i` that has no upper bound."""
+    """Whether there is an unbounded repetition operator at index `i`."""
     if pattern[i : i + 1] == "{":
         return pattern[i : pattern.find("}", i) + 1].endswith(",}")
     return pattern[i : i + 1] in ("*", "+")
 
 
 def _end_of_class(pattern: str, start: int) -> int:
-    """The place of the bracket that closes the class of characters that opens at `start`; classes may be nested."""
+    """The index of the bracket that closes the character class that starts at `start`; classes may be nested."""
     depth, i = 0, start
     while i < len(pattern):
         if pattern[i] == "\\":
             i += 1
         elif pattern[i] == "[":
             depth += 1
-        elif pattern[i] == "]" and pattern[start:i] not in ("[", "[^"):  # a bracket that comes first is a character
+        elif pattern[i] == "]" and pattern[start:i] not in ("[", "[^"):  # a first bracket is a literal
             depth -= 1
             if depth == 0:
                 return i
@@ -106,6 +104,6 @@ def _growth(rule: dict[str, Any]) -> float:
     content, pattern = rule["content"], rule["pattern"]
     if "Regex" not in pattern:
         return max(1.0, len(content) / max(1, len(pattern["String"])))
-    # An expression that can match nothing matches between all characters.
+    # An expression that matches the empty string is also replaced between all characters.
     matches_nothing = len(Replace(Regex(pattern["Regex"]), "#").normalize_str("\u0378")) > 1
     return max(1, len(content) + matches_nothing)

@@ -1,4 +1,4 @@
-"""The training of a byte-level BPE vocabulary."""
+"""Training of a byte-level BPE vocabulary."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from tokenizers.trainers import BpeTrainer
 
 from transformer.errors import ConfigError
 
-_LONGEST_RUN = 256  # characters between white space, or of it, that are one word of the training of a vocabulary
+_LONGEST_RUN = 256  # characters; longer runs without white space, or of white space, are split
 _LONG_RUN = re.compile(rf"\S{{{_LONGEST_RUN + 1},}}|\s{{{_LONGEST_RUN + 1},}}")
-_MOST_TOKENS = 2**22  # of a vocabulary that is trained; the trainer makes room for them all before it begins
-TRAINING_CHARACTERS = 2**24  # more text takes more memory and time, and hardly gives another vocabulary
+_MOST_TOKENS = 2**22  # the trainer allocates memory for the full vocabulary at its start
+TRAINING_CHARACTERS = 2**24  # more text needs more memory and time, with nearly the same vocabulary
 
 
 def train_bpe(
     texts: Iterable[str], vocab_size: int, end_of_text: str, pad: str | None, whole: Sequence[str]
 ) -> Backend:
-    """As `Tokenizer.train`, which says what the arguments are."""
+    """Train a tokenizer; the arguments are those of `Tokenizer.train`."""
     named = [end_of_text, *([pad] if pad else []), *whole]
     least = 256 + len(named)
     if vocab_size < least:
@@ -50,7 +50,7 @@ def train_bpe(
 
 
 def cut_runs(line: str) -> Iterator[str]:
-    """The line, cut where a run of characters without white space, or of white space, is longer than a word may be."""
+    """Split a line within runs of more than `_LONGEST_RUN` characters without white space, or of white space."""
     start = 0
     for run in _LONG_RUN.finditer(line):
         for stop in range(run.start() + _LONGEST_RUN, run.end(), _LONGEST_RUN):
@@ -60,7 +60,7 @@ def cut_runs(line: str) -> Iterator[str]:
 
 
 def _evenly(lines: Iterable[str], characters: int) -> list[str]:
-    """Every line, or every 2nd, 4th, 8th … so that they have at most this many characters together."""
+    """Every line, or every 2nd, 4th, 8th …, so that they have at most this many characters in total."""
     kept: list[str] = []
     length, step = 0, 1
     for number, line in enumerate(lines):
@@ -75,7 +75,7 @@ def _evenly(lines: Iterable[str], characters: int) -> list[str]:
 
 
 def _as_text(backend: Backend, whole: Sequence[str]) -> Backend:
-    """The trainer makes every named token special, which decoding leaves out; these are text."""
+    """Make the tokens in `whole` regular ones: the trainer makes them special, which decoding skips."""
     fields = json.loads(backend.to_str())
     for token in fields["added_tokens"]:
         token["special"] = token["content"] not in whole

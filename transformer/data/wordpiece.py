@@ -1,4 +1,4 @@
-"""BERT's tokenizer (Devlin et al., 2019), which the original project used, for texts without end marks."""
+"""BERT's tokenizer (Devlin et al., 2019), which the original project used, without [CLS] and [SEP] around texts."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _SPECIAL = (PAD, _UNKNOWN, "[CLS]", "[SEP]", "[MASK]")
 
 
 def open_vocabulary(path: Path) -> Backend:
-    """The tokenizer of a `vocab.txt`, one token a line; uncased if no token has a capital letter.
+    """The tokenizer of a `vocab.txt` with one token per line; it is uncased if no token has a capital letter.
 
     Raises:
-        Exception: if it cannot be read, or is no such vocabulary.
+        Exception: if it cannot be read, or has no [UNK].
     """
     backend = Backend(WordPiece.from_file(str(path), unk_token=_UNKNOWN))
     vocabulary = backend.get_vocab()
@@ -34,7 +34,7 @@ def open_vocabulary(path: Path) -> Backend:
     return backend
 
 
-def leave_texts_bare(backend: Backend) -> None:
-    """If it is BERT's, put no [CLS] and [SEP] around a text: they would end a prompt before it is continued."""
+def remove_post_processor(backend: Backend) -> None:
+    """Stop BERT's tokenizer from adding [CLS] and [SEP]: the end-of-text token must not follow a prompt."""
     if isinstance(backend.model, WordPiece):
         backend.post_processor = None

@@ -1,8 +1,8 @@
 """A copy of the model for inference: the same modules, with their linear layers quantized and fused.
 
-`quantize` swaps modules and computes nothing itself: the forward pass stays that of `transformer.model`. What it puts
-in has the interface of what it replaces, and does the same with fewer operations: the projections that share an input
-are one matrix product, queries and keys are normalised and rotated together, and dropout is gone.
+`quantize` replaces modules; the forward pass stays that of `transformer.model`. The new modules have the same interface
+and need fewer operations: projections of the same input are one matrix product, queries and keys are normalised and
+rotated together, and dropout is removed.
 
 Dimensions: B batch · T new tokens · D d_model · H heads · K key-value heads · E width of a head · F d_feed_forward
 """
@@ -35,14 +35,14 @@ def quantize(model: Transformer, precision: Precision, make_linear: MakeLinear |
 
     Args:
         precision: of the weights of linear layers; all else is computed in fp32.
-        make_linear: what a weight (out, in) and a bias become, in place of `quantize_linear`.
+        make_linear: makes the linear layer from a weight (out, in) and a bias; None: `quantize_linear`.
 
     Raises:
-        ConfigError: if the model has a norm that is not known here, or this machine lacks int8.
+        ConfigError: if the model has another norm than LayerNorm or RMSNorm, or this machine does not support int8.
     """
     make_linear = make_linear or partial(quantize_linear, precision=precision)
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    quantized: Any = copy.deepcopy(model, shared).eval()  # Any: modules give way to others of the same interface
+    quantized: Any = copy.deepcopy(model, shared).eval()  # Any: modules are replaced by others
     quantized.dropout = nn.Identity()
     if model.token_embedding.weight.dtype != torch.float32:
         quantized.token_embedding = FloatEmbedding(model.token_embedding.weight)
@@ -59,17 +59,17 @@ def quantize(model: Transformer, precision: Precision, make_linear: MakeLinear |
     return quantized
 
 
-def skip_module_calls(model: Transformer) -> None:
-    """Let each module call the `forward` of those in it. Hooks do not run any more.
+def bind_forward_methods(model: Transformer) -> None:
+    """Replace the submodules of every module by their `forward` methods, and its tensors by plain attributes.
 
-    `nn.Module` searches three dictionaries for a submodule, and looks for hooks, at every call: a tenth of a decode
-    step of a small model. An attribute of the instance, as is set here, is found before that.
+    The overhead of `nn.Module.__getattr__`, which searches three dictionaries, and of `nn.Module.__call__`, which looks
+    for hooks, is a tenth of a decode step of a small model. Hooks are not called afterwards.
     """
     embedding, layers = model.token_embedding, list(model.layers)
     for module in list(model.modules()):
         vars(module).update(module._parameters | module._buffers)
-        vars(module).update({name: child.forward for name, child in module._modules.items() if child is not None})
-    vars(model).update(token_embedding=embedding, layers=[layer.forward for layer in layers])  # more is asked of them
+        vars(module).update({name: child.forward for name, child in module.named_children()})
+    vars(model).update(token_embedding=embedding, layers=[layer.forward for layer in layers])  # with their attributes
 
 
 class FusedProjection(nn.Module):
@@ -125,7 +125,7 @@ class FusedGateAndUp(nn.Module):
 
 
 class FloatEmbedding(nn.Embedding):
-    """An embedding that is kept in another type, with rows in fp32."""
+    """An embedding stored in another dtype, with outputs in fp32."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__(weight.shape[0], weight.shape[1], _weight=mapped_again(weight), _freeze=True)
@@ -135,7 +135,7 @@ class FloatEmbedding(nn.Embedding):
 
 
 class FastRMSNorm(nn.Module):
-    """x w / sqrt(mean(x²) + eps) as x w' / sqrt(|x|² + E eps): `F.rms_norm` takes twice as long for one row."""
+    """RMSNorm, x w / sqrt(mean(x²) + eps), as x w' / sqrt(|x|² + E eps): twice as fast as `F.rms_norm` for one row."""
 
     scaled: Tensor
     floor: Tensor
@@ -152,7 +152,7 @@ class FastRMSNorm(nn.Module):
 
 
 class FastJointNorm(nn.Module):
-    """The norm of all queries of a token together, and that of all its keys, (B, T, H + K, E)."""
+    """RMSNorm over all queries of a token and over all its keys, in one tensor (B, T, H + K, E)."""
 
     def __init__(self, query: nn.RMSNorm, key: nn.RMSNorm) -> None:
         super().__init__()
@@ -185,7 +185,7 @@ def _fuse_feed_forward(feed_forward: Any, make_linear: MakeLinear) -> None:
 
 
 def _linear(parts: list[nn.Linear], make_linear: MakeLinear) -> nn.Module:
-    """The outputs of several linear layers with one input, one after the other, by one product."""
+    """Several linear layers of the same input as one, with their outputs concatenated."""
     if len(parts) == 1:
         return make_linear(parts[0].weight, parts[0].bias)
     bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])
@@ -195,6 +195,6 @@ def _linear(parts: list[nn.Linear], make_linear: MakeLinear) -> nn.Module:
 def _norm(module: nn.Module) -> nn.Module:
     if isinstance(module, nn.RMSNorm):
         return FastRMSNorm(module.weight.detach(), module.eps)
-    if isinstance(module, nn.LayerNorm | nn.Identity):  # after post-norm layers the stream is normalised already
+    if isinstance(module, nn.LayerNorm | nn.Identity):  # Identity: post-norm layers have no final norm
         return module
     raise ConfigError(f"inference knows LayerNorm and RMSNorm, not {type(module).__name__}.")

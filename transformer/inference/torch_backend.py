@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from transformer.inference.backend import InferenceBackend
-from transformer.inference.quantization import quantize, skip_module_calls
+from transformer.inference.quantization import bind_forward_methods, quantize
 from transformer.inference.quantized_linear import PlainLinear, Precision
 from transformer.model import KVCache, Transformer
 
@@ -29,7 +29,7 @@ class TorchBackend(InferenceBackend):
 
     def _quantize(self, model: Transformer) -> Transformer:
         quantized = quantize(model, self.precision)
-        skip_module_calls(quantized)
+        bind_forward_methods(quantized)
         return quantized
 
     @torch.inference_mode()

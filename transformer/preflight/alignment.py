@@ -68,7 +68,7 @@ def ids(subject: Subject) -> Finding:
 def placed(subject: Subject) -> Places:
     """Where the rows of the run are in its text. Of windows with a `prompt_share`, and of the first window of each
     block of a stream, the first input is the end-of-text token, whatever the text has there."""
-    begins = bool(subject.config.data.prompt_share) or subject.training is None
+    begins = bool(subject.config.text.prompt_share) or subject.training is None
     first = subject.tokenizer.end_of_text_id if begins else None
     return places(subject.rows, subject.text, subject.padding_ids, first)
 
@@ -215,7 +215,7 @@ def _other_documents(
 ) -> np.ndarray:
     """(R, T) bool: where a document begins in the text and not in the row, or the other way round."""
     wrong = np.zeros_like(real)
-    if subject.config.data.separate_documents:
+    if subject.config.text.separate_documents:
         places = offsets[:, None] + np.arange(rows.inputs.shape[1])
         number = np.searchsorted(stream.starts, places, side="right")
         differs = (np.diff(number, axis=1) != 0) != (np.diff(rows.segment_ids, axis=1) != 0)

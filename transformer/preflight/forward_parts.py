@@ -52,7 +52,7 @@ class ForwardPass:
         tokens, place = batch.inputs, torch.arange(batch.inputs.shape[1])
         self.positions = place.expand_as(tokens)
         self.mask = (place[:, None] >= place).expand(len(tokens), -1, -1)  # (B, T, T)
-        if subject.config.data.separate_documents:
+        if subject.config.text.separate_documents:
             begin = torch.stack([(row[:, None] == row).int().argmax(dim=1) for row in batch.segment_ids])
             self.positions = place - begin
             self.mask = self.mask & (batch.segment_ids[:, :, None] == batch.segment_ids[:, None, :])

@@ -52,10 +52,10 @@ _UNCERTAIN = 0.05  # of a loss, either way, between one run and another like it
 def expected_loss(subject: Subject, tokens: float) -> str:
     """The validation loss that a run like this one had after this many tokens, in words, or that none is known."""
     config = subject.config
-    own = str(config.data.data).lower().rstrip("/").rsplit("/", 1)[-1] + f" {config.data.data_config or ''}"
+    own = str(config.text.data).lower().rstrip("/").rsplit("/", 1)[-1] + f" {config.text.data_config or ''}"
     for reference in REFERENCES:
         same = config.options().items() >= reference.options.items()
-        if reference.text not in own or not same or config.model.init_from or config.data.tokenizer:
+        if reference.text not in own or not same or config.model.init_from or config.text.tokenizer:
             continue
         loss, (least, most) = loss_at(reference, tokens), (reference.curve[0][0], reference.curve[-1][0])
         if least * (1 - _UNCERTAIN) <= tokens <= most * (1 + _UNCERTAIN):

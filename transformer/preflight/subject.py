@@ -147,7 +147,7 @@ class Subject:
 
     def read(self, characters: int) -> Iterator[Document]:
         """The beginning of the corpus, in pieces, as the run reads it."""
-        data, read = self.config.data, 0
+        data, read = self.config.text, 0
         text = (data.data, data.data_config, "train", data.clean, data.text_column, data.max_documents)
         for piece in pieces(*text):
             yield piece

@@ -93,7 +93,7 @@ def bytes_per_token(subject: Subject) -> Finding:
     ratio = stream.n_bytes / max(1, n_learned)
     expected = Expected(f"at least {_LEAST_BYTES} with a vocabulary of {_LARGE_VOCABULARY:,}")
     # One that was trained on this text, even on random letters, does what can be done.
-    foreign = bool(config.data.tokenizer or config.model.init_from)
+    foreign = bool(config.text.tokenizer or config.model.init_from)
     if not foreign or vocab_size < _LARGE_VOCABULARY or ratio >= _LEAST_BYTES or stream.n_bytes < _LEAST_TEXT:
         return expected.passed(f"{ratio:.2f}, vocabulary {vocab_size:,}")
     return expected.warned(

@@ -88,7 +88,7 @@ def _dependence(subject: Subject) -> tuple[list[int], Tensor, Tensor]:
 
 def documents_apart(subject: Subject) -> Finding:
     """With `separate_documents` no token attends to another document; without it each attends to all before it."""
-    apart, tokens = subject.config.data.separate_documents, subject.text_row
+    apart, tokens = subject.config.text.separate_documents, subject.text_row
     expected = Expected("no attention" if apart else "attention goes on (no --separate-documents)")
     length = tokens.shape[1]
     if length < 4:

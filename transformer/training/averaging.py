@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights (Polyak & Juditsky, 1992), by which a run is validated and saved."""
+"""An exponential moving average of the weights (Polyak & Juditsky, 1992), which is validated and saved."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 
 from transformer.errors import CheckpointError
 from transformer.model import Transformer
-from transformer.training.distributed import full_tensor, like
+from transformer.training.distributed import full_tensor, shard_like
 
 _PREFIX = "average."
 
 
 class WeightAverage:
-    """The average of a model's weights over its last steps.
+    """The exponential moving average of a model's weights.
 
-    After step t: average = decay_t · average + (1 - decay_t) · weights, with decay_t = min(decay, (1 + t) / (10 + t)).
-    While the run is young, its first weights are soon forgotten.
+    After step t: average = decay_t · average + (1 - decay_t) · weights, with decay_t = min(decay, (1 + t) / (10 + t)),
+    so that the first, untrained weights soon have no part in it.
 
     Args:
         decay: in (0, 1); the average spans about 1 / (1 - decay) steps.
@@ -31,13 +31,13 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after this step, counted from 1."""
+        """Update the average with the weights after this step, counted from 1."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self._average, [p.detach() for p in self.model.parameters()], 1.0 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within it the model has the average as its weights."""
+        """Within this context the model's weights are the average."""
         with torch.no_grad():
             current = [parameter.detach().clone() for parameter in self.model.parameters()]
             self._copy(self._average)
@@ -47,21 +47,21 @@ class WeightAverage:
             with torch.no_grad():
                 self._copy(current)
 
-    def collect(self) -> dict[str, Tensor]:
-        """The average by names of checkpoints, whole and on the CPU; with shards every process has to call it."""
+    def state_dict(self) -> dict[str, Tensor]:
+        """The average as full tensors on the CPU, named as in checkpoints. With FSDP every process has to call this."""
         names = (name for name, _ in self.model.named_parameters())
         return {f"{_PREFIX}{name}": full_tensor(value) for name, value in zip(names, self._average, strict=True)}
 
     @torch.no_grad()
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take back what `collect` gave.
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Load what `state_dict` returned; other tensors are ignored.
 
         Raises:
-            CheckpointError: if it is not the average of this model.
+            CheckpointError: if there is no average of this model's weights among them.
         """
         try:
             for (name, parameter), value in zip(self.model.named_parameters(), self._average, strict=True):
-                value.copy_(like(tensors[f"{_PREFIX}{name}"], parameter))
+                value.copy_(shard_like(tensors[f"{_PREFIX}{name}"], parameter))
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"the checkpoint has no average of these weights: {error}.") from error
 
@@ -71,5 +71,5 @@ class WeightAverage:
 
 
 def without_average(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint that are not of an average."""
+    """The tensors of a checkpoint without those of a `WeightAverage`."""
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(_PREFIX)}

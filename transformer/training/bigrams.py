@@ -1,8 +1,8 @@
-"""A model that begins as the bigram model of its text, instead of knowing nothing.
+"""Initialization of a model as the bigram model of its text.
 
-What follows a token can be counted; only what is beyond that has to be learned. The table of log P(next | token) is
-brought to the width of the model by a truncated singular value decomposition (as word vectors are from counts: Levy &
-Goldberg, 2014) and becomes the embeddings and the vocabulary projection, while the layers begin by adding nothing.
+Bigrams can be counted instead of trained. The table of log P(next | token) is reduced to the width of the model by a
+truncated singular value decomposition (as word vectors are from counts: Levy & Goldberg, 2014) and becomes the
+embeddings and the vocabulary projection. The layers are initialized to add nothing to the residual stream.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import torch
 from transformer.errors import ConfigError
 from transformer.model import Transformer
 
-_SMOOTHING = 100.0  # pairs that are imagined for each token, spread as single tokens are
-_UNIGRAM_SIZE = 1.5  # of the entry that carries log P(next), in root mean squares of the other entries
-_EMBEDDING_SIZE = 0.3  # root mean square of the embeddings: what the layers write is small beside 1
+_SMOOTHING = 100.0  # pseudo-counts for each token, distributed as the unigrams are
+_UNIGRAM_SIZE = 1.5  # of the dimension for log P(next), in root mean squares of the other dimensions
+_EMBEDDING_SIZE = 0.3  # root mean square of the embeddings; the layers add much less than 1
 
 
 @torch.no_grad()
@@ -23,7 +23,7 @@ def start_from_bigrams(model: Transformer, tokens: np.ndarray) -> None:
     """Set the weights of an untrained model so that it predicts like the bigrams of `tokens`, (N,) ids.
 
     Raises:
-        ConfigError: if the model ties its embeddings or lacks a final norm, so that it cannot.
+        ConfigError: if the model has tied embeddings or no final norm.
     """
     config = model.config
     if config.tie_embeddings or config.norm_placement != "pre":
@@ -36,8 +36,8 @@ def start_from_bigrams(model: Transformer, tokens: np.ndarray) -> None:
     unigram = text.bincount(minlength=size) + 1.0
     unigram /= unigram.sum()
 
-    # log P(next | token) = log P(next) + log(1 + count / (smoothing · P(next))) + what does not depend on next.
-    # The second term is 0 for most pairs; tokens weigh in the decomposition as often as they stand in the text.
+    # log P(next | token) = log P(next) + log(1 + count / (smoothing · P(next))) + a term that does not depend on next.
+    # The second term is 0 for most pairs. The decomposition weights tokens by their frequency.
     weight = seen.sqrt()
     gain = torch.log1p(counts / (_SMOOTHING * unigram[following])) * weight[token]
     with torch.sparse.check_sparse_tensor_invariants(False):
@@ -46,16 +46,16 @@ def start_from_bigrams(model: Transformer, tokens: np.ndarray) -> None:
     embedding, projection = left * values.sqrt() / weight[:, None], right * values.sqrt()
 
     def typical() -> torch.Tensor:
-        """Root mean square of an embedding, as the text has them."""
+        """Root mean square of the embeddings, weighted by the frequency of the tokens."""
         return (embedding.square().mean(dim=1).sqrt() * seen).sum() / seen.sum()
 
-    # One more dimension, the same for all tokens, carries log P(next).
+    # One more dimension, the same for all tokens, is for log P(next).
     constant = _UNIGRAM_SIZE * typical() * width**0.5
     log_unigram = unigram.log() - (unigram * unigram.log()).sum()
     embedding = torch.cat([embedding, constant.expand(size, 1)], dim=1)
     projection = torch.cat([projection, log_unigram[:, None] / constant], dim=1)
 
-    # The final norm brings embeddings to a root mean square of one.
+    # The final norm scales embeddings to a root mean square of one.
     model.head.weight.copy_(projection * typical())
     model.token_embedding.weight.copy_(embedding / typical() * _EMBEDDING_SIZE)
     for name, parameter in model.layers.named_parameters():

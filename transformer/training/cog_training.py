@@ -1,8 +1,8 @@
-"""A training within Cog's HTTP server: what it may read, its temporary folder, and the server's end.
+"""Training within Cog's HTTP server: what a request may read, its temporary folder, and shutdown of the server.
 
-The server runs a training in a thread of a worker process. After SIGTERM it stops listening, and does not tell the
-training: it kills the worker after ten seconds, or, while a client waits for the answer, waits without end. It also
-leaves the files of an answer where they are. So the worker asks the server how it is, and sees to both itself.
+The server runs a training in a thread of a worker process. After SIGTERM it stops listening and does not tell the
+training: it kills the worker after ten seconds or, while a client waits for the response, waits forever. It also does
+not delete the files of a response. The worker therefore polls the status of the server, and does both itself.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from transformer.training.run import train
 from transformer.training.train_config import TrainConfig
 
 logger = logging.getLogger("transformer")
-_SECONDS_BETWEEN_LOOKS = 0.5
-_SECONDS_TO_STOP = 4.0  # for the step that is being made; what cannot end by then is ended
+_POLL_SECONDS = 0.5
+_SECONDS_TO_STOP = 4.0  # for the current step, before the thread of the training is stopped
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 
-_folders: set[Path] = set()  # that are to be removed when the server has sent what is in them
+_folders: set[Path] = set()  # to be deleted when the server has sent their files
 
 
 class _ServerGone(BaseException):
-    """Raised in the thread of a training that the end of the server has overtaken."""
+    """Raised in the thread of a training that did not stop in time after the server was shut down."""
 
 
 def data_source(train_data: str | os.PathLike[str]) -> str:
-    """What a request may train on: a file that Cog brought (an upload, or from a URL), or the id of a Hub data set.
+    """The text that a request may train on: a file that Cog uploaded or downloaded, or the id of a Hub data set.
 
-    Cog hands on a file that it has written to its temporary folder as a path, and all else as the string that was sent.
+    Cog passes a file in its temporary folder as a path, and anything else as the string of the request.
 
     Raises:
-        CorpusError: if it names a file or folder of the server, or nothing.
+        CorpusError: if it is anything else, such as a file of the server.
     """
     text = os.fspath(train_data)
     if isinstance(train_data, os.PathLike):
@@ -60,31 +60,31 @@ def data_source(train_data: str | os.PathLike[str]) -> str:
 
 
 def train_to_archive(config: TrainConfig, hub_token: str | None = None) -> Path:
-    """Train as `config` says, in a temporary folder, which takes the place of its output.
+    """Train with `config`, in a temporary folder in place of its output.
 
-    Within Cog's server the folder is removed when the archive was sent, and in any case when the process ends. If the
-    server is shut down meanwhile, the run ends within seconds, with the best model until then.
+    Within Cog's server the folder is deleted once the archive was sent, and at the latest when the process ends. If the
+    server is shut down during the training, the run ends within seconds, with the best model so far.
 
     Returns:
-        A tar of the model directory, alone in a folder of its own.
+        A tar of the model directory.
 
     Raises:
-        TransformerError: as `train`; or if the server was shut down before there was a model. Nothing is left then.
+        TransformerError: as `train`, or if the server was shut down before there was a model. The folder is deleted.
     """
-    _remove_sent()  # the answer before this one was sent, or this one would not have begun
+    _remove_sent()  # the response of an earlier request was sent, or this one would not have started
     folder = Path(tempfile.mkdtemp(prefix="training-"))
     try:
         output = folder / "output"
-        with _Watch() as watch:
+        with _ShutdownMonitor() as monitor:
             try:
-                train(config.with_options(output=str(output)), hub_token, watch.stop)
+                train(config.with_options(output=str(output)), hub_token, monitor.stop)
             except (Interrupted, _ServerGone):
                 if not (output / WEIGHTS).exists():
                     raise
                 logger.warning("the server is shut down: the weights are the best of the training until now")
         archive = pack(output, folder / "weights.tar")
         shutil.rmtree(output)
-    except BaseException as error:  # a cancelation too
+    except BaseException as error:  # also when Cog cancels the request
         shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, (Interrupted, _ServerGone)):
             raise TransformerError(
@@ -97,8 +97,8 @@ def train_to_archive(config: TrainConfig, hub_token: str | None = None) -> Path:
     return archive
 
 
-class _Watch:
-    """Within it `stop` is set when the server is shut down or gone, and the thread is stopped that does not obey."""
+class _ShutdownMonitor:
+    """A context that sets `stop` when the server is shut down, and stops its thread if that has no effect in time."""
 
     def __init__(self) -> None:
         self.stop = threading.Event()
@@ -107,28 +107,28 @@ class _Watch:
         self._thread = threading.get_ident()
         self._parent = os.getppid()
 
-    def __enter__(self) -> _Watch:
+    def __enter__(self) -> _ShutdownMonitor:
         if in_server():
-            threading.Thread(target=self._look, daemon=True).start()
+            threading.Thread(target=self._poll, daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
             self._over.set()
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         listened = False
-        while not self._over.wait(_SECONDS_BETWEEN_LOOKS):
+        while not self._over.wait(_POLL_SECONDS):
             status = _server_status()
-            # A server that never answers here listens at another address than this one.
+            # A server that never responded listens at another address.
             if os.getppid() != self._parent or (listened and status is None):
                 self.stop.set()
                 if not self._over.wait(_SECONDS_TO_STOP):
-                    self._raise_there()
+                    self._raise_in_thread()
                 return
             listened = listened or bool(status)
 
-    def _raise_there(self) -> None:
+    def _raise_in_thread(self) -> None:
         """Raise an exception in the thread of the training, as Cog does to cancel it."""
         with self._lock:
             if not self._over.is_set():
@@ -146,7 +146,7 @@ def in_server() -> bool:
 
 
 def _server_status() -> str | None:
-    """The status of the server whose worker this is: READY, BUSY and so on; None: it does not listen; "": unknown."""
+    """The status of the server of this worker, such as READY or BUSY; None: it is not listening; "": unknown."""
     connection = http.client.HTTPConnection("127.0.0.1", int(os.environ.get("PORT", "5000")), timeout=2)
     try:
         connection.request("GET", "/health-check")
@@ -160,12 +160,12 @@ def _server_status() -> str | None:
 
 
 def _remove_when_sent() -> None:
-    """Wait until the server is ready for another request: then it has sent the answer to this one."""
+    """Delete the folders once the server is ready for another request: then it has sent the response to this one."""
     mine = set(_folders)
     while (status := _server_status()) != "READY":
-        if status is None:  # shut down; it may be sending still, and the process ends after that
+        if status is None:  # shut down, perhaps while sending: the folders are deleted when the process ends
             return
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        time.sleep(_POLL_SECONDS)
     _remove_sent(mine)
 
 

@@ -1,9 +1,9 @@
-"""Where a run computes: `Engine` is one process on one device; `DistributedEngine` adds the other processes of a run,
-on Hugging Face Accelerate.
+"""The devices and processes of a run: `Engine` is one process on one device; `DistributedEngine` is one of several
+processes, on Hugging Face Accelerate.
 
-Every process holds the same step of the same run: they start with equal weights, each learns from its rows of a batch,
-and gradients, losses and decisions are shared. Sharding is PyTorch's FSDP2 (`fully_shard`), applied here instead of by
-Accelerate, which leaves it out on a CPU and does not know our tied embeddings.
+All processes start with equal weights and make the same steps: each computes its rows of a batch, and gradients, losses
+and decisions are shared. Sharding is PyTorch's FSDP2 (`fully_shard`), applied here instead of by Accelerate, which
+skips it on a CPU and does not know our tied embeddings.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from transformer.training.option_groups import Parallel
 class Engine:
     """One process on one device, and the interface of several.
 
-    rank, world_size: the number of this process, and how many there are. main: this is the first. sharded: each process
-    holds a shard of every tensor.
+    rank, world_size: the number of this process, and how many there are. main: whether this is the first. sharded:
+    whether each process has only a shard of every tensor.
 
     Args:
         device: auto, cpu, cuda or mps, or the device itself.
@@ -43,11 +43,11 @@ class Engine:
         self.device = pick_device(device) if isinstance(device, str) else device
 
     def prepare(self, module: LanguageModelLoss) -> nn.Module:
-        """The module as this run calls it: on its device, and tied to its copies in the other processes."""
+        """The module on the device of this process, wrapped for DDP or sharded if there are several processes."""
         return module.to(self.device)
 
     def gradients(self, module: nn.Module, last: bool) -> AbstractContextManager[None]:
-        """Within it gradients are computed; they are shared with the other processes in the `last` part of a step."""
+        """The context for a backward pass; gradients are synchronized in the `last` one of a step only."""
         return nullcontext()
 
     def sum(self, *numbers: float) -> list[float]:
@@ -55,20 +55,20 @@ class Engine:
         return list(numbers)
 
     def reshard(self, module: nn.Module) -> None:
-        """Free the full tensors that a forward pass without a backward pass leaves in the place of shards."""
+        """Free the full tensors that stay after a forward pass without a backward pass, where the module is sharded."""
 
     def main_first(self) -> AbstractContextManager[None]:
-        """Within it the first process goes ahead and the others wait until it is through."""
+        """A context that the first process runs alone, before the others."""
         return nullcontext()
 
     def wait(self) -> None:
-        """Return when every process has called this."""
+        """Wait until every process has called this."""
 
     def log(self, numbers: dict[str, Any], step: int) -> None:
-        """Hand numbers to the trackers, if there are any."""
+        """Report numbers to the trackers, if there are any."""
 
     def close(self) -> None:
-        """End the trackers and the process group."""
+        """Close the trackers and the process group."""
 
 
 class DistributedEngine(Engine):
@@ -76,7 +76,7 @@ class DistributedEngine(Engine):
 
     Args:
         device: auto, cpu, cuda or mps.
-        parallel: what several processes do: "ddp" keeps the whole model in each, "fsdp" a shard of every tensor.
+        parallel: "ddp": every process has the full model. "fsdp": every process has a shard of each tensor.
         trackers: names of Accelerate's trackers, such as tensorboard, wandb or trackio. folder: where they write.
 
     Raises:
@@ -104,7 +104,7 @@ class DistributedEngine(Engine):
             raise ConfigError(f"the trackers {', '.join(trackers)} cannot be used: {error}") from error
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.accelerator.is_main_process
-        # With one process the device is the one that was asked for; with several each has its own.
+        # With several processes each has its own device.
         self.device = self.accelerator.device if self.world_size > 1 else picked
         self.sharded = parallel == "fsdp" and self.world_size > 1
 
@@ -136,9 +136,9 @@ class DistributedEngine(Engine):
         return self.accelerator.reduce(torch.tensor(numbers, dtype=torch.float64, device=self.device), "sum").tolist()
 
     def reshard(self, module: nn.Module) -> None:
-        for part in module.modules():
-            if isinstance(part, FSDPModule):
-                part.reshard()
+        for submodule in module.modules():
+            if isinstance(submodule, FSDPModule):
+                submodule.reshard()
 
     def main_first(self) -> AbstractContextManager[None]:
         return self.accelerator.main_process_first()
@@ -154,13 +154,13 @@ class DistributedEngine(Engine):
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor that may be sharded, with all its shards, on the CPU. Every process has to call it."""
+    """A tensor, gathered if it is sharded, on the CPU. With FSDP every process has to call this."""
     tensor = tensor.detach()
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
 
 
-def like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor placed as `parameter` is: on its device, and sharded if it is."""
+def shard_like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """A copy of a full tensor on the device of `parameter`, and sharded if `parameter` is."""
     tensor = tensor.to(parameter.device, copy=True)
     if isinstance(parameter, DTensor) and tensor.dim():
         return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)

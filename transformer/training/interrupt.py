@@ -1,4 +1,4 @@
-"""Being asked to stop."""
+"""Stopping a run by a signal, after it has saved its state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ class Interrupted(TransformerError):
     """The run was asked to stop and has saved its state.
 
     Args:
-        signal: by which it was asked; a shell adds 128 to the number.
+        step: the last step of the run.
+        signal: the number of the signal; the exit status of a command is 128 more.
     """
 
     def __init__(self, step: int, signal: int) -> None:
@@ -25,13 +26,12 @@ class Interrupted(TransformerError):
 
 
 class Interrupt:
-    """Within it SIGTERM, SIGHUP and Ctrl-C are only noted, so that a step can be finished and saved.
+    """A context in which SIGTERM, SIGHUP and Ctrl-C set `signal` only, so that a step can be finished and saved.
 
-    A second Ctrl-C stops at once: whoever presses it twice does not want to wait. SIGHUP is left alone where it
-    is ignored, as under `nohup`.
+    A second Ctrl-C raises KeyboardInterrupt. SIGHUP stays ignored where it is, as under `nohup`.
 
     Args:
-        asked: when this is set, the run is asked to stop as by SIGTERM: for threads, which get no signals.
+        asked: an event that has the effect of SIGTERM, for a run in a thread, which gets no signals.
     """
 
     def __init__(self, asked: threading.Event | None = None) -> None:
@@ -41,7 +41,7 @@ class Interrupt:
 
     @property
     def signal(self) -> int:
-        """The number of the first signal; 0: none came."""
+        """The number of the first signal that was received; 0: none."""
         if not self._signal and self._asked is not None and self._asked.is_set():
             return signal.SIGTERM
         return self._signal
@@ -52,7 +52,7 @@ class Interrupt:
                 continue
             try:
                 self._before[number] = signal.signal(number, self._note)
-            except ValueError:  # only the main thread may; elsewhere, as under a server, its owner handles signals
+            except ValueError:  # only the main thread may set handlers; in a server, the server does
                 break
         return self
 

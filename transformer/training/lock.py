@@ -17,13 +17,13 @@ LOCK_FILE = ".lock"
 
 @contextmanager
 def only_run_in(output: str | Path) -> Iterator[None]:
-    """Within it no other run can begin in this folder; of several processes of a run, the first one holds the lock.
+    """A context in which no other run can start in this folder. Only the first process of a run takes the lock.
 
-    The operating system gives the lock up when its process ends, however it ends: a file that is left locks nothing.
+    The operating system releases the lock when the process ends, even if the file stays.
 
     Raises:
-        ConfigError: if another run is in the folder, of which nothing is touched.
-        WriteError: if the folder cannot be made or written to.
+        ConfigError: if another run has the lock; nothing in the folder is changed.
+        WriteError: if the folder cannot be created or written to.
     """
     if os.environ.get("RANK", "0") != "0":
         yield

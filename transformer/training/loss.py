@@ -1,4 +1,4 @@
-"""What training makes smaller: the negative log-likelihood of the next token.
+"""The training loss: the negative log-likelihood of the next token.
 
 Dimensions: B batch · T window
 """
@@ -14,11 +14,11 @@ from transformer.model import Transformer
 
 
 class LanguageModelLoss(nn.Module):
-    """A model and its loss as one module: the unit that is compiled, copied to other processes, or sharded.
+    """A model and its loss as one module: the unit that is compiled, replicated (DDP) or sharded (FSDP).
 
     Args:
-        bf16: multiply in bf16, under autocast. Settled before the first step: what asks the hardware inside `forward`
-            cannot be compiled, and the compiler would start again at every step.
+        bf16: compute under bf16 autocast. An argument, because `torch.compile` cannot compile a query of the hardware
+            inside `forward`.
     """
 
     def __init__(self, model: Transformer, bf16: bool = False) -> None:
@@ -26,11 +26,11 @@ class LanguageModelLoss(nn.Module):
         self.model, self.bf16 = model, bf16
 
     def forward(self, inputs: Tensor, targets: Tensor, segment_ids: Tensor | None = None) -> Tensor:
-        """Summed negative log-likelihood of the targets, in nats; IGNORE_INDEX is not counted.
+        """Summed negative log-likelihood of the targets, in nats; targets of IGNORE_INDEX are not counted.
 
         Args:
-            inputs, targets: (B, T) token ids. segment_ids: (B, T), each token's document, which attention stays within;
-                None: attention goes back to the window's beginning.
+            inputs, targets: (B, T) token ids.
+            segment_ids: (B, T), the document of each token, to which attention is restricted; None: no restriction.
         """
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             hidden, head = self.model.hidden_states(inputs, segment_ids_BT=segment_ids).flatten(0, 1), self.model.head

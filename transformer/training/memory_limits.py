@@ -1,4 +1,4 @@
-"""How much memory a run may take, and keeping what a step frees for the next one."""
+"""The memory that a run needs and has, and reuse of freed memory from step to step."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # parameters of mallopt(3)
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc's malloc not to give large blocks back to the system; elsewhere do nothing.
+    """Configure glibc's malloc to keep large freed blocks instead of returning them to the system.
 
-    A step allocates the same hundreds of megabytes of logits and activations again and again. Given back each time,
-    every page of them is faulted in and zeroed again, which takes longer than some of the matrix products.
+    Every step allocates the same hundreds of megabytes of logits and activations. If they are returned each time, the
+    system zeroes every page again, which takes longer than some of the matrix products.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -31,17 +31,17 @@ def keep_freed_memory() -> None:
     mallopt(_TOP_PAD, 2**28)
 
 
-def expect_room(config: ModelConfig, device: torch.device) -> None:
-    """Check that a model can be trained here before it is built, which may take minutes and then fail.
+def check_memory(config: ModelConfig, device: torch.device) -> None:
+    """Check that a model fits in memory before it is built, which may take minutes and then fail.
 
     Raises:
-        ConfigError: if its weights and their gradients alone are more than the memory that is free.
+        ConfigError: if its weights and their gradients alone need more memory than is free.
     """
     free = free_bytes(device)
     try:
-        one, two = (_numbers(dataclasses.replace(config, n_layers=layers)) for layers in (1, 2))
-        needed = 8.0 * (one + (config.n_layers - 1) * (two - one))  # each in fp32, and its gradient
-    except (RuntimeError, OverflowError, TypeError):  # a tensor that is beyond what PyTorch can count
+        one, two = (_count_elements(dataclasses.replace(config, n_layers=layers)) for layers in (1, 2))
+        needed = 8.0 * (one + (config.n_layers - 1) * (two - one))  # bytes of a parameter and its gradient in fp32
+    except (RuntimeError, OverflowError, TypeError):  # a tensor with more elements than PyTorch can count
         needed = math.inf
     if needed > (math.inf if free is None else free) or math.isinf(needed):
         size = "more than can be counted" if math.isinf(needed) else f"{needed / 1e9:,.0f} GB"
@@ -52,15 +52,15 @@ def expect_room(config: ModelConfig, device: torch.device) -> None:
         )
 
 
-def _numbers(config: ModelConfig) -> int:
-    """In a model's parameters and tables, counted without making them."""
+def _count_elements(config: ModelConfig) -> int:
+    """The elements of a model's parameters and buffers, counted on the meta device."""
     with torch.device("meta"):
         model = model_class(config)(config, initialise=False)
     return sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
 
 
 def free_bytes(device: torch.device) -> float | None:
-    """Memory that a step can take, in bytes: of the GPU, or of this machine or container; None: unknown."""
+    """The free memory of the GPU, or of this machine or container, in bytes; None: unknown."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     if device.type != "cpu":
@@ -86,6 +86,6 @@ def free_bytes(device: torch.device) -> float | None:
 
 
 def file_cache_bytes(statistics: str) -> float:
-    """Bytes of a container's memory that hold files, which the system gives up when memory is asked for."""
+    """Bytes of the file cache in a cgroup's `memory.stat`, which the system frees when memory is needed."""
     sizes = dict(line.split() for line in statistics.splitlines())
     return sum(float(sizes.get(f"total_{name}", sizes.get(name, 0))) for name in ("inactive_file", "active_file"))

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: a line for every step and every validation, kept true across a resume."""
+"""`metrics.jsonl`: a line of JSON for every step and every validation, continued when a run is resumed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from transformer.files import reason, whole_file
 METRICS_FILE = "metrics.jsonl"
 
 
-class Metrics:
-    """The metrics of a run.
+class MetricsFile:
+    """The metrics file of a run.
 
     Args:
-        step: the run goes on after this step; what stands there of later ones, which will be made again, is removed.
+        directory: folder of the file.
+        step: the run continues after this step; lines of later steps are removed.
 
     Raises:
         WriteError: if it cannot be written.
@@ -33,7 +34,7 @@ class Metrics:
         """Append a line.
 
         Raises:
-            WriteError: if there is no room for it.
+            WriteError: if it cannot be written, as on a full disk.
         """
         line = json.dumps({name: _rounded(value) for name, value in numbers.items()})
         try:
@@ -47,7 +48,7 @@ class Metrics:
         for line in self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []:
             try:
                 read = json.loads(line)
-            except ValueError:  # a torn line: only the last one can be, and it will be written again
+            except ValueError:  # an incomplete last line, of a process that was killed
                 continue
             if isinstance(read, dict) and isinstance(read.get("step"), int):
                 lines.append(read)

@@ -1,4 +1,4 @@
-"""What is shown and recorded of a run: the display, metrics.jsonl, the report, and trackers."""
+"""Logging of a run: to the terminal, metrics.jsonl, report.html, and trackers."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from transformer.reporting.display import Display, clock, perplexity
 from transformer.reporting.training_report import write_report
 from transformer.training.distributed import Engine
 from transformer.training.flops import flops_per_token, measured_peak
-from transformer.training.metrics_file import Metrics
+from transformer.training.metrics_file import MetricsFile
 from transformer.training.schedule import Progress
 from transformer.training.step import Step
 from transformer.training.train_config import TrainConfig
 
-_SHOWN_STEPS = 20  # the loss and speed on display are means over so many
+_AVERAGED_STEPS = 20  # for the loss and speed in the terminal
 
 
 class MetricsLogger:
-    """Watches a run for a person; with several processes only the first one does.
+    """Logs the steps and validations of a run, in its first process only.
 
     Args:
-        progress: of the run, which keeps it up to date.
+        progress: of the run, updated by the trainer.
     """
 
     def __init__(self, progress: Progress, config: TrainConfig, engine: Engine, model: Transformer) -> None:
         self._progress, self._config, self._engine = progress, config, engine
-        self._recent: deque[tuple[Step, float]] = deque(maxlen=_SHOWN_STEPS)
+        self._recent: deque[tuple[Step, float]] = deque(maxlen=_AVERAGED_STEPS)
         if engine.main:
             self._output = Path(config.run.output)
             self._display = Display()
-            self._metrics = Metrics(self._output, progress.step)
+            self._metrics = MetricsFile(self._output, progress.step)
             peak = engine.world_size * measured_peak(engine.device, config.run.precision)
-            # Of one token in one second, in windows of the full length and in short ones.
-            self._utilisation, self._utilisation_of_short = (
+            # MFU at one token per second, in windows of the full length and in short ones.
+            self._utilisation, self._short_window_utilisation = (
                 flops_per_token(model, length) / peak
-                for length in (config.model.context_length, config.data.short_window_length)
+                for length in (config.model.context_length, config.text.short_window_length)
             )
 
     def __enter__(self) -> MetricsLogger:
@@ -47,12 +47,19 @@ class MetricsLogger:
         if self._engine.main:
             self._display.close()
 
-    def step(self, step: Step, seconds: float, done: float) -> None:
-        """After each step, which took this many seconds. One that had nothing to learn is no point of any curve."""
+    def log_step(self, step: Step, seconds: float, done: float) -> None:
+        """Log a step; one without targets is skipped.
+
+        Args:
+            seconds: how long the step took.
+            done: fraction of the budget that is spent.
+        """
         if not self._engine.main or not step.tokens:
             return
         self._recent.append((step, seconds))
-        utilisation = self._utilisation_of_short if done <= self._config.data.short_window_share else self._utilisation
+        utilisation = (
+            self._short_window_utilisation if done <= self._config.text.short_window_share else self._utilisation
+        )
         rate = sum(one.tokens for one, _ in self._recent) / sum(seconds for _, seconds in self._recent)
         numbers = {
             "loss": step.loss,
@@ -74,8 +81,13 @@ class MetricsLogger:
             cost=cost,
         )
 
-    def validation(self, loss: float, bits_per_byte: float, sample: str) -> None:
-        """After each validation. loss: nats per token. sample: a text from the model as it is now."""
+    def log_validation(self, loss: float, bits_per_byte: float, sample: str) -> None:
+        """Log a validation, and write the report.
+
+        Args:
+            loss: nats per token.
+            sample: a text that the model generated.
+        """
         if not self._engine.main:
             return
         self._record({"validation_loss": loss, "bits_per_byte": bits_per_byte, "sample": sample})
@@ -83,7 +95,7 @@ class MetricsLogger:
             f"step {self._progress.step:,} · {clock(self._progress.seconds)} · validation loss {loss:.4f} · perplexity "
             f"per token {perplexity(loss):,.2f} · {bits_per_byte:.4f} bits per byte\n  {sample}"
         )
-        write_report(self._output, f"Training on {Path(self._config.data.data).name}")
+        write_report(self._output, f"Training on {Path(self._config.text.data).name}")
 
     def _record(self, numbers: Mapping[str, float | str]) -> None:
         progress = self._progress

@@ -1,4 +1,4 @@
-"""What changes the weights: AdamW and Muon, and which weights each gets."""
+"""The optimizers, AdamW and Muon, and their parameter groups."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from transformer.training.train_config import TrainConfig
 
 
 def make_optimizers(model: Transformer, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """The optimizers that together update every weight once, frozen ones aside.
+    """The optimizers of a run; every parameter that is not frozen is in one group of one optimizer.
 
-    adamw: AdamW (Loshchilov & Hutter, 2019), which decays matrices alone: not norms, not biases.
-    muon: Muon (Jordan et al., 2024) for the matrices of the layers, AdamW for the rest. Its updates are scaled to the
-    size of AdamW's (Liu et al., 2025), so that one learning rate serves both.
+    adamw: AdamW (Loshchilov & Hutter, 2019), with weight decay of matrices only, not of norms and biases.
+    muon: Muon (Jordan et al., 2024) for the matrices of the layers, AdamW for all other parameters. Updates of Muon are
+    scaled to the size of AdamW's (Liu et al., 2025), so that both have the same learning rate.
 
-    Each group keeps its highest rate as "initial_lr"; `set_learning_rate` makes the present one of it.
+    Each group has its peak learning rate as "initial_lr", from which `set_learning_rate` sets "lr".
     """
     rate, decay = config.optimization.learning_rate, config.optimization.weight_decay
     embedding_rate = config.optimization.embedding_learning_rate or rate
@@ -31,9 +31,9 @@ def make_optimizers(model: Transformer, config: TrainConfig) -> list[torch.optim
         return {"params": parameters, "lr": rate, "initial_lr": rate, "weight_decay": decay}
 
     groups = [
-        # What decays in a step is rate times decay: embeddings are not to decay faster because they learn faster.
+        # A step decays weights by rate · decay: a higher rate of the embeddings does not change their decay.
         group([p for p in matrices if id(p) in embeddings], embedding_rate, decay * rate / embedding_rate),
-        group([p for p in matrices if id(p) not in embeddings | layers], rate, decay),  # a head that is not tied
+        group([p for p in matrices if id(p) not in embeddings | layers], rate, decay),  # an untied head
         group([p for p in trained if p.dim() < 2], rate, 0.0),
     ]
     hidden = group([p for p in matrices if id(p) in layers], rate, decay)
@@ -48,12 +48,12 @@ def make_optimizers(model: Transformer, config: TrainConfig) -> list[torch.optim
 
 
 def trained_embeddings(model: Transformer) -> list[torch.nn.Parameter]:
-    """The embeddings of tokens and of positions, but for frozen ones."""
+    """The embeddings of tokens and of positions that are not frozen."""
     named = model.named_parameters()
     return [parameter for name, parameter in named if "embedding" in name and parameter.requires_grad]
 
 
-def set_learning_rate(optimizers: list[torch.optim.Optimizer], part: float) -> None:
-    """Give every group this part of its highest learning rate."""
+def set_learning_rate(optimizers: list[torch.optim.Optimizer], fraction: float) -> None:
+    """Set the learning rate of every group to this fraction of its peak."""
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-        group["lr"] = part * group["initial_lr"]
+        group["lr"] = fraction * group["initial_lr"]

@@ -1,4 +1,4 @@
-"""Options that change nothing in the run that the others describe: each is an error, not a silence."""
+"""Options that would have no effect beside the other options are errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _OF_INITIAL_MODEL = tuple(name for name, option in OPTIONS.items() if Mark.OF_IN
 
 @dataclass(frozen=True)
 class _Rule:
-    """These options have no effect where `applies`. where: that situation in words. cure: what to do then."""
+    """Options without effect if `applies`. where: that condition in words. cure: what to do to keep the options."""
 
     names: tuple[str, ...]
     applies: Callable[[TrainConfig], object]
@@ -33,20 +33,20 @@ _RULES = (
     ),
     _Rule(
         ("vocab_size", "whole_tokens"),
-        lambda config: config.data.tokenizer and not config.model.init_from,
+        lambda config: config.text.tokenizer and not config.model.init_from,
         "with --tokenizer, which is used as it is",
         "or leave out --tokenizer to train one on the text",
     ),
     _Rule(
         ("window_stride", "prompt_share", "token_cache", "clean", "max_documents", "short_window_share"),
-        lambda config: config.data.stream,
-        "with --stream, which cuts the text end to end as it is read and keeps nothing on disk",
+        lambda config: config.text.stream,
+        "with --stream, which cuts the text into windows as it is read and keeps nothing on disk",
         "or leave out --stream",
     ),
     _Rule(
         ("decay_ratio",),
         lambda config: config.optimization.schedule != "wsd",
-        "without --schedule wsd, the only schedule with a decay of its own",
+        "without --schedule wsd, the only schedule with a decay phase",
         "or add --schedule wsd",
     ),
     _Rule(
@@ -57,14 +57,14 @@ _RULES = (
     ),
     _Rule(
         ("short_window_length",),
-        lambda config: not config.data.short_window_share,
+        lambda config: not config.text.short_window_share,
         "without --short-window-share",
         "or add --short-window-share 0.5",
     ),
     _Rule(
         ("window_stride",),
-        lambda config: config.data.short_window_share,
-        "with --short-window-share, whose windows stand end to end",
+        lambda config: config.text.short_window_share,
+        "with --short-window-share, whose windows do not overlap",
         "or leave out --short-window-share",
     ),
     _Rule(
@@ -75,7 +75,7 @@ _RULES = (
     ),
     _Rule(
         ("data_config",),
-        lambda config: Path(config.data.data).is_file(),
+        lambda config: Path(config.text.data).is_file(),
         "with a file as --data: only a data set of the Hub has configurations",
         "or name a data set of the Hub as --data",
     ),
@@ -83,7 +83,7 @@ _RULES = (
         ("embedding_learning_rate",),
         # GPT-2's positions are embeddings too, and are not frozen.
         lambda config: config.model.freeze_embeddings and not config.model.init_from and config.model.preset != "gpt2",
-        "with --freeze-embeddings: nothing is left that would learn at that rate",
+        "with --freeze-embeddings: no other parameters are trained at that rate",
         "or leave out --freeze-embeddings",
     ),
     _Rule(
@@ -102,19 +102,20 @@ _RULES = (
 
 
 def refuse_without_effect(config: TrainConfig, given: Collection[str], in_file: Collection[str] = ()) -> None:
-    """Check that every option that was given changes something.
+    """Check that every option that was given has an effect.
 
     Args:
-        given: names of the options that were given, at whatever value; those that are not at their default are known
-            without. in_file: those of them that stand in the file or preset of --config.
+        given: names of the options that were given, also those with their default as value. Options with any other
+            value count as given.
+        in_file: those that are in the file or preset of --config.
 
     Raises:
-        ConfigError: with the names of those that do not, and what to do.
+        ConfigError: with the names of options without effect, and what to do.
     """
     values = config.options()
-    said = {name for name in given if values[name] not in (None, ())} | config.changed().keys()
+    given = {name for name in given if values[name] not in (None, ())} | config.changed().keys()
     for rule in _RULES:
-        names = [name for name in rule.names if name in said]
+        names = [name for name in rule.names if name in given]
         if names and rule.applies(config):
             listed = [flag(name) + (" (from --config)" if name in in_file else "") for name in names]
             has, them = ("has", "it") if len(names) == 1 else ("have", "them")
@@ -125,12 +126,12 @@ def refuse_without_effect(config: TrainConfig, given: Collection[str], in_file: 
 
 
 def _world_size() -> int:
-    """Processes that torchrun or accelerate started."""
+    """The number of processes that torchrun or accelerate started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def flag(name: str) -> str:
-    """An option as the command line writes it."""
+    """The name of an option on the command line."""
     return f"--{name.replace('_', '-')}"
 
 

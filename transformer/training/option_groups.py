@@ -1,4 +1,4 @@
-"""The options of a training run in four groups. `--help` shows the text under each field, a line for each sentence."""
+"""The options of a training run in four groups. `--help` shows the docstring of each field."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MAY_CHANGE, OF_INITIAL_MODEL, PATH = Mark.MAY_CHANGE, Mark.OF_INITIAL_MODEL, Mar
 
 
 @dataclass(frozen=True)
-class DataOptions(OptionGroup):
+class TextOptions(OptionGroup):
     """The text, its tokens, and the windows that batches are made of."""
 
     data: Annotated[str, PATH, Alias("dataset")]
@@ -114,7 +114,7 @@ class ModelOptions(OptionGroup):
             if getattr(self, name) is not None:
                 sizes[name] = getattr(self, name)
         if self.n_kv_heads is None and "n_kv_heads" in PRESETS.get(self.preset, {}):
-            # As many as the preset has, where that many share the heads evenly: of one head, one.
+            # As many as the preset has, if that divides the number of heads.
             sizes["n_kv_heads"] = math.gcd(PRESETS[self.preset]["n_kv_heads"], self.n_heads)
         return preset_config(self.preset, vocab_size=vocab_size, **sizes)
 

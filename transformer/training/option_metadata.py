@@ -1,4 +1,4 @@
-"""What is known of an option beside its type and default: metadata of a dataclass field, as the arguments of Annotated.
+"""Metadata of options, given as arguments of Annotated in a dataclass field.
 
 max_grad_norm: Annotated[float, POSITIVE, FormerName("clip")] = 1.0
 """
@@ -19,7 +19,7 @@ Metadata = TypeVar("Metadata")
 
 @dataclass(frozen=True)
 class Interval:
-    """The finite numbers that an option may have, as in mathematics: [0, 1) includes 0 and excludes 1."""
+    """The interval of the finite numbers that an option accepts; [0, 1) includes 0 and excludes 1."""
 
     low: float
     high: float = sys.float_info.max
@@ -28,7 +28,7 @@ class Interval:
 
     def __contains__(self, number: float) -> bool:
         above = self.low <= number if self.includes_low else self.low < number
-        return above and (number <= self.high if self.includes_high else number < self.high)  # nor is NaN
+        return above and (number <= self.high if self.includes_high else number < self.high)  # False for NaN
 
     def __str__(self) -> str:
         if self.high >= sys.float_info.max:
@@ -39,7 +39,7 @@ class Interval:
 POSITIVE = Interval(0, includes_low=False)
 POSITIVE_OR_INFINITE = Interval(0, float("inf"), includes_low=False)
 AT_LEAST_0 = Interval(0)
-AMOUNT = Interval(0, 1e12, includes_low=False)  # of which products and quotients are finite numbers
+AMOUNT = Interval(0, 1e12, includes_low=False)  # so that products and quotients are finite
 PRICE = Interval(1e-12, 1e12)
 FROM_0_TO_1 = Interval(0, 1)
 FROM_0_BELOW_1 = Interval(0, 1, includes_high=False)
@@ -47,23 +47,23 @@ BETWEEN_0_AND_1 = Interval(0, 1, includes_low=False, includes_high=False)
 
 
 class Mark(Enum):
-    """A property that an option has or has not."""
+    """A property of an option."""
 
     MAY_CHANGE = "a resumed run may have another value than the run had before"
     PATH = "names a file, a folder or a repository; of two such names only the last part is compared"
-    OF_INITIAL_MODEL = "the model of --init-from decides it"
+    OF_INITIAL_MODEL = "given by the model of --init-from"
 
 
 @dataclass(frozen=True)
 class FormerName:
-    """What the option was called earlier; that name is refused with the present one."""
+    """An earlier name of the option, which is refused with an error that names the present one."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Alias:
-    """Another name of the option on the command line, which other programs use."""
+    """Another name of the option on the command line, as in other programs."""
 
     name: str
 
@@ -72,7 +72,7 @@ class Alias:
 class Option:
     """A field of a group of options.
 
-    kind: its type, without metadata. default: MISSING if it has to be given.
+    kind: its type, without metadata. default: MISSING if the option is required.
     """
 
     name: str
@@ -82,20 +82,20 @@ class Option:
 
     @property
     def choices(self) -> tuple[str, ...] | None:
-        """The strings that it may be; None: it is no such choice."""
+        """The strings that it accepts; None: it is not a choice."""
         literals = [kind for kind in (self.kind, *typing.get_args(self.kind)) if typing.get_origin(kind) is Literal]
         return typing.get_args(literals[0]) if literals else None
 
     @property
     def expected(self) -> str:
-        """Its type in words, for a message."""
+        """Its type in words, for error messages."""
         if self.choices:
             return f"one of {', '.join(self.choices)}"
         return self.kind.__name__ if isinstance(self.kind, type) else str(self.kind)
 
     @property
     def base(self) -> type:
-        """The type of its values: str, int, float, bool or tuple. None, if it may be that, aside."""
+        """The type of its values other than None: str, int, float, bool or tuple."""
         if self.choices:
             return str
         kinds = [kind for kind in typing.get_args(self.kind) if kind is not type(None)]
@@ -114,7 +114,7 @@ class Option:
         """Check a value.
 
         Raises:
-            ConfigError: if it is not among the choices, not in the interval, or text that cannot be written down.
+            ConfigError: if it is not one of the choices, not in the interval, or not valid Unicode.
         """
         for text in value if isinstance(value, tuple) else (value,):
             if isinstance(text, str) and not _is_unicode(text):
@@ -134,7 +134,7 @@ class Option:
 
 
 class OptionGroup:
-    """Base class of a dataclass of options; it checks each value."""
+    """Base class of the groups of options; it checks each value."""
 
     def __post_init__(self) -> None:
         for option in options_of(type(self)):
@@ -142,7 +142,7 @@ class OptionGroup:
 
 
 def options_of(group: type) -> tuple[Option, ...]:
-    """The options in a dataclass."""
+    """The fields of a group of options."""
     hints = typing.get_type_hints(group, include_extras=True)
     found = []
     for field in dataclasses.fields(group):
@@ -154,7 +154,7 @@ def options_of(group: type) -> tuple[Option, ...]:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether a text can be written as UTF-8; bytes of a command line that cannot become lone surrogates."""
+    """Whether a text can be encoded in UTF-8. Python decodes invalid bytes of a command line as lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""The options of a run from the command line, and from a file or a preset that it names."""
+"""Parsing of the options of a run, from the command line and from the file or preset of `--config`."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _ALIASES = {f"--{alias.name}": flag(name) for name, option in OPTIONS.items() fo
 
 
 def parse(arguments: list[str], program: str = "train.py") -> TrainConfig:
-    """The run that the command line describes; what it says comes before what `--config` says.
+    """The configuration of a run from its command line, whose options override those of `--config`.
 
     Args:
-        program: whose command line it is.
+        program: name of the command, for messages.
 
     Raises:
-        ConfigError: if a file or an option in it is wrong, or an option that is given has no effect.
-        SystemExit: if an argument is wrong, after saying how.
+        ConfigError: if a file or an option in it is wrong, or an option has no effect.
+        SystemExit: if an argument is wrong, with a message on standard error.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
-    known, rest = first.parse_known_args([_own_name(argument) for argument in arguments])
+    known, rest = first.parse_known_args([_resolve_alias(argument) for argument in arguments])
     if "--no-preflight" in rest or "--preflight=False" in rest:
         raise ConfigError("--no-preflight is no option any more: write --preflight off.")
     for argument in rest:
@@ -40,9 +40,9 @@ def parse(arguments: list[str], program: str = "train.py") -> TrainConfig:
             raise ConfigError(f"{name} was renamed: write {flag(new)}.")
     options = read(known.config) if known.config else {}
     on_the_command_line = _given(rest)
-    if "data" in on_the_command_line:  # the file's configuration is one of the data set that it names
+    if "data" in on_the_command_line:  # the data_config of the file belongs to the data set of the file
         options.pop("data_config", None)
-    # `data` is the one option without a default: on the command line it is asked for unless the file has it.
+    # `data` is the only required option: on the command line, unless the file has it.
     default = TrainConfig.from_options(**{"data": tyro.MISSING, **options})
     description = (
         "Train a decoder-only Transformer.\n\n--config NAME|FILE: begin with the options of a preset "
@@ -55,27 +55,27 @@ def parse(arguments: list[str], program: str = "train.py") -> TrainConfig:
 
 
 def _given(arguments: list[str]) -> set[str]:
-    """The names of the options on a command line, those with their default value too."""
+    """The names of the options on a command line."""
     names = {one.partition("=")[0][2:].replace("-", "_") for one in arguments if one.startswith("--")}
     return OPTIONS.keys() & (names | {name.removeprefix("no_") for name in names})
 
 
-def _own_name(argument: str) -> str:
+def _resolve_alias(argument: str) -> str:
     """--dataset-config=x as --data-config=x."""
     name, equals, value = argument.partition("=")
     return _ALIASES.get(name.replace("_", "-"), name) + equals + value
 
 
 def presets() -> list[str]:
-    """The names of whole runs that are known."""
+    """The names of the presets of runs."""
     return sorted(path.stem for path in _PRESETS.glob("*.yaml"))
 
 
 def read(name: str) -> dict[str, Any]:
-    """The options in a YAML or TOML file, or of a preset; hyphens and underscores in their names are the same.
+    """The options in a YAML or TOML file, or of a preset. Names may have hyphens or underscores.
 
     Raises:
-        ConfigError: if there is no such file or preset, or it holds what is no option.
+        ConfigError: if there is no such file or preset, or it has an unknown option or a wrong value.
     """
     path = _PRESETS / f"{name}.yaml" if name in presets() else Path(name)
     try:
@@ -102,7 +102,7 @@ def read(name: str) -> dict[str, Any]:
 
 
 def _converted(what: str, value: Any, option: Option) -> Any:
-    """A value of a file as the type that the option has; YAML reads 2e-3 as a string."""
+    """A value of a file converted to the type of the option; YAML reads 2e-3 as a string."""
     if value is None and option.is_optional:
         return None
     kind = option.base

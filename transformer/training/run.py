@@ -1,4 +1,4 @@
-"""A whole run: from text and options to a model directory with its card."""
+"""A training run, from its configuration to a model directory with a model card."""
 
 from __future__ import annotations
 
@@ -29,31 +29,34 @@ from transformer.training.train_config import TrainConfig
 from transformer.training.trainer import Trainer
 
 logger = logging.getLogger("transformer")
-_NOT_OF_THE_RUN = ("resume", "restart")
-_VALIDATION_ROWS = 8  # windows scored at once
-_SCORED_TOKENS = 50_000  # of the validation text, for the card: about a minute on a CPU at the default size
+_RESUME_OPTIONS = ("resume", "restart")  # not in the command on the model card
+_VALIDATION_ROWS = 8  # windows in a batch
+_SCORED_TOKENS = 50_000  # of the validation text, for the model card: about a minute on a CPU at the default size
 
 
 def train(config: TrainConfig, hub_token: str | None = None, stop: threading.Event | None = None) -> Progress:
-    """Train a model as `config` says; the best one is left in `config.run.output`.
+    """Train a model; the best one by validation loss is saved in `config.run.output`.
 
     Args:
-        hub_token: to publish with, if it is not the Hub client's own. It is no option: options are written down.
-        stop: when this is set, the run stops as after SIGTERM: for a thread, which gets no signals.
+        hub_token: token to publish with; None: that of the Hub client. Not an option, since options are saved.
+        stop: an event that stops the run like SIGTERM, for a run in a thread, which gets no signals.
+
+    Returns:
+        The progress at the end of the run.
 
     Raises:
-        Interrupted: if it was asked to stop; its state is saved.
+        Interrupted: if the run was asked to stop; its state is saved.
         PreflightError: if a check before the first step failed.
-        TransformerError: if the options, the text or the model to start from cannot be used, another run is in the
-            output folder, or there is no room to write.
+        TransformerError: if the options, the text or the initial model cannot be used, another run is in the output
+            folder, or a file cannot be written.
     """
     refuse_without_effect(config, ())
     with only_run_in(config.run.output):
         try:
             return _train(config, hub_token, stop)
-        except OSError as error:  # of a write that has no sentence of its own
+        except OSError as error:  # of a write without an error class of ours
             raise WriteError(
-                f"the run cannot go on: {error.filename or config.run.output}: {reason(error)}."
+                f"the run cannot continue: {error.filename or config.run.output}: {reason(error)}."
             ) from error
 
 
@@ -64,38 +67,35 @@ def _train(config: TrainConfig, hub_token: str | None, stop: threading.Event | N
     try:
         if engine.main and config.run.push_to:
             prepare(config.run.push_to, config.run.push_public, hub_token)
-        if engine.main and config.run.restart:  # before anything of the new run is written beside them
+        if engine.main and config.run.restart:  # before anything of the new run is written
             run_state.remove(config.run.checkpoints)
-        parts = build(config, engine)
-        model, tokenizer, validation = parts.model, parts.tokenizer, parts.validation
+        components = build(config, engine)
+        model, tokenizer, training = components.model, components.tokenizer, components.training
         logger.info(
             "%s parameters · %s · %s",
             f"{model.parameter_count():,}",
-            f"{len(parts.training):,} windows of {parts.training.length} tokens to train on"
-            if parts.training
-            else "a stream of text",
+            f"{len(training):,} windows of {training.length} tokens to train on" if training else "a stream of text",
             f"{engine.world_size} × {engine.device.type}",
         )
-        if parts.training:
-            _say_what_is_learned(parts.training)
-        if config.run.preflight != "off" and not run_state.exists(config.run.checkpoints):  # or it has begun already
-            _preflight(parts, config, engine)
+        if training:
+            _check_targets(training)
+        if config.run.preflight != "off" and not run_state.exists(config.run.checkpoints):  # not when resuming
+            _preflight(components, config, engine)
         rows = validation_batches(
-            validation, config.run.validation_windows, _VALIDATION_ROWS, engine.rank, engine.world_size
+            components.validation, config.run.validation_windows, _VALIDATION_ROWS, engine.rank, engine.world_size
         )
         if engine.device.type == "cpu":
-            keep_freed_memory()  # not before: what tokenising freed is not needed again
-        trainer = Trainer(model.train(), tokenizer, parts.source, rows, config, engine, stop, parts.model_type)
-        progress = trainer.run()
+            keep_freed_memory()  # not before, since memory of tokenization is not needed again
+        model_type = components.model_type
+        progress = Trainer(model.train(), tokenizer, components.source, rows, config, engine, stop, model_type).run()
         if engine.main:
-            # How a run is taken up belongs to no run.
-            command = command_line({name: v for name, v in config.changed().items() if name not in _NOT_OF_THE_RUN})
+            command = command_line({name: v for name, v in config.changed().items() if name not in _RESUME_OPTIONS})
             processor = (
                 f"{engine.world_size} × {describe(engine.device)}" if engine.world_size > 1 else describe(engine.device)
             )
             facts = TrainingFacts(command, progress.step, progress.tokens, progress.seconds, processor)
             facts.write(config.run.output)
-            _write_card(config, tokenizer, validation)
+            _write_card(config, tokenizer, components.validation)
             logger.info("the best model, of step %s, is in %s", f"{progress.best_step:,}", config.run.output)
             if config.run.push_to:
                 push(config.run.output, config.run.push_to, config.run.push_public, hub_token)
@@ -104,32 +104,33 @@ def _train(config: TrainConfig, hub_token: str | None, stop: threading.Event | N
         engine.close()
 
 
-def _say_what_is_learned(training: Windows) -> None:
-    """Say once how much of the text cannot be learned from, or not well, in windows of this length.
+def _check_targets(training: Windows) -> None:
+    """Warn about windows without targets, and about completions cut off from their prompt.
 
     Raises:
-        ConfigError: if there is nothing to learn at all: the run would never end, or end as it began.
+        ConfigError: if no window has targets.
     """
     found = coverage(training)
     if found.empty == found.windows:
         raise ConfigError(
-            "there is nothing to learn in the text that is trained on: it holds prompts alone. Give a text with more "
+            "there is nothing to learn in the training text: it contains only prompts. Give a text with more "
             "completions, or --validation-data, so that none of it has to be held out."
         )
-    for sentence in found.sentences(training.length):
-        logger.warning("%s", sentence)
+    for warning in found.warnings(training.length):
+        logger.warning("%s", warning)
 
 
-def _preflight(parts: RunComponents, config: TrainConfig, engine: Engine) -> None:
-    """Check the run in its first process, while the others wait; all of them stop if it fails, unless it is to warn.
+def _preflight(components: RunComponents, config: TrainConfig, engine: Engine) -> None:
+    """Check the run in its first process, while the others wait.
 
     Raises:
-        PreflightError: with cause and cure of what failed. ConfigError: if an option cannot work.
+        PreflightError: in all processes, if a check failed, unless --preflight is warn.
+        ConfigError: if an option is invalid.
     """
     error: TransformerError | None = None
     if engine.main:
         try:
-            report = preflight(parts, config, engine)
+            report = preflight(components, config, engine)
             logger.info("%s", report.table())
             for check in (*report.failed, *report.warned) if config.run.preflight == "warn" else report.warned:
                 logger.warning("%s: %s", check.name, check.cause_and_cure)
@@ -142,9 +143,9 @@ def _preflight(parts: RunComponents, config: TrainConfig, engine: Engine) -> Non
 
 
 def _write_card(config: TrainConfig, tokenizer: Tokenizer, validation: Windows) -> None:
-    """The card of the model in the output folder, with the first documents of the validation text scored."""
+    """Write the model card, with an evaluation on the first documents of the validation text."""
     tokens = validation.stream.tokens[validation.first : validation.stop][:_SCORED_TOKENS]
     ends = np.flatnonzero(tokens == tokenizer.end_of_text_id)
     texts = list(filter(None, (tokenizer.decode(part.tolist()) for part in np.split(tokens, ends))))
-    name = Path(config.data.data).name
+    name = Path(config.text.data).name
     measure_and_write_card(config.run.output, {f"held-out text of {name}": lambda: texts}, data=f"Trained on {name}.")

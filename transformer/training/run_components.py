@@ -1,4 +1,4 @@
-"""What a training run is made of: its text as batches, its tokenizer, and the model that it begins with."""
+"""The components of a training run: its tokenizer, its initial model, and its text as batches."""
 
 from __future__ import annotations
 
@@ -28,23 +28,24 @@ from transformer.model import Transformer
 from transformer.training import run_state
 from transformer.training.bigrams import start_from_bigrams
 from transformer.training.distributed import Engine
-from transformer.training.memory_limits import expect_room
+from transformer.training.memory_limits import check_memory
 from transformer.training.optimizers import trained_embeddings
-from transformer.training.option_groups import DataOptions
+from transformer.training.option_groups import TextOptions
 from transformer.training.train_config import TrainConfig
 
 logger = logging.getLogger("transformer")
-_HELD_OUT = 20  # without a validation split, the last of this many parts of the text is held out
-_STREAMED_PIECES = 5000  # documents, or pieces of long ones, that the tokenizer of a stream is trained on
-_STREAMED_VALIDATION = 200  # documents of a validation split that is not kept on disk
+_HELD_OUT = 20  # without a validation split, the last 1/20 of the text is held out
+_STREAMED_PIECES = 5000  # documents, or pieces of long ones, for training the tokenizer of a stream
+_STREAMED_VALIDATION = 200  # documents of the validation text of a stream
 
 
 @dataclass(frozen=True)
 class RunComponents:
-    """What a run is made of.
+    """The components of a training run.
 
-    training: the windows behind `source`; None: there are none, as of a stream.
-    model_type: the Hub's name of the architecture of the model that the run begins with; None: it is newly built.
+    source: the training batches. training: the windows they consist of; None: the text is streamed.
+    validation: the windows of the validation text.
+    model_type: Hub name of the architecture of the initial model; None: the model is newly built.
     """
 
     tokenizer: Tokenizer
@@ -56,12 +57,12 @@ class RunComponents:
 
 
 def build(config: TrainConfig, engine: Engine) -> RunComponents:
-    """Everything that a run needs before its first step, the same in every process.
+    """Build the components of a run, the same in every process.
 
     Raises:
-        TransformerError: if the options, the text or the model to start from cannot be used.
+        TransformerError: if the options, the text or the initial model cannot be used.
     """
-    with engine.main_first():  # what the first process fetches, trains or tokenises, the others find
+    with engine.main_first():  # the first process downloads, trains and tokenizes; the others read its files
         start = fetch(config.model.init_from) if config.model.init_from else None
         try:
             tokenizer = prepare_tokenizer(config, engine, start)
@@ -78,14 +79,14 @@ def build(config: TrainConfig, engine: Engine) -> RunComponents:
 
 
 def prepare_tokenizer(config: TrainConfig, engine: Engine, start: Path | None) -> Tokenizer:
-    """The tokenizer of the run, kept beside its checkpoints: a run that goes on has the one it began with.
+    """The tokenizer of the run, which is saved beside its checkpoints and loaded from there when it is resumed.
 
     Args:
-        start: the directory of the model that the run goes on from, if there is one.
+        start: directory of the model that is fine-tuned; None: a model with random weights is trained.
     """
-    kept, data = config.run.checkpoints, config.data
-    if not engine.main or run_state.exists(kept):
-        return Tokenizer.load(kept)
+    folder, data = config.run.checkpoints, config.text
+    if not engine.main or run_state.exists(folder):
+        return Tokenizer.load(folder)
     if start:
         tokenizer = Tokenizer.load(start)
     elif data.tokenizer:
@@ -96,24 +97,23 @@ def prepare_tokenizer(config: TrainConfig, engine: Engine, start: Path | None) -
         texts = (piece.text for piece in (islice(found, _STREAMED_PIECES) if data.stream else found))
         tokenizer = Tokenizer.train(texts, data.vocab_size, whole=data.whole_tokens)
     if has_conversations(data.data, data.data_config, data.text_column):
-        # Conversations are learned in the format of this template, whatever the model's own was: an answer by another
-        # one would begin with a prompt that the training never showed.
+        # Conversations are trained on in the format of this template, so that the model has to be prompted in it.
         if tokenizer.chat_template not in (None, CHAT_TEMPLATE):
             logger.warning(
-                "the model's own chat template is replaced: the conversations are learned as lines of 'User: ...' and "
-                "'Assistant: ...', and the trained model carries the template that writes these. To keep its own "
+                "the model's own chat template is replaced: training writes conversations as lines of 'User: ...' and "
+                "'Assistant: ...', and the trained model has the template for this format. To keep the model's own "
                 "format, write the conversations in it yourself, as rows of 'prompt' and 'completion'."
             )
         tokenizer.chat_template = CHAT_TEMPLATE
-    tokenizer.save(kept)
+    tokenizer.save(folder)
     return tokenizer
 
 
 def _model(config: TrainConfig, tokenizer: Tokenizer, start: Path | None, device: torch.device) -> Transformer:
-    """The model that the run begins with, the same in every process.
+    """The initial model, the same in every process.
 
     Raises:
-        ConfigError: if its tokenizer has tokens that it has no embedding for, or it is too large for this machine.
+        ConfigError: if the tokenizer has tokens without an embedding, or the model is too large for this machine.
     """
     torch.manual_seed(config.run.seed)
     if start:
@@ -122,7 +122,7 @@ def _model(config: TrainConfig, tokenizer: Tokenizer, start: Path | None, device
             _set_dropout(model, config.model.dropout)
     else:
         architecture = config.model.architecture(tokenizer.vocab_size)
-        expect_room(architecture, device)
+        check_memory(architecture, device)
         model = model_class(architecture)(architecture)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ConfigError(
@@ -143,7 +143,7 @@ def _model(config: TrainConfig, tokenizer: Tokenizer, start: Path | None, device
 
 
 def _set_dropout(model: Transformer, p: float) -> None:
-    """Give a model that is already built another dropout."""
+    """Change the dropout probability of a model."""
     model.config = dataclasses.replace(model.config, dropout=p)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -151,10 +151,10 @@ def _set_dropout(model: Transformer, p: float) -> None:
 
 
 def _context(config: TrainConfig, model: Transformer) -> int:
-    """Tokens in a window.
+    """The number of tokens in a window.
 
     Raises:
-        ConfigError: if more were asked for than the model has positions for.
+        ConfigError: if --context-length is more than the context of the model.
     """
     most, asked = model.config.context_length, config.model.context_length
     if asked > most and "context_length" in config.changed():
@@ -168,8 +168,8 @@ def _context(config: TrainConfig, model: Transformer) -> int:
 def _text(
     config: TrainConfig, tokenizer: Tokenizer, context: int, engine: Engine
 ) -> tuple[BatchSource, Windows | None, Windows]:
-    """Batches to train on, the windows they are of (None: a stream has none), and windows to validate on."""
-    data, batch_size, seed = config.data, config.optimization.batch_size, config.run.seed
+    """Training batches, the windows they consist of (None: the text is streamed), and validation windows."""
+    data, batch_size, seed = config.text, config.optimization.batch_size, config.run.seed
     processes = (engine.rank, engine.world_size)
     pad = tokenizer.pad_id if tokenizer.pad_id is not None else tokenizer.end_of_text_id
     if data.stream:
@@ -207,8 +207,8 @@ def _text(
     return source, training, validation
 
 
-def _streamed_validation(data: DataOptions, tokenizer: Tokenizer) -> TokenStream:
-    """The first documents of the validation text, which are kept in memory."""
+def _streamed_validation(data: TextOptions, tokenizer: Tokenizer) -> TokenStream:
+    """The first documents of the validation text, in memory."""
     if data.validation_data:
         found = documents(data.validation_data, text_column=data.text_column)
     elif has_split(data.data, data.data_config, "validation"):
@@ -219,19 +219,19 @@ def _streamed_validation(data: DataOptions, tokenizer: Tokenizer) -> TokenStream
 
 
 def _held_out_from(stream: TokenStream) -> int:
-    """Where the held-out part of a text begins that has no validation split.
+    """The first token of the held-out part of a text without a validation split.
 
-    Where the last tokens are all of a prompt, it begins earlier: with the last document that has something to learn.
+    If the last tokens are all of a prompt, the part starts earlier, with the last document that has targets.
 
     Raises:
-        ConfigError: if the text is too short to be parted.
+        ConfigError: if the text is too short.
     """
     n_tokens = len(stream.tokens)
     cut = n_tokens - max(2, min(n_tokens // 2, n_tokens // _HELD_OUT))
     if stream.loss_mask is not None and not stream.loss_mask[cut:].any():
         last = int(np.flatnonzero(stream.loss_mask)[-1])
         begin = int(stream.starts[np.searchsorted(stream.starts, last, side="right") - 1])
-        cut = begin if stream.loss_mask[1:begin].any() else last  # of a single document, its last learned token
+        cut = begin if stream.loss_mask[1:begin].any() else last  # of a single document, its last target
     if cut < 2:
-        raise ConfigError(f"the text has {n_tokens} tokens, which is too little to train on and to validate on.")
+        raise ConfigError(f"the text has {n_tokens} tokens, which are too few to train and to validate on.")
     return cut

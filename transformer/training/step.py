@@ -1,4 +1,4 @@
-"""One update of the weights, and what it looks like when there must be none."""
+"""One training step, and the error of a run that has diverged."""
 
 from __future__ import annotations
 
@@ -20,17 +20,20 @@ from transformer.training.loss import LanguageModelLoss
 from transformer.training.optimizers import make_optimizers
 from transformer.training.train_config import TrainConfig
 
-_SHOWN_CHARACTERS = 80
+_EXCERPT_LENGTH = 80  # characters of a batch in an error message
 
 
 class Diverged(TransformerError):
-    """The loss or the gradient is no number any more, or the loss is beyond its bound. The weights were left alone."""
+    """The loss or the gradient is not finite, or the loss is above its limit. The weights were not changed."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """loss: nats per token before the update. gradient_norm: before clipping. tokens: targets learned from; of a step
-    without any, in which nothing changed, loss and norm are nan. learning_rate: the highest of any weight."""
+    """The numbers of a step.
+
+    loss: nats per token before the update. gradient_norm: before clipping. tokens: targets in the batches; if there are
+    none, no weight changes, and loss and gradient_norm are nan. learning_rate: the highest of all parameter groups.
+    """
 
     loss: float
     gradient_norm: float
@@ -39,13 +42,13 @@ class Step:
 
 
 class Stepper:
-    """Makes the steps of a run: the loss of `model` in the run's precision, compiled if asked for, and its optimizers.
+    """Computes the steps of a run, with the loss of `model` in the run's precision, compiled if asked for.
 
-    module: `LanguageModelLoss` as the engine prepared it. uncompiled: the same without compilation, which validation
-    calls, since other shapes would be compiled again.
+    module: `LanguageModelLoss` as the engine prepared it. uncompiled: the same without compilation, for validation,
+    whose shapes would be compiled again. max_loss: above this many nats per token the run counts as diverged.
 
     Args:
-        source: this process's rows of the batches.
+        source: batches, of which it gives the rows of this process.
     """
 
     def __init__(
@@ -58,33 +61,36 @@ class Stepper:
             loss.compile(dynamic=False)
         self.module = engine.prepare(loss)
         self.uncompiled: Callable[..., Tensor] = self.module if engine.sharded else loss.forward
-        # After sharding, which puts other parameters in the place of the first.
+        # After sharding, which replaces the parameters.
         self.optimizers = make_optimizers(model, config)
         self.max_loss = config.optimization.max_loss or 3 * math.log(tokenizer.vocab_size)
 
     def step(self, number: int) -> Step:
-        """The step of this number: forward, backward, update.
+        """Forward and backward passes, and one update of the weights.
+
+        Args:
+            number: of the step in the run, from 1.
 
         Raises:
-            Diverged: with the cause, the step and the batch that did it; the weights are those before the step.
+            Diverged: with the cause, the step and the batch; the weights are those before the step.
         """
-        # All that is random in a step follows from its number, so a resumed run needs no random states.
+        # Seeded by the number of the step, so that checkpoints need no random states.
         torch.manual_seed(
             int(np.random.SeedSequence((self.config.run.seed, number, self.engine.rank)).generate_state(1)[0])
         )
-        parts, places = [], []
+        batches, descriptions = [], []
         for _ in range(self.config.optimization.gradient_accumulation_steps):
-            parts.append(self.source.next())
-            places.append(self.source.describe_last())
-        local = [int((part.targets != IGNORE_INDEX).sum()) for part in parts]
+            batches.append(self.source.next())
+            descriptions.append(self.source.describe_last())
+        local = [int((batch.targets != IGNORE_INDEX).sum()) for batch in batches]
         tokens = int(self.engine.sum(sum(local))[0])
-        if not tokens:  # known in every process: no weight decays and no momentum moves for nothing
+        if not tokens:  # in all processes: without an update, weights do not decay and moments do not change
             return Step(math.nan, math.nan, 0, self._rate())
         nats = 0.0
-        for index, part in enumerate(parts):
-            with self.engine.gradients(self.module, last=index == len(parts) - 1):
-                summed = self.nats(part, self.module)
-                # Each target weighs the same, whichever batch or process it is in: processes average their gradients.
+        for index, batch in enumerate(batches):
+            with self.engine.gradients(self.module, last=index == len(batches) - 1):
+                summed = self.nats(batch, self.module)
+                # Gradients are averaged over processes: so each target has the same weight in any batch and process.
                 (summed * (self.engine.world_size / tokens)).backward()
             nats += float(summed.detach())
         loss = self.engine.sum(nats)[0] / tokens
@@ -92,7 +98,7 @@ class Stepper:
             full_tensor(nn.utils.clip_grad_norm_(self.module.parameters(), self.config.optimization.max_grad_norm))
         )
         if not (math.isfinite(loss) and loss <= self.max_loss and math.isfinite(norm)):
-            raise Diverged(self._why(number, loss, norm, places, parts[0]))
+            raise Diverged(self._explain(number, loss, norm, descriptions, batches[0]))
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -101,25 +107,25 @@ class Stepper:
     def nats(self, batch: Batch, score: Callable[..., Tensor]) -> Tensor:
         """Summed negative log-likelihood of a batch's targets, by a module like `LanguageModelLoss`."""
         device = self.engine.device
-        segment_ids = batch.segment_ids.to(device) if self.config.data.separate_documents else None
+        segment_ids = batch.segment_ids.to(device) if self.config.text.separate_documents else None
         return score(batch.inputs.to(device), batch.targets.to(device), segment_ids)
 
     def _rate(self) -> float:
         return max(group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups)
 
-    def _why(self, number: int, loss: float, norm: float, places: list[str], batch: Batch) -> str:
-        """What happened, where, why, and what to do."""
+    def _explain(self, number: int, loss: float, norm: float, descriptions: list[str], batch: Batch) -> str:
+        """The message of `Diverged`: what happened, where, why, and what to do."""
         if not all(bool(torch.isfinite(full_tensor(parameter)).all()) for parameter in self.module.parameters()):
-            cause = "weights are not finite already before it"
+            cause = "weights were not finite before it"
         elif not math.isfinite(loss):
             cause = "the weights are finite: the activations of this batch overflowed"
         elif not math.isfinite(norm):
             cause = "the loss is finite: its gradient overflowed"
         else:
-            cause = f"the bound is {self.max_loss:.2f} nats per token"
-        text = self.tokenizer.decode(batch.inputs[0].tolist())[:_SHOWN_CHARACTERS]
+            cause = f"the limit is {self.max_loss:.2f} nats per token"
+        text = self.tokenizer.decode(batch.inputs[0].tolist())[:_EXCERPT_LENGTH]
         return (
             f"the run diverged at step {number:,}: loss {loss:.4g}, gradient norm {norm:.4g}, learning rate "
-            f"{self._rate():.3g}; {cause}. The batch: {'; '.join(places)}, beginning {text!r}. The weights before this "
-            "step are kept: try a lower learning_rate or a larger warmup_ratio."
+            f"{self._rate():.3g}; {cause}. The batch: {'; '.join(descriptions)}, starting with {text!r}. The weights "
+            "before this step are kept: try a lower learning_rate or a larger warmup_ratio."
         )

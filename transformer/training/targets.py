@@ -1,4 +1,4 @@
-"""How much there is to learn in the windows of a text whose rows have prompts, which are only read.
+"""Targets in the windows of a text with prompts, which are excluded from the loss.
 
 Dimensions: N tokens in the stream · W windows
 """
@@ -14,10 +14,10 @@ from transformer.data.batches import Windows, with_targets
 
 @dataclass(frozen=True)
 class Coverage:
-    """What windows hold of a text with prompts.
+    """Counts of windows, and of completions in them.
 
-    windows: all of them; empty: those without a target. completions: learned parts that follow a prompt; cut: those of
-    which no window holds the beginning together with the whole prompt.
+    windows: all of them. empty: those without targets. completions: parts of the text that follow a prompt and are
+    targets. cut: those whose start is in no window together with the full prompt.
     """
 
     windows: int
@@ -25,42 +25,35 @@ class Coverage:
     completions: int
     cut: int
 
-    def sentences(self, length: int) -> list[str]:
-        """What a person should know of it. length: of a window, in tokens."""
-        said = []
+    def warnings(self, length: int) -> list[str]:
+        """Warnings for the user. length: tokens in a window."""
+        found = []
         if self.empty:
-            said.append(
+            found.append(
                 f"{self.empty:,} of {self.windows:,} windows ({_percent(self.empty, self.windows)}) have nothing to "
-                "learn: they hold prompts alone. A step of such windows alone changes nothing."
+                "learn: they contain only prompts. A step of such windows alone changes nothing."
             )
         if self.cut:
-            said.append(
-                f"{self.cut:,} of {self.completions:,} completions ({_percent(self.cut, self.completions)}) begin in a "
-                f"window of {length} tokens without the whole of their prompt: a longer --context-length, or shorter "
-                "prompts, keep them together."
+            found.append(
+                f"{self.cut:,} of {self.completions:,} completions ({_percent(self.cut, self.completions)}) are not in "
+                f"one window of {length} tokens with their full prompt: use a larger --context-length or shorter "
+                "prompts."
             )
-        return said
+        return found
 
 
 def coverage(windows: Windows) -> Coverage:
-    """Count what the windows hold; everything, without a count, where all of the text is learned."""
-    learned = windows.stream.loss_mask
-    if learned is None:
+    """Count the windows without targets and the completions without their prompt."""
+    loss_mask = windows.stream.loss_mask
+    if loss_mask is None:  # all tokens are targets
         return Coverage(len(windows), 0, 0, 0)
     starts = np.asarray(windows.stream.starts)
     starts = starts[(starts >= windows.first) & (starts < windows.stop)]
-    # The first token of each learned part that has something before it which is not learned.
-    begins = (
-        1
-        + windows.first
-        + np.flatnonzero(
-            ~np.asarray(learned[windows.first : windows.stop - 1])
-            & np.asarray(learned[windows.first + 1 : windows.stop])
-        )
-    )
+    mask = np.asarray(loss_mask[windows.first : windows.stop])
+    begins = 1 + windows.first + np.flatnonzero(~mask[:-1] & mask[1:])  # the first target after a prompt
     document = np.searchsorted(starts, begins, side="right") - 1
     begins, document = begins[document >= 0], document[document >= 0]
-    # The last window that begins at the document's first token or before.
+    # The last window that starts at or before the first token of the document.
     window = windows.first + (starts[document] - windows.first) // windows.stride * windows.stride
     cut = int((begins > window + windows.length).sum()) if len(begins) else 0
     return Coverage(len(windows), len(windows) - len(with_targets(windows)), len(begins), cut)

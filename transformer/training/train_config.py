@@ -1,4 +1,4 @@
-"""Everything a training run can be told."""
+"""The configuration of a training run."""
 
 from __future__ import annotations
 
@@ -7,39 +7,39 @@ from pathlib import Path
 from typing import Any
 
 from transformer.errors import ConfigError
-from transformer.training.option_groups import DataOptions, ModelOptions, OptimizationOptions, RunOptions
+from transformer.training.option_groups import ModelOptions, OptimizationOptions, RunOptions, TextOptions
 from transformer.training.option_metadata import FormerName, Mark, Option, options_of
 
-_GROUPS = {"data": DataOptions, "model": ModelOptions, "optimization": OptimizationOptions, "run": RunOptions}
+_GROUPS = {"text": TextOptions, "model": ModelOptions, "optimization": OptimizationOptions, "run": RunOptions}
 OPTIONS: dict[str, Option] = {option.name: option for group in _GROUPS.values() for option in options_of(group)}
-# Earlier names of options, and the present ones.
+# The present names of options by their earlier names.
 RENAMED = {former.name: name for name, option in OPTIONS.items() for former in option.find(FormerName)}
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run. Its options are grouped here; command lines and config files name them without their group."""
+    """The options of a training run, in groups; command lines and config files have them without their group."""
 
-    data: DataOptions
+    text: TextOptions
     model: ModelOptions = field(default_factory=ModelOptions)
     optimization: OptimizationOptions = field(default_factory=OptimizationOptions)
     run: RunOptions = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
-        if self.model.start_from_bigrams and (self.data.stream or self.model.init_from or self.model.embeddings_from):
+        if self.model.start_from_bigrams and (self.text.stream or self.model.init_from or self.model.embeddings_from):
             raise ConfigError("start_from_bigrams excludes stream, init_from and embeddings_from.")
-        if self.data.short_window_share and not self.data.short_window_length < self.model.context_length:
+        if self.text.short_window_share and not self.text.short_window_length < self.model.context_length:
             raise ConfigError(
                 f"short_window_length must be below context_length ({self.model.context_length}), "
-                f"not {self.data.short_window_length}."
+                f"not {self.text.short_window_length}."
             )
 
     @classmethod
     def from_options(cls, data: str, output: str = RunOptions.output, **options: Any) -> TrainConfig:
-        """A run from options by their names, whichever group they are in: those of the command line.
+        """A configuration from options of all groups, by name, as on the command line.
 
         Raises:
-            ConfigError: if a value cannot be, or there is no such option.
+            ConfigError: if an option is unknown or has an invalid value.
         """
         options |= {"data": data, "output": output}
         if unknown := options.keys() - OPTIONS.keys():
@@ -47,7 +47,7 @@ class TrainConfig:
         return cls(**{name: group(**_of(group, options)) for name, group in _GROUPS.items()})
 
     def with_options(self, **options: Any) -> TrainConfig:
-        """The same run with these options changed."""
+        """A copy with these options changed."""
         return TrainConfig.from_options(**{**self.options(), **options})
 
     def options(self) -> dict[str, Any]:
@@ -61,17 +61,17 @@ class TrainConfig:
         return {name: value for name, value in self.options().items() if value != OPTIONS[name].default}
 
     def identity(self) -> dict[str, Any]:
-        """The options that a run cannot be resumed without; of paths, the last part. JSON can hold it."""
+        """The options that must be the same when a run is resumed, as JSON. Of a path only the last part counts."""
         fixed = {name: value for name, value in self.options().items() if Mark.MAY_CHANGE not in OPTIONS[name].metadata}
         for name, value in fixed.items():
             if value and Mark.PATH in OPTIONS[name].metadata:
                 fixed[name] = Path(value).name
         return {name: list(value) if isinstance(value, tuple) else value for name, value in fixed.items()}
 
-    def _groups(self) -> tuple[DataOptions, ModelOptions, OptimizationOptions, RunOptions]:
-        return self.data, self.model, self.optimization, self.run
+    def _groups(self) -> tuple[TextOptions, ModelOptions, OptimizationOptions, RunOptions]:
+        return self.text, self.model, self.optimization, self.run
 
 
 def _of(group: type, options: dict[str, Any]) -> dict[str, Any]:
-    """Those of `options` that belong to this group."""
+    """The options that belong to this group."""
     return {option.name: options[option.name] for option in options_of(group) if option.name in options}

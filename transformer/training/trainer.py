@@ -1,6 +1,6 @@
-"""The run: step after step until the budget is spent, watched, validated and saved.
+"""The training loop: steps until the budget is spent, with validation, logging and checkpoints.
 
-It does not know which architecture it trains, nor how a step is computed.
+It does not depend on the architecture of the model or on how a step is computed.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from transformer.training.train_config import RENAMED, TrainConfig
 
 logger = logging.getLogger("transformer")
 _SAMPLE_TOKENS = 60
-_VALIDATIONS = 10  # in a run that does not say how often
+_VALIDATIONS = 10  # in a run without --validate-every
 _SECONDS_BETWEEN_CHECKPOINTS = 300
 
 
 class Trainer:
-    """Trains `model`; the best one so far by validation is always in `config.run.output`.
+    """Trains `model`, and saves it in `config.run.output` whenever its validation loss is the lowest so far.
 
     Args:
-        source, validation: batches to learn from and to validate on, this process's rows of them.
+        source, validation: training and validation batches, of which they have the rows of this process.
         engine: the processes of the run.
-        stop: when this is set, the run stops as after SIGTERM.
-        model_type: what the model is saved as; None: the default of a newly built model.
+        stop: an event that stops the run like SIGTERM.
+        model_type: Hub name of the architecture to save the model as; None: that of a newly built model.
     """
 
     def __init__(
@@ -65,9 +65,9 @@ class Trainer:
         self.model, self.tokenizer, self.source, self.validation = model, tokenizer, source, validation
         self.config, self.engine, self.progress = config, engine, Progress()
         self.output = Path(config.run.output)
-        in_epoch = source.steps_in_epoch
+        batches = source.steps_in_epoch
         accumulated = config.optimization.gradient_accumulation_steps
-        self.budget = config.run.budget(None if in_epoch is None else in_epoch / accumulated)
+        self.budget = config.run.budget(None if batches is None else batches / accumulated)
         self.stepper = Stepper(model, source, tokenizer, config, engine)
         self.optimizers = self.stepper.optimizers
         decay = config.optimization.ema_decay
@@ -75,24 +75,27 @@ class Trainer:
         self._bytes_per_token = self._measure_bytes()
 
     def run(self) -> Progress:
-        """Train until the first budget is spent, or validation has not improved for too long.
+        """Train until a limit of the budget is reached, or the validation loss has not improved for `patience`.
+
+        Returns:
+            The progress at the end.
 
         Raises:
-            Interrupted: if SIGTERM, SIGHUP, Ctrl-C or `stop` asked to stop; the state is saved.
-            TransformerError: if the run diverged, cannot go on from its checkpoint, or has no room to save.
+            Interrupted: after SIGTERM, SIGHUP, Ctrl-C or `stop`; the state is saved.
+            TransformerError: if the run diverged, cannot be resumed from its checkpoint, or cannot be saved.
         """
         config, progress = self.config, self.progress
         self._resume()
         if self._is_over() and self.engine.main:
             logger.info(
-                "the run in %s has ended already, after step %s: nothing is trained. A longer budget (such as "
-                "--max-steps) goes on with it, --restart begins again, and another --output is another run.",
+                "the run in %s has ended already, after step %s: nothing is trained. A larger budget (such as "
+                "--max-steps) continues it, --restart starts again, and another --output is another run.",
                 self.output,
                 f"{progress.step:,}",
             )
         empty = 0  # steps without a target
         earlier, saved, begin = progress.seconds, progress.seconds, time.perf_counter()
-        with Interrupt(self._stop) as interrupt, MetricsLogger(progress, config, self.engine, self.model) as watch:
+        with Interrupt(self._stop) as interrupt, MetricsLogger(progress, config, self.engine, self.model) as metrics:
             while not self._is_over():
                 done = self.budget.spent(progress)
                 set_learning_rate(self.optimizers, self._learning_rate(done))
@@ -100,7 +103,7 @@ class Trainer:
                 step_begin = time.perf_counter()
                 step = self.stepper.step(progress.step + 1)
                 now, main = time.perf_counter(), float(self.engine.main)
-                # All processes go by the clock of the first, and stop when one of them is asked to.
+                # All processes use the clock of the first one, and stop when any of them is asked to.
                 clocks = (main * (now - begin), main * (now - step_begin), interrupt.signal)
                 seconds, step_seconds, stop = self.engine.sum(*clocks)
                 progress.step += 1
@@ -111,15 +114,15 @@ class Trainer:
                 progress.seconds = earlier + seconds
                 progress.training_seconds += step_seconds
                 after = self.budget.spent(progress)
-                watch.step(step, step_seconds, after)
+                metrics.log_step(step, step_seconds, after)
                 due = self._validation_due(done, after)
                 if due:
-                    self._validate(watch)
+                    self._validate(metrics)
                 if due or stop or self._checkpoint_due(progress.seconds - saved):
                     self._checkpoint()
                     saved = progress.seconds
                 if stop and after < 1.0:
-                    self._keep_if_there_is_none()
+                    self._save_unvalidated_model()
                     raise Interrupted(progress.step, interrupt.signal or signal.SIGTERM)
         if empty and self.engine.main:
             logger.info("%s steps had nothing to learn, and changed nothing", f"{empty:,}")
@@ -138,62 +141,67 @@ class Trainer:
         nats, counted = self.engine.sum(nats, counted)
         return nats / counted
 
-    def _validate(self, watch: MetricsLogger) -> None:
-        """Measure, show, and keep the model, or the average of its weights, if it is the best so far."""
+    def _validate(self, metrics: MetricsLogger) -> None:
+        """Log the validation loss of the model, or of the average of its weights, and save it if it is the best."""
         with self.average.applied() if self.average else nullcontext():
-            self._validate_weights(watch)
+            self._validate_weights(metrics)
 
-    def _validate_weights(self, watch: MetricsLogger) -> None:
+    def _validate_weights(self, metrics: MetricsLogger) -> None:
         progress, loss = self.progress, self.validation_loss()
-        whole = run_state.whole_model(self.model) if self.engine.sharded else self.model
+        model = self._unsharded_model()
         if math.isfinite(loss) and loss < progress.best_loss:
             progress.best_loss, progress.best_step, progress.waited = loss, progress.step, 0
-            if self.engine.main:
-                checkpoint.save(whole, self.tokenizer, self.output, self._model_type)
+            self._save_model(model)
         else:
             progress.waited += 1
         if self.engine.main:
-            watch.validation(loss, loss / math.log(2) / self._bytes_per_token, self._sample(whole))
+            metrics.log_validation(loss, loss / math.log(2) / self._bytes_per_token, self._sample(model))
 
-    def _keep_if_there_is_none(self) -> None:
-        """Keep the model of a run that stops before its first validation: it is the best so far."""
+    def _save_unvalidated_model(self) -> None:
+        """Save the model of a run that is stopped before its first validation."""
         if not self.progress.best_step:
-            whole = run_state.whole_model(self.model) if self.engine.sharded else self.model
-            if self.engine.main:
-                checkpoint.save(whole, self.tokenizer, self.output, self._model_type)
+            self._save_model(self._unsharded_model())
+
+    def _unsharded_model(self) -> Transformer:
+        """The model, or a copy of it with full tensors if it is sharded. Every process has to call this."""
+        return run_state.unsharded_copy(self.model) if self.engine.sharded else self.model
+
+    def _save_model(self, model: Transformer) -> None:
+        if self.engine.main:
+            checkpoint.save(model, self.tokenizer, self.output, self._model_type)
 
     def _measure_bytes(self) -> float:
-        """UTF-8 bytes of the validation text per target; end-of-text tokens are targets without bytes."""
+        """UTF-8 bytes of the validation text per target. End-of-text tokens are targets of zero bytes."""
         targets = [row[row != IGNORE_INDEX].tolist() for batch in self.validation for row in batch.targets]
         local_bytes = sum(len(self.tokenizer.decode(row).encode()) for row in targets)
         n_bytes, n_targets = self.engine.sum(local_bytes, sum(map(len, targets)))
         if not n_targets:
             raise ConfigError(
-                "the validation text has nothing to predict: it holds prompts alone. Give other --validation-data."
+                "the validation text has nothing to predict: it contains only prompts. Give other --validation-data."
             )
         return max(1.0, n_bytes) / n_targets
 
     def _sample(self, model: Transformer) -> str:
-        """A text from the model as it is now, on one line."""
+        """A text that the model generates, on one line."""
         training = model.training
         prompt = self.config.run.sample_prompt
         options = SamplingOptions(max_tokens=_SAMPLE_TOKENS, seed=self.config.run.seed)
         try:
             text = "".join(Generator(model.eval(), self.tokenizer, "fp32").generate(prompt, options))
-        except RuntimeError:  # a model that has diverged gives no probabilities; the next step says so
+        except RuntimeError:  # a model that has diverged has no probabilities; the next step raises an error
             text = ""
         model.train(training)
         return " ".join(f"{prompt}{text}".split())
 
     def _learning_rate(self, done: float) -> float:
-        """The learning rate at `done`, in [0, 1], through the run, as a fraction of its peak."""
+        """The learning rate as a fraction of its peak. done: fraction of the budget that is spent."""
         o = self.config.optimization
         return learning_rate(o.schedule, done, o.warmup_ratio, o.decay_ratio, o.final_learning_rate)
 
     def _validation_due(self, before: float, after: float) -> bool:
-        """Whether to validate after a step that took the run from `before` to `after`, in [0, 1]."""
+        """Whether to validate after a step. before, after: fractions of the budget that were spent, in [0, 1]."""
         if after >= 1.0:
-            return True  # whatever else: the last weights are never left unmeasured
+            return True  # the last weights are always validated
         if self.config.run.validate_every:
             return self.progress.step % self.config.run.validate_every == 0
         return math.floor(before * _VALIDATIONS) < math.floor(after * _VALIDATIONS)
@@ -210,8 +218,10 @@ class Trainer:
         return seconds > _SECONDS_BETWEEN_CHECKPOINTS
 
     def _checkpoint(self) -> None:
-        """Save all that the run goes on from."""
-        tensors = run_state.collect(self.model, self.optimizers) | (self.average.collect() if self.average else {})
+        """Save the state that the run is resumed from."""
+        tensors = run_state.get_state_dict(self.model, self.optimizers)
+        if self.average:
+            tensors |= self.average.state_dict()
         if self.engine.main:
             facts = {
                 "progress": dataclasses.asdict(self.progress),
@@ -222,10 +232,11 @@ class Trainer:
             run_state.save(run.checkpoints, self.progress.step, run_state.State(tensors, facts), run.keep_checkpoints)
 
     def _resume(self) -> None:
-        """Go on where the run in the output folder stopped, if there is one.
+        """Resume the run in the output folder, if there is one.
 
         Raises:
-            ConfigError: if it is another run. CheckpointError: if there is none and config.run.resume insists.
+            ConfigError: if it is a run with other options.
+            CheckpointError: if there is no checkpoint and --resume was given.
         """
         folder = self.config.run.checkpoints
         if self.engine.main:
@@ -233,7 +244,7 @@ class Trainer:
         found = run_state.load(folder)
         if found is None:
             if self.config.run.resume:
-                raise CheckpointError(f"{folder} has no checkpoint to go on from.")
+                raise CheckpointError(f"{folder} has no checkpoint to resume from.")
             return
         saved = {RENAMED.get(name, name): value for name, value in found.facts["run"].items()}
         saved = {**TrainConfig.from_options(data="").identity(), **saved}  # options newer than the checkpoint
@@ -241,13 +252,13 @@ class Trainer:
             if (before := saved[name]) != value:
                 raise ConfigError(
                     f"{self.output} holds a run with {name} {before!r}, not {value!r}: "
-                    "go on with its options, choose another output, or begin again with --restart."
+                    "resume it with its options, choose another output, or start again with --restart."
                 )
-        run_state.restore(self.model, self.optimizers, without_average(found.tensors))
+        run_state.set_state_dict(self.model, self.optimizers, without_average(found.tensors))
         if self.average:
-            self.average.restore(found.tensors)
+            self.average.load_state_dict(found.tensors)
         self.source.restore(found.facts["data"])
         for name, value in found.facts["progress"].items():
             setattr(self.progress, name, value)
         if self.engine.main:
-            logger.info("going on after step %s of the run in %s", f"{self.progress.step:,}", self.output)
+            logger.info("resuming after step %s of the run in %s", f"{self.progress.step:,}", self.output)
