@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transformer.files import whole_file
+from transformer.files import atomic_write
 from transformer.reporting.charts import BLUE, INK, svg
 
 if TYPE_CHECKING:
@@ -36,6 +36,6 @@ def draw_bars(path: str | Path, title: str, unit: str, groups: Mapping[str, Mapp
         axes.margins(x=0.1)
         axes.set(title=title, xlabel=unit)
 
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         picture = svg("bars", f"{title}, in {unit}", draw, 720, 110 + _ROW * len(rows), left=160)
         partial.write_text(picture + "\n", encoding="utf-8")

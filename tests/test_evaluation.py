@@ -137,7 +137,7 @@ def test_with_a_stride_of_the_context_the_numbers_are_those_of_lm_evaluation_har
     assert printed["bits_per_byte"] == pytest.approx(found.bits_per_byte, rel=1e-6)
     assert main([*command, "--detokenize", "wikitext"]) == 0
     out = capsys.readouterr().out
-    assert "words between white space, of the text before it was detokenised" in out
+    assert "words of the original text, separated by white space" in out
     assert f"{words - 1:,} words as lm-evaluation-harness counts" in out
 
 

@@ -16,7 +16,7 @@ from models import SENTENCES
 
 import train as entry
 from transformer.errors import ConfigError, TransformerError, WriteError
-from transformer.files import whole_file
+from transformer.files import atomic_write
 from transformer.hub import checkpoint
 from transformer.training import run_state
 from transformer.training.interrupt import Interrupt, Interrupted
@@ -163,7 +163,10 @@ def test_a_folder_named_like_a_checkpoint_is_none(corpus: str, tmp_path: Path) -
 )
 def test_a_write_that_fails_leaves_what_was_there(error: Exception, tmp_path: Path) -> None:
     (tmp_path / "a").write_text("before")
-    with pytest.raises(WriteError, match=r"a cannot be written: No space left"), whole_file(tmp_path / "a") as partial:
+    with (
+        pytest.raises(WriteError, match=r"a cannot be written: No space left"),
+        atomic_write(tmp_path / "a") as partial,
+    ):
         partial.write_text("half")
         raise error
     assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_text() == "before"

@@ -1,4 +1,4 @@
-"""Files that are known by a checksum. What was computed once is not computed again until the file changes."""
+"""Checksums of files, which are cached until the file changes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BLOCK = 2**20
 
 
 def checksum(file: Path, git: bool = False) -> str:
-    """The SHA-256 of a file, or git's SHA-1 of it, in hexadecimal digits.
+    """The SHA-256 of a file as hexadecimal digits. git: the SHA-1 of its git blob instead.
 
     Raises:
         OSError: if it cannot be read.
@@ -28,10 +28,9 @@ def checksum(file: Path, git: bool = False) -> str:
 
 
 def is_intact(file: Path, expected: str) -> bool:
-    """Whether the file is there and has this checksum, a SHA-256 or git's SHA-1.
+    """Whether a file exists and has this checksum, a SHA-256 or the SHA-1 of a git blob.
 
-    The file is read only if its size, its times or its place on the disk are not those that it had when it was read
-    last: any write to it changes one of them.
+    The file is read only if its size, times, device or inode differ from the cached ones: any write changes one.
     """
     try:
         status = file.stat()
@@ -47,10 +46,9 @@ def is_intact(file: Path, expected: str) -> bool:
 
 
 def cached_checksum(file: Path) -> str | None:
-    """The checksum by which the Hub's cache names the file behind a link of it, None if that is no checksum.
+    """The checksum in the name of the file that a link of the Hub's cache points to; None: the name has none.
 
-    That is the SHA-256 of a large file and git's SHA-1 of a small one. The name may belong to another link, to a store
-    that several repositories share.
+    It is the SHA-256 of a large file, and the SHA-1 of the git blob of a small one.
     """
     name = Path(os.readlink(file)).name if file.is_symlink() else ""
     return name if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", name) else None
@@ -69,7 +67,7 @@ def _read_record(expected: str) -> list[int] | None:
 
 
 def _write_record(expected: str, seen: list[int]) -> None:
-    with suppress(OSError, RuntimeError):  # then the file is read again the next time
+    with suppress(OSError, RuntimeError):  # without a cache the file is read again the next time
         record = _record(expected)
         record.parent.mkdir(parents=True, exist_ok=True)
         partial = record.with_name(f".{record.name}.{os.getpid()}.partial")

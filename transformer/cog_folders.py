@@ -1,4 +1,4 @@
-"""The folders that Cog's server makes for each prediction, and does not remove."""
+"""Removal of the folders that Cog's server creates for each prediction and does not remove."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from contextlib import suppress
 from pathlib import Path
 
 FOLDER = Path("/tmp/coglet/predictions")
-_AGE = 600.0  # seconds after which an empty folder is no longer one that a prediction is about to use
-_INTERVAL = 600.0  # seconds from one removal to the next
+_AGE = 600.0  # seconds; a younger empty folder may be of a prediction that is starting
+_INTERVAL = 600.0  # seconds between removals
 
 
 def remove_empty(folder: Path = FOLDER, age: float = _AGE) -> int:
-    """Remove the folders of predictions in which nothing is and nothing has changed for `age` seconds; their number.
+    """Remove the empty folders of predictions that have not changed for `age` seconds.
 
-    Folders with a file in them stay.
+    Returns:
+        The number of removed folders.
     """
     removed, before = 0, time.time() - age
-    with suppress(OSError):  # there is no such folder
+    with suppress(OSError):  # the folder does not exist
         for prediction in list(folder.iterdir()):
-            with suppress(OSError):  # one with something in it, or another process was faster
+            with suppress(OSError):  # it is not empty, or another process has removed it
                 if prediction.is_symlink() or prediction.stat().st_mtime > before:
                     continue
                 for part in ("inputs", "outputs"):
@@ -32,7 +33,7 @@ def remove_empty(folder: Path = FOLDER, age: float = _AGE) -> int:
 
 
 def keep_removing_empty(interval: float = _INTERVAL) -> threading.Thread:
-    """Call `remove_empty` now and again in a thread that ends with the process."""
+    """Call `remove_empty` every `interval` seconds, in a daemon thread."""
 
     def work() -> None:
         while True:

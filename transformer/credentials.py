@@ -1,7 +1,7 @@
-"""Tokens and passwords: checked before they are sent, and kept out of every message.
+"""Tokens and passwords: validation, and redaction from messages.
 
-Each sentence of `TransformerError` and, after `guard_output`, each log record and each traceback of an uncaught error
-passes through `redact`.
+`redact` is applied to the message of each `TransformerError` and, after `guard_output`, to each log record and to the
+traceback of an uncaught exception.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit, urlunsplit
 
 MASK = "***"
-_SHORTEST = 6  # characters; a shorter secret would mask ordinary words
+_MIN_LENGTH = 6  # characters; masking a shorter secret would mask ordinary words
 _SECRET_VARIABLES = re.compile(r"(TOKEN|SECRET|PASSWORD|API_KEY)$")
 _SECRET_PARAMETERS = re.compile(r"auth|credential|key|pass|secret|sig|token", re.IGNORECASE)
-_NOT_OF_A_TOKEN = re.compile(r"[^A-Za-z0-9._~+/=-]")  # RFC 6750, section 2.1
+_INVALID_IN_TOKEN = re.compile(r"[^A-Za-z0-9._~+/=-]")  # RFC 6750, section 2.1
 _HUB_TOKEN = re.compile(r"\b(?:hf|api_org)_(?:jwt_|oauth_)?[A-Za-z0-9][A-Za-z0-9.-]{14,}[A-Za-z0-9]")
 _HEADER = re.compile(r"(?<=Bearer )[^\s'\",]{6,}|(?i:(?<=authorization: )|(?<=authorization': '))[^'\r\n]+")
 _URL = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"<>]+", re.IGNORECASE)
@@ -30,36 +30,36 @@ known_secrets: set[str] = set()  # of this process, besides those in its environ
 
 
 def keep_secret(secret: str) -> None:
-    """From now on `redact` masks this text."""
+    """Let `redact` mask this text from now on."""
     known_secrets.add(secret)
 
 
 def redact(text: str) -> str:
-    """The text without the secrets of this process, without Hub tokens, and without the credentials in URLs.
+    """The text with secrets of this process, Hub tokens, and credentials in URLs masked.
 
-    Of a URL the user, the password and the values of the query are masked.
+    In a URL the user, the password and the values of the query are masked.
     """
     secrets = known_secrets | {value for name, value in os.environ.items() if _SECRET_VARIABLES.search(name)}
-    forms = {form for secret in secrets for form in _forms(secret) if len(form) >= _SHORTEST}
+    forms = {form for secret in secrets for form in _forms(secret) if len(form) >= _MIN_LENGTH}
     for form in sorted(forms, key=len, reverse=True):
         text = text.replace(form, MASK)
     return _HEADER.sub(MASK, _HUB_TOKEN.sub(MASK, _URL.sub(_without_credentials, text)))
 
 
 def clean_token(token: str | None, source: str = "the Hub token") -> str | None:
-    """A token without the spaces and line ends around it; None if nothing is left.
+    """A token without white space around it; None if it is empty.
 
     Args:
-        source: where it is from, in words, for the message.
+        source: of the token, in words, for the message.
 
     Raises:
-        ValueError: if it has a character that no token has. The message does not show the token.
+        ValueError: if it has a character that tokens cannot have. The message does not show the token.
     """
     if token is None:
         return None
     keep_secret(token)
     token = token.strip()
-    if odd := _NOT_OF_A_TOKEN.search(token):
+    if odd := _INVALID_IN_TOKEN.search(token):
         raise ValueError(
             f"{source} has the character U+{ord(odd[0]):04X} at position {odd.start() + 1} of {len(token)}, which no "
             "token has: copy it again from https://huggingface.co/settings/tokens."
@@ -68,7 +68,7 @@ def clean_token(token: str | None, source: str = "the Hub token") -> str | None:
 
 
 def split_credentials(url: str) -> tuple[str, str | None]:
-    """A URL without the user and password in it, and the value of the header Authorization that says them."""
+    """A URL without user and password, and the value of the Authorization header for them; None: it has none."""
     parts = urlsplit(url)
     login, at, host = parts.netloc.rpartition("@")
     for name, value in parse_qsl(parts.query):
@@ -84,9 +84,9 @@ def split_credentials(url: str) -> tuple[str, str | None]:
 
 
 def scrub(error: BaseException) -> BaseException:
-    """The error, or one that says the same, without a secret in its message and in those of the errors before it.
+    """The error without secrets in its message and in those of its causes, or another error with the same message.
 
-    For `raise ... from scrub(error)`: a traceback shows the whole chain.
+    For `raise ... from scrub(error)`, since a traceback shows all causes.
     """
     clean = True
     for link in _chain(error):
@@ -97,7 +97,7 @@ def scrub(error: BaseException) -> BaseException:
 
 
 def guard_output() -> None:
-    """Redact what every logger of this process writes, and the traceback of an error that nothing catches."""
+    """Redact the messages of all loggers of this process, and the traceback of uncaught exceptions."""
     make_record, show = logging.getLogRecordFactory(), sys.excepthook
     if getattr(make_record, "redacts", False):
         return
@@ -106,7 +106,7 @@ def guard_output() -> None:
         made = make_record(*arguments, **named)
         try:
             message = made.getMessage()
-        except (TypeError, ValueError):  # of a wrong format: logging reports it
+        except (TypeError, ValueError):  # a wrong format, which logging reports
             return made
         if (redacted := redact(message)) != message:
             made.msg, made.args = redacted, ()
@@ -129,7 +129,7 @@ def guard_output() -> None:
 
 
 def _forms(secret: str) -> Iterator[str]:
-    """How a message may show a secret: as it is, escaped, or quoted; and the pieces of it that a line or word ends."""
+    """The forms of a secret in messages: as it is, escaped, or quoted; and its parts between white space."""
     for text in (secret, secret.strip(), *re.split(r"[^!-~]+", secret)):
         yield text
         yield repr(text)[1:-1]
@@ -163,7 +163,7 @@ def _redact_value(value: Any) -> Any:
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """The error and those that led to it."""
+    """The error and its causes."""
     found: list[BaseException] = []
     waiting: list[BaseException | None] = [error]
     while waiting:

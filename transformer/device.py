@@ -1,4 +1,4 @@
-"""Which device to compute on, and in which precision."""
+"""Selection of the device and the precision."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Precision = Literal["auto", "bf16", "fp32"]
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device called `name`; "auto": CUDA, else MPS, else the CPU.
+    """The device `name`; "auto": CUDA if available, else MPS, else the CPU.
 
     Raises:
-        ConfigError: if there is no such device here.
+        ConfigError: if this machine has no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -34,10 +34,10 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def computes_in_bf16(device: torch.device, precision: Precision = "auto") -> bool:
-    """Whether a training step multiplies in bf16 rather than fp32.
+    """Whether training computes in bf16 (autocast) rather than fp32.
 
     Args:
-        precision: "bf16", "fp32", or "auto": bf16 where the hardware multiplies it faster than fp32.
+        precision: "bf16", "fp32", or "auto": bf16 if the hardware supports it natively.
 
     Raises:
         ConfigError: if `precision` is none of these.
@@ -48,11 +48,10 @@ def computes_in_bf16(device: torch.device, precision: Precision = "auto") -> boo
 
 
 def serving_precision(device: torch.device, precision: str = "auto") -> Literal["fp32", "bf16", "int8"]:
-    """What the matrix products of a served model are computed in.
+    """The precision of the matrix products in inference.
 
     Args:
-        precision: "fp32", "bf16", "int8", or "auto": int8 on a CPU that multiplies 8 bits at once without loss (VNNI),
-            bf16 on a GPU that has it, else fp32.
+        precision: "fp32", "bf16", "int8", or "auto": int8 on a CPU with VNNI, bf16 on a GPU that supports it, else fp32.
 
     Raises:
         ConfigError: if `precision` is none of these.
@@ -69,13 +68,13 @@ def serving_precision(device: torch.device, precision: str = "auto") -> Literal[
 def _has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # Without the bf16 instructions of AVX-512 or AMX a CPU emulates it, slower than fp32.
+    # Without the bf16 instructions of AVX-512 a CPU emulates bf16, slower than fp32.
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
 def processor_quota(cgroups: Path = Path("/sys/fs/cgroup")) -> float:
-    """How many processors' time a container may use; infinite where nothing limits it. PyTorch counts the machine's."""
-    for path in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # of version 2, and of version 1
+    """The CPU quota of the container, in processors; infinite if there is none. PyTorch counts those of the machine."""
+    for path in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # cgroups v2, v1
         try:
             quota, period = " ".join((cgroups / name).read_text(encoding="utf-8") for name in path).split()
             if float(quota) > 0:
@@ -86,7 +85,7 @@ def processor_quota(cgroups: Path = Path("/sys/fs/cgroup")) -> float:
 
 
 def describe(device: torch.device) -> str:
-    """What computes, in words for a person."""
+    """The device in words."""
     if device.type == "cuda":
         return f"one {torch.cuda.get_device_name(device)}"
     if device.type == "cpu":

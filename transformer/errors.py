@@ -1,17 +1,17 @@
-"""The package's exceptions: one clear sentence each, caught at the entry points (predict.py, train.py, cli/)."""
+"""The package's exceptions, which the entry points (predict.py, train.py, cli/) catch and report."""
 
 from transformer.credentials import redact
 
 
 class TransformerError(Exception):
-    """Base of every error this package raises on purpose; its message is meant for a person, and holds no secret."""
+    """Base class of the package's exceptions. Messages are meant for users, and secrets in them are masked."""
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*(redact(text) if isinstance(text, str) else text for text in arguments))
 
 
 class ConfigError(TransformerError, ValueError):
-    """A model, training or sampling option has a value that cannot work."""
+    """An option of a model, a training or sampling is invalid."""
 
 
 class ContextLengthError(TransformerError, ValueError):
@@ -19,37 +19,37 @@ class ContextLengthError(TransformerError, ValueError):
 
 
 class CheckpointError(TransformerError):
-    """A model directory (or an archive of one) is missing, incomplete or not understood."""
+    """A model directory (or an archive of one) is missing, incomplete or invalid."""
 
 
 class CorpusError(TransformerError):
-    """A text source is missing, empty or not in a format that can be read."""
+    """A text source is missing, empty or in an unsupported format."""
 
 
 class WriteError(TransformerError):
-    """A file cannot be written: there is no room, the folder is read-only, or a folder has its name."""
+    """A file cannot be written, as on a full disk, in a read-only folder, or if a folder has its name."""
 
 
 class PublishError(TransformerError):
-    """A model could not be published; it is still where it was."""
+    """A model could not be published; the local files are unchanged."""
 
 
 class PreflightError(TransformerError):
-    """A check before the first step found what would make the run worthless."""
+    """A check before the first training step failed."""
 
 
 class ChatError(TransformerError):
-    """A conversation cannot be written as the model's chat template has it."""
+    """A conversation cannot be rendered by the model's chat template."""
 
 
 _TRAIN_EXTRA = ("accelerate", "datasets", "pyarrow", "tyro", "yaml")
 
 
 def sentence(error: TransformerError | ModuleNotFoundError) -> str:
-    """What the command line says of an error; of a module that is missing, the extra that has it.
+    """The message of an error for the command line; for a missing module, which extra to install.
 
     Raises:
-        ModuleNotFoundError: the error itself, if the module belongs to no extra.
+        ModuleNotFoundError: the error itself, if the module is in no extra.
     """
     if not isinstance(error, ModuleNotFoundError):
         return str(error)
@@ -63,5 +63,5 @@ def sentence(error: TransformerError | ModuleNotFoundError) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says, in one line."""
+    """The first line of an exception's message, or its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -31,7 +31,7 @@ from transformer.data.batches import IGNORE_INDEX, Batch, BatchSource, EpochBatc
 from transformer.data.document import Document
 from transformer.data.tokenize import TokenStream, tokenize
 from transformer.data.tokenizer import Tokenizer
-from transformer.files import whole_file
+from transformer.files import atomic_write
 from transformer.hub.embeddings import pretrained_embeddings, use_embeddings
 from transformer.hub.text_sources import documents
 from transformer.legacy import model_class, saved_config
@@ -250,6 +250,6 @@ def _batches(examples: Examples) -> Iterator[Batch]:
 def kept(path: Path, make: Any) -> dict[str, Any]:
     """What is in this JSON file; made and written first where it is not there."""
     if not path.exists():
-        with whole_file(path) as partial_path:
+        with atomic_write(path) as partial_path:
             partial_path.write_text(json.dumps(make(), indent=1) + "\n", encoding="utf-8")
     return json.loads(path.read_text(encoding="utf-8"))

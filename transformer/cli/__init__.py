@@ -1,6 +1,6 @@
 """`python -m transformer <command>`: the library on the command line, one module for each command.
 
-Imports that only one command needs stand within its function: a prediction should not wait for the others.
+Slow imports are in the functions of the commands that need them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformer.cli.push_command import add_push
 from transformer.cli.shared_options import DEFAULT_MODEL
 from transformer.cli.show_command import add_show
 from transformer.cli.train_command import add_train
-from transformer.console import never_fail_on_characters
+from transformer.console import replace_unencodable_characters
 from transformer.credentials import guard_output
 from transformer.errors import TransformerError, sentence
 
@@ -40,9 +40,9 @@ _COMMANDS = (  # in the order of --help
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; the exit status is 1 after an error, whose one sentence is on standard error."""
+    """Run a command. Returns the exit status: 1 after an error, whose message is on standard error."""
     guard_output()
-    never_fail_on_characters()
+    replace_unencodable_characters()
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and not options.passes_rest:
@@ -61,10 +61,10 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output left
+    except BrokenPipeError:  # the reader of standard output has exited
         sys.stderr.close()
         return 1
-    except OSError as error:  # a full disk, a folder in place of a file, a name that is too long
+    except OSError as error:  # such as a full disk, or a name that is too long
         where = f"{error.filename}: " if error.filename else ""
         print(f"transformer: {where}{error.strerror or error}", file=sys.stderr)
         return 1

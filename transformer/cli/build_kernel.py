@@ -1,7 +1,7 @@
 """`python -m transformer.cli.build_kernel [FOLDER]`: compile the C backend ahead, so that prediction needs no compiler.
 
-Without FOLDER the libraries stand beside the source, where the backend finds them, and a wheel has them. In another
-folder it finds them if the environment variable NATIVE_KERNELS names it.
+By default the libraries are written beside the source, where the backend finds them and a wheel includes them. It finds
+them in another folder if the environment variable NATIVE_KERNELS is its path.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from transformer.inference.native.compiled_kernel import AHEAD, build_ahead
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit status is 1 after an error, whose one sentence is on standard error."""
+    """Returns the exit status: 1 after an error, whose message is on standard error."""
     parser = ArgumentParser(
         "python -m transformer.cli.build_kernel", description=__doc__, formatter_class=RawDescriptionHelpFormatter
     )

@@ -11,10 +11,10 @@ from transformer.cli.shared_options import Commands, add_command
 def add_card(commands: Commands) -> None:
     parser = add_command(commands, "card", card, "measure a trained model and write its model card")
     parser.add_argument("model", help="folder of a model that train.py made")
-    parser.add_argument("--data", required=True, help="what it was trained on, in words")
-    parser.add_argument("--license", help="license of that data, as the Hub names it: cc-by-sa-4.0")
+    parser.add_argument("--data", required=True, help="description of the training data")
+    parser.add_argument("--license", help="license of the training data as named on the Hub, such as cc-by-sa-4.0")
     parser.add_argument(
-        "--evaluate", action="append", default=[], metavar="NAME=DATA", help="score the validation split of DATA"
+        "--evaluate", action="append", default=[], metavar="NAME=DATA", help="evaluate on the validation split of DATA"
     )
 
 

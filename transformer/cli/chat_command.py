@@ -20,7 +20,7 @@ def add_chat(commands: Commands) -> None:
 
 
 def chat(options: argparse.Namespace) -> None:
-    """A conversation, if the model has a chat template; without one, each line is continued."""
+    """Answer each message by the model's chat template; without a template, continue each line."""
     from transformer.inference import answer
 
     template_options = read_template_options(options)
@@ -51,7 +51,7 @@ def chat(options: argparse.Namespace) -> None:
 
 
 def _ask() -> str:
-    """The next line that is typed; empty: there is none."""
+    """The next line of input; "" at the end."""
     try:
         return input("\nYou: ")
     except EOFError:

@@ -22,12 +22,12 @@ def add_conversations(commands: Commands) -> None:
 def conversations(options: argparse.Namespace) -> None:
     """Write conversations about the articles of a data set, as JSON lines to fine-tune on."""
     from transformer.data.conversation_dataset import conversation_rows, titled_articles
-    from transformer.files import whole_file
+    from transformer.files import atomic_write
     from transformer.hub.text_sources import find_text
 
     articles = titled_articles(find_text(options.data, options.data_config), options.max_documents)
     rows = conversation_rows(articles, options.text_share, seed=options.seed)
-    with whole_file(options.output) as partial, partial.open("w", encoding="utf-8") as file:
+    with atomic_write(options.output) as partial, partial.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     talks = sum("messages" in row for row in rows)
     print(f"{options.output}: {talks:,} conversations, {len(rows) - talks:,} articles")

@@ -23,18 +23,18 @@ def add_evaluate(commands: Commands) -> None:
     parser.add_argument("--text-column", help="column of the rows that holds the text; default: those known")
     parser.add_argument("--split", default="validation", help="split; a single file has only 'train'")
     parser.add_argument("--context", type=int, help="tokens in a window; default: the model's context")
-    parser.add_argument("--stride", type=int, help="tokens by which it moves on; default: half the context")
+    parser.add_argument("--stride", type=int, help="tokens from one window to the next; default: half the context")
     parser.add_argument(
         "--detokenize",
         choices=("wikitext",),
-        help="undo this data set's tokenization for the model; words and bytes stay those of the text as it was. With "
-        "--stride equal to the context these are the numbers of lm-evaluation-harness",
+        help="detokenize this data set for the model; words and bytes are those of the original text. With --stride equal "
+        "to the context, results are those of lm-evaluation-harness",
     )
     parser.add_argument("--json", action="store_true", help="print everything measured as one JSON object")
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Print what was measured."""
+    """Evaluate a model, and print the results."""
     from transformer.evaluation import DETOKENIZERS
     from transformer.evaluation import evaluate as score
     from transformer.hub.text_sources import documents
@@ -54,11 +54,11 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def _print(e: Evaluation, detokenised: bool) -> None:
-    of_what = ", of the text before it was detokenised" if detokenised else ""
+    of_what = " of the original text" if detokenised else ""
     print(f"perplexity per token  {e.token_perplexity:.3f}   ({e.tokens:,} tokens of this model's tokenizer)")
-    print(f"perplexity per word   {e.word_perplexity:.3f}   ({e.words:,} words between white space{of_what})")
+    print(f"perplexity per word   {e.word_perplexity:.3f}   ({e.words:,} words{of_what}, separated by white space)")
     if detokenised:
-        words = f"{e.harness_words:,} words as lm-evaluation-harness counts: also what is empty at an end of a page"
+        words = f"{e.harness_words:,} words as counted by lm-evaluation-harness, with white space around pages"
         print(f"                      {e.harness_word_perplexity:.3f}   ({words})")
     print(f"bits per byte         {e.bits_per_byte:.4f}   ({e.n_bytes:,} bytes of UTF-8{of_what})")
     print(f"nats                  {e.nats:.1f}   ({e.documents:,} documents, context {e.context}, stride {e.stride})")

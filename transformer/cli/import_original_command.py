@@ -15,13 +15,13 @@ def add_import_original(commands: Commands) -> None:
     parser.add_argument("output", help="folder for the model directory")
     parser.add_argument("--tokenizer", help="tokenizer.json, folder or Hub id, such as openai-community/gpt2")
     parser.add_argument(
-        "--heads", choices=("average", "sum"), help="how its heads are joined; default: known by its tensors' names"
+        "--heads", choices=("average", "sum"), help="how its heads are combined; default: by the names of its tensors"
     )
-    parser.add_argument("--pad-token-id", type=int, help="its padding id; default: known by vocabulary size")
+    parser.add_argument("--pad-token-id", type=int, help="its padding id; default: by its vocabulary size")
 
 
 def import_original(options: argparse.Namespace) -> None:
-    """A checkpoint of the project that this one grew from, as a model directory of the blog preset."""
+    """Write a checkpoint of the original project as a model directory of the blog preset."""
     from transformer.data.tokenizer import Tokenizer
     from transformer.hub.checkpoint import save
     from transformer.hub.resolve import fetch_tokenizer
@@ -32,4 +32,4 @@ def import_original(options: argparse.Namespace) -> None:
     save(model, tokenizer, options.output)
     print(f"{options.output}: {model.parameter_count():,} parameters, {model.config}")
     if not options.tokenizer:
-        print("It has no tokenizer yet, which generating text needs: give --tokenizer the one it was trained with.")
+        print("It has no tokenizer, which is needed to generate text: pass the one of its training with --tokenizer.")

@@ -17,7 +17,7 @@ from transformer.data.template_files import CHAT_HINT
 from transformer.errors import ConfigError
 
 DEFAULT_PROMPT = "The history of the city"
-_MAX_OUTPUTS = 4096  # texts that are generated together
+_MAX_OUTPUTS = 4096  # in one batch
 
 
 def add_predict(commands: Commands) -> None:
@@ -31,7 +31,7 @@ def add_predict(commands: Commands) -> None:
 
 
 def predict(options: argparse.Namespace) -> None:
-    """Print the prompt and its continuation, or in a chat the answer, as it is generated; or several texts."""
+    """Print the prompt and its continuation, or the answer of a chat, while it is generated; or several samples."""
     from transformer.inference import answer, messages_of
 
     template_options = read_template_options(options)

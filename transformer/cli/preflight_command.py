@@ -19,7 +19,7 @@ def add_preflight(commands: Commands) -> None:
 
 
 def preflight(options: argparse.Namespace) -> int:
-    """Print the checks; nothing is left behind but the tokens of the text in the cache. 1: one of them failed."""
+    """Print the checks; only the token cache stays on disk. Returns 1 if a check failed."""
     from transformer.preflight import preflight as check
     from transformer.training.distributed import DistributedEngine
     from transformer.training.options import parse

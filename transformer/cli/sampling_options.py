@@ -13,20 +13,30 @@ from transformer.errors import ConfigError
 if TYPE_CHECKING:
     from transformer.inference import Generator, SamplingOptions
 
-_BY_MODEL = " (default: what the model's generation_config.json says)"
+_BY_MODEL = " (default: that of the model's generation_config.json)"
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """The model, how it samples, and how it chats."""
+    """The options of the model, of sampling, and of chats."""
     add_model(parser, dtype="auto")
     add = parser.add_argument
     add("--max-tokens", type=int, default=256, help="at most this many new tokens")
-    by_model = functools.partial(add, default=argparse.SUPPRESS)  # what generation_config.json says, unless given here
-    by_model("--temperature", type=float, help=f"0: always the likeliest token{_BY_MODEL}")
-    by_model("--top-k", type=int, action=StoreGiven, help=f"only the k likeliest tokens; 0: off{_BY_MODEL}")
-    by_model("--top-p", type=float, action=StoreGiven, help=f"only the likeliest of this probability{_BY_MODEL}")
-    by_model("--min-p", type=float, action=StoreGiven, help=f"only this much as likely as the likeliest{_BY_MODEL}")
-    by_model("--repetition-penalty", type=float, help=f"1: off{_BY_MODEL}")
+    by_model = functools.partial(add, default=argparse.SUPPRESS)  # not in the namespace unless given
+    by_model("--temperature", type=float, help=f"randomness; 0: always the most likely token{_BY_MODEL}")
+    by_model("--top-k", type=int, action=StoreGiven, help=f"sample from the k most likely tokens; 0: off{_BY_MODEL}")
+    by_model(
+        "--top-p",
+        type=float,
+        action=StoreGiven,
+        help=f"sample from tokens of this total probability; 1: off{_BY_MODEL}",
+    )
+    by_model(
+        "--min-p",
+        type=float,
+        action=StoreGiven,
+        help=f"minimum, relative to the most likely; 0: off{_BY_MODEL}",
+    )
+    by_model("--repetition-penalty", type=float, help=f"penalty of tokens that occurred before; 1: off{_BY_MODEL}")
     add("--min-tokens", type=int, default=0, help="the text does not end before this many tokens")
     add("--stop", action="append", type=typed, default=[], help="end before this string; may be given several times")
     add("--seed", type=int, action=StoreGiven, help="the same seed gives the same text")
@@ -49,7 +59,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 
 
 def read_template_options(options: argparse.Namespace) -> dict[str, Any]:
-    """The variables of the chat template.
+    """The variables of the chat template from the options.
 
     Raises:
         ConfigError: if one has no name, or is given twice.
@@ -60,15 +70,15 @@ def read_template_options(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def name_template_option(options: argparse.Namespace) -> str:
-    """Which of the options that set the template's variables is given."""
+    """The name of the given option that sets variables of the template, for messages."""
     return "--template-option" if options.template_option else "--enable-thinking"
 
 
 def load_with_sampling(options: argparse.Namespace) -> tuple[Generator, SamplingOptions, str]:
-    """The model that --model names, how it samples, and where each setting is from, in words.
+    """The model of --model, its sampling options, and a description of the source of each option.
 
     Raises:
-        ConfigError: if a value is out of its range, or an option has no effect.
+        ConfigError: if a value is out of range, or an option has no effect.
     """
     from transformer.hub.checkpoint import load
     from transformer.hub.generation_config import read_sampling
@@ -89,6 +99,6 @@ def _expect_effect(options: argparse.Namespace, sampling: SamplingOptions) -> No
 
     if sampling.temperature <= GREEDY and (given := getattr(options, "given", ())):
         raise ConfigError(
-            f"{' and '.join(given)}: no effect with --temperature {sampling.temperature:g}, where the next token is "
-            f"always the likeliest. Leave {'it' if len(given) == 1 else 'them'} out, or raise --temperature."
+            f"{' and '.join(given)}: no effect with --temperature {sampling.temperature:g}, which always takes the "
+            f"most likely token. Leave {'it' if len(given) == 1 else 'them'} out, or raise --temperature."
         )

@@ -1,4 +1,4 @@
-"""What several commands have in common: how they are added to the parser, options, and opening a model."""
+"""Functions for several commands: adding them to the parser, shared options, and opening a model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Commands = Any  # what argparse.ArgumentParser.add_subparsers returns: its class
 def add_command(
     commands: Commands, name: str, run: Callable[[argparse.Namespace], int | None], help: str
 ) -> argparse.ArgumentParser:
-    """A command whose options are all known to its parser; `run` gets their values."""
+    """Add a command; `run` is called with the parsed options."""
     parser = commands.add_parser(name, help=help, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.set_defaults(run=run, passes_rest=False)
     return parser
@@ -27,37 +27,37 @@ def add_command(
 def add_training_command(
     commands: Commands, name: str, run: Callable[[argparse.Namespace], int | None], help: str
 ) -> argparse.ArgumentParser:
-    """A command with the options of a training, which `run` gets unparsed as `options.rest`."""
+    """Add a command with the options of a training, which are passed to `run` unparsed, as `options.rest`."""
     parser = commands.add_parser(name, add_help=False, allow_abbrev=False, help=help)
     parser.set_defaults(run=run, passes_rest=True)
     return parser
 
 
 def add_model(parser: argparse.ArgumentParser, dtype: str | None = None) -> None:
-    """--model, and with a default for it --dtype."""
+    """Add --model, and --dtype if there is a default for it."""
     default = DEFAULT_MODEL if Path(DEFAULT_MODEL).is_dir() else None  # an installed package has none
     help = "folder, tar, URL, or Hub id (user/name@revision)"
     parser.add_argument("--model", type=location, default=default, help=help)
     if dtype:
-        help = "of the matrix products" + ("; auto: the fastest here" if dtype == "auto" else "")
+        help = "precision of the weights" + ("; auto: the fastest on this machine" if dtype == "auto" else "")
         parser.add_argument("--dtype", choices=DTYPES, default=dtype, help=help)
 
 
 def add_data(parser: argparse.ArgumentParser, help: str) -> None:
-    """--data and --data-config."""
+    """Add --data and --data-config."""
     parser.add_argument("--data", "--dataset", type=location, required=True, help=help)
     parser.add_argument("--data-config", "--dataset-config", help="configuration of a Hub data set")
 
 
 def location(text: str) -> str:
-    """A path, a URL or a name on the Hub."""
+    """Check a path, a URL or a name on the Hub."""
     if not text or "\0" in text:
         raise argparse.ArgumentTypeError(f"expected the name of a file or a folder, not {text!r}")
     return text
 
 
 class StoreGiven(argparse.Action):
-    """Store the value, and list the option in `given`: it is on the command line, even if at its default."""
+    """Store the value, and append the option to `given`, the options on the command line."""
 
     def __call__(
         self,
@@ -71,7 +71,7 @@ class StoreGiven(argparse.Action):
 
 
 def load_generator(options: argparse.Namespace) -> Generator:
-    """The model that --model names, with the matrix products in --dtype."""
+    """A generator with the model of --model in the precision of --dtype."""
     from transformer.hub.checkpoint import load
     from transformer.hub.resolve import fetch
     from transformer.inference import Generator

@@ -1,4 +1,4 @@
-"""`show`: write a page that shows what a model does with a text."""
+"""`show`: write an HTML page with the attention of a model, or the surprisal of tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformer.console import typed
 def add_show(commands: Commands) -> None:
     parser = add_command(commands, "show", show, "write a page that shows what the model does with a text")
     parser.add_argument(
-        "what", choices=("attention", "tokens"), help="what each head attends to, or how surprising each token is"
+        "what", choices=("attention", "tokens"), help="the attention of each head, or the surprisal of each token"
     )
     parser.add_argument("text", type=typed, help="the text that the model reads")
     add_model(parser)
@@ -21,7 +21,7 @@ def add_show(commands: Commands) -> None:
 
 def show(options: argparse.Namespace) -> None:
     """Write the page, and print its name."""
-    from transformer.files import whole_file
+    from transformer.files import atomic_write
     from transformer.hub.checkpoint import load
     from transformer.hub.resolve import fetch
     from transformer.reporting import attention_page, tokens_page
@@ -30,6 +30,6 @@ def show(options: argparse.Namespace) -> None:
     name = "the default model" if options.model == DEFAULT_MODEL else Path(options.model).name
     output = options.output or f"{options.what}.html"
     page = make(*load(fetch(options.model)), options.text, name)
-    with whole_file(output) as partial:
+    with atomic_write(output) as partial:
         partial.write_text(page, encoding="utf-8", errors="replace")
     print(output)

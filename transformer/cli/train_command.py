@@ -7,7 +7,7 @@ import logging
 import sys
 
 from transformer.cli.shared_options import Commands, add_training_command
-from transformer.console import never_fail_on_characters
+from transformer.console import replace_unencodable_characters
 from transformer.credentials import guard_output
 from transformer.errors import ConfigError, TransformerError, sentence
 from transformer.training.interrupt import Interrupted
@@ -23,13 +23,13 @@ def train(options: argparse.Namespace) -> int:
 
 
 def run(arguments: list[str], program: str) -> int:
-    """Train with these options; the exit status is 1 after an error, and 128 + the signal of a run that was stopped.
+    """Train with these options. Returns the exit status: 1 after an error, 128 + the signal if the run was stopped.
 
     Args:
         program: the name of the command, for messages.
     """
     guard_output()
-    never_fail_on_characters()
+    replace_unencodable_characters()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         _train(arguments, program)
@@ -37,7 +37,7 @@ def run(arguments: list[str], program: str) -> int:
         print(f"{program}: {error}", file=sys.stderr)
         return 128 + error.signal if isinstance(error, Interrupted) else 1
     except KeyboardInterrupt:
-        print(f"{program}: stopped at once; the same command goes on from the last checkpoint.", file=sys.stderr)
+        print(f"{program}: stopped; the same command resumes from the last checkpoint.", file=sys.stderr)
         return 130
     return 0
 

@@ -14,13 +14,13 @@ from transformer.data.stream_decoder import StreamDecoder, decode
 from transformer.data.tokenizer_files import read_files, reported, token_of
 from transformer.data.tokenizer_training import train_bpe
 from transformer.errors import CheckpointError
-from transformer.files import whole_file
+from transformer.files import atomic_write
 
 END_OF_TEXT = "<|endoftext|>"
-# What the end-of-text token is called in tokenizers that do not say so themselves.
+# The end-of-text token of tokenizers whose settings do not name it.
 _KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
-_MAX_HOLES = 100_000  # ids below the largest one that no token has; every one costs a row of the embedding
-# Of another author's settings: code, and paths; the templates are written as they are now.
+_MAX_UNUSED_IDS = 100_000  # ids below the largest one without a token, each with a row of the embedding
+# Settings that are not saved: code, paths, and the original templates.
 _NOT_KEPT = ("auto_map", "tokenizer_file", "name_or_path", "chat_template")
 
 
@@ -29,11 +29,14 @@ class Tokenizer:
 
     Args:
         backend: the trained tokenizer of the `tokenizers` library.
-        end_of_text: the token that separates documents, and with which a generated text ends.
-        pad: the token that fills up rows; None if there is none.
-        settings: what else its `tokenizer_config.json` says; `save` writes it again.
-        chat_templates: how a conversation is written for the model, in Jinja, by name; see `chat_template`.
-        end_ids: ids with which a text ends too, such as the end of a turn in a conversation.
+        end_of_text: the token that separates documents and ends a generated text; None: a known one in the vocabulary.
+        pad: the padding token; None: there is none.
+        settings: of its `tokenizer_config.json`, which `save` writes again.
+        chat_templates: Jinja templates by name; see `chat_template`.
+        end_ids: ids of other tokens that end a generated text, such as the end of a turn in a conversation.
+
+    Raises:
+        CheckpointError: if the tokenizer has no end-of-text token.
     """
 
     def __init__(
@@ -60,29 +63,27 @@ class Tokenizer:
         self.chat_templates = dict(chat_templates or {})
         self._settings = dict(settings or {})
         with reported("the tokenizer fails on an empty text"):
-            self._front: list[int] = backend.encode("").ids  # what it puts in front of a text
-        front = backend.id_to_token(self._front[0]) if self._front else None
-        self.bos = token_of(self._settings.get("bos_token")) or front or end_of_text
+            self._prefix: list[int] = backend.encode("").ids  # the tokens that it adds before a text
+        prefix = backend.id_to_token(self._prefix[0]) if self._prefix else None
+        self.bos = token_of(self._settings.get("bos_token")) or prefix or end_of_text
 
     @property
     def bos_id(self) -> int:
-        """The token with which a text begins; the end-of-text token where there is none for that."""
+        """The id of the beginning-of-text token, or of the end-of-text token if there is none."""
         id = self.backend.token_to_id(self.bos)
         return self.end_of_text_id if id is None else id
 
     @property
     def special_tokens(self) -> dict[str, str]:
-        """The named tokens by the names that a chat template knows them by."""
+        """The special tokens by their names in chat templates, such as `bos_token`."""
         named = {name: token_of(value) for name, value in self._settings.items() if name.endswith("_token")}
-        unknown = (
-            getattr(self.backend.model, "unk_token", None) or self.end_of_text
-        )  # as GPT-2 has it: it is never used
+        unknown = getattr(self.backend.model, "unk_token", None) or self.end_of_text  # as GPT-2, which never uses it
         own = {"unk_token": unknown, "bos_token": self.bos, "eos_token": self.end_of_text, "pad_token": self.pad}
         return {name: token for name, token in (own | named).items() if token}
 
     @property
     def chat_template(self) -> str | None:
-        """The template that is used unless another one is asked for; None if there is none of that name."""
+        """The default template; None: there is none."""
         return self.chat_templates.get(template_files.DEFAULT)
 
     @chat_template.setter
@@ -94,28 +95,28 @@ class Tokenizer:
         """One more than the largest token id.
 
         Raises:
-            CheckpointError: if most ids below it have no token, so that a model of that size would be absurd.
+            CheckpointError: if too many ids below it have no token.
         """
         size = max(self.backend.get_vocab().values()) + 1
-        if size > 2 * self.backend.get_vocab_size() + _MAX_HOLES:
+        if size > 2 * self.backend.get_vocab_size() + _MAX_UNUSED_IDS:
             raise CheckpointError(
                 f"the tokenizer has {self.backend.get_vocab_size():,} tokens, but ids up to {size:,}."
             )
         return size
 
     def ids_without_token(self, vocab_size: int) -> list[int]:
-        """The ids below `vocab_size` that no token has: a model may have a row of its embedding for such."""
+        """The ids below `vocab_size` without a token; the embedding of a model may have rows for them."""
         return sorted(set(range(vocab_size)).difference(self.backend.get_vocab().values()))
 
     @classmethod
     def load(cls, source: str | Path) -> Tokenizer:
-        """Open a `tokenizer.json`, BERT's `vocab.txt` or GPT-2's `vocab.json` (with the `merges.txt` beside it), or a
-        directory that holds one. `hub.resolve.fetch_tokenizer` downloads that of a model on the Hub.
+        """Open a `tokenizer.json`, BERT's `vocab.txt`, GPT-2's `vocab.json` with its `merges.txt`, or their folder.
 
-        BERT's [CLS] and [SEP] are put around no text; [SEP] is the end of text.
+        `hub.resolve.fetch_tokenizer` downloads the tokenizer of a model on the Hub. BERT's [CLS] and [SEP] are not
+        added to texts; [SEP] is the end-of-text token.
 
         Raises:
-            CheckpointError: if it is not there, or cannot be read.
+            CheckpointError: if it does not exist or cannot be read.
         """
         read = read_files(Path(source))
         return cls(read.backend, read.end_of_text, read.pad, read.settings, read.chat_templates, read.end_ids)
@@ -131,60 +132,70 @@ class Tokenizer:
     ) -> Tokenizer:
         """Train a byte-level BPE (Sennrich et al., 2016; Radford et al., 2019) on the lines of `texts`.
 
-        Every string can be encoded, and decoding gives it back unchanged. Encoding puts the end-of-text token in
-        front, as where a document begins. Of more than 16 million characters, lines spread evenly over the texts
-        are learned from: half of them, a quarter and so on. Memory does not grow with the texts. Of a run of more than
-        256 characters without white space, or of white space, each 256 are learned from as a text of their own: the
-        training takes a time that grows with the square of a word's length.
+        Every string can be encoded, and is unchanged when it is decoded. Encoding a prompt adds the end-of-text token
+        before it, as before a document.
+
+        Of more than 16 million characters only every 2nd (4th, 8th …) line is used, so that memory and time do not grow
+        with the texts. Runs of more than 256 characters without white space, or of white space, are split, since the
+        time of training grows with the square of the length of a word.
 
         Args:
             texts: documents, or pieces of them.
-            vocab_size: all tokens together, the named ones included.
-            whole: strings of the text that are one token each, such as WikiText's "<unk>".
+            vocab_size: total number of tokens, including special ones.
+            end_of_text, pad: the special tokens; pad may be None.
+            whole: strings that become one token each, such as WikiText's "<unk>".
 
         Raises:
-            ConfigError: if `vocab_size` has no room for the 256 bytes and the named tokens.
+            ConfigError: if `vocab_size` is too small for the 256 bytes and the special tokens, or too large to train.
         """
         return cls(train_bpe(texts, vocab_size, end_of_text, pad, whole), end_of_text, pad)
 
     def save(self, directory: str | Path) -> None:
-        """Write `tokenizer.json` and the `tokenizer_config.json` by which `transformers` opens it."""
+        """Write `tokenizer.json`, and a `tokenizer_config.json` for `transformers`.
+
+        Raises:
+            WriteError: if they cannot be written.
+        """
         directory = Path(directory)
-        with whole_file(directory / "tokenizer.json") as path:
+        with atomic_write(directory / "tokenizer.json") as path:
             path.write_text(self.backend.to_str(pretty=True), encoding="utf-8")
         kept = {name: value for name, value in self._settings.items() if name not in _NOT_KEPT}
         names: dict[str, Any] = kept | self.special_tokens | {"tokenizer_class": "PreTrainedTokenizerFast"}
         if self.chat_templates:
             names["chat_template"] = template_files.to_setting(self.chat_templates)
-        with whole_file(directory / "tokenizer_config.json") as path:
+        with atomic_write(directory / "tokenizer_config.json") as path:
             path.write_text(json.dumps(names, indent=2) + "\n", encoding="utf-8")
         template_files.remove_files(directory)
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Token ids of a prompt, with what the tokenizer puts in front; never empty: a text can start from nothing.
+        """Token ids of a prompt, with the tokens that the tokenizer adds before a text; at least one token.
 
-        Names of special tokens in the text mean those tokens, as chat templates need. A text that begins with the
-        token that is put in front has it once.
+        Special tokens in the text are encoded as such, as chat templates need. If the text starts with the token that
+        is added, it is not added again.
 
         Raises:
-            CheckpointError: if the rules of the tokenizer fail on this text.
+            CheckpointError: if the tokenizer fails on this text.
         """
         with reported("this text cannot be tokenised"):
-            ids: list[int] = self.backend.encode(_replace_surrogates(text)).ids or [self.bos_id]
-        return ids[1:] if self._front and ids[:2] == self._front[:1] * 2 else ids
+            ids: list[int] = self.backend.encode(replace_surrogates(text)).ids or [self.bos_id]
+        return ids[1:] if self._prefix and ids[:2] == self._prefix[:1] * 2 else ids
 
     def encode_chat(self, text: str) -> list[int]:
-        """Token ids of a conversation that the chat template has written, which has its special tokens already.
+        """Token ids of the output of a chat template, which has its special tokens already.
 
         Raises:
             CheckpointError: as `encode_prompt`.
         """
         with reported("this conversation cannot be tokenised"):
-            ids: list[int] = self.backend.encode(_replace_surrogates(text), add_special_tokens=False).ids
+            ids: list[int] = self.backend.encode(replace_surrogates(text), add_special_tokens=False).ids
         return ids or [self.bos_id]
 
     def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text alone, in parallel; names of special tokens in a text are plain text."""
+        """Token ids of each text, without added tokens; special tokens in a text are encoded as plain text.
+
+        Raises:
+            CheckpointError: if the tokenizer fails on a text.
+        """
         self.backend.encode_special_tokens = True
         try:
             with reported("the text cannot be tokenised"):
@@ -194,32 +205,32 @@ class Tokenizer:
         return [encoding.ids for encoding in encodings]
 
     def pieces(self, text: str) -> list[tuple[int, str]]:
-        """The token ids of a text alone, as `encode_documents` gives them, each with its piece of the text.
+        """The token ids of a text, as by `encode_documents`, each with its piece of the text.
 
-        The pieces together are the text. Of the tokens that share a character, the first has it and the others "".
+        The pieces, joined, are the text. If several tokens share a character, it belongs to the first one.
         """
-        text, pieces, reached = _replace_surrogates(text), [], 0
+        text, pieces, reached = replace_surrogates(text), [], 0
         self.backend.encode_special_tokens = True
         try:
             encoding = self.backend.encode(text, add_special_tokens=False)
         finally:
             self.backend.encode_special_tokens = False
         for token, (_, stop) in zip(encoding.ids, encoding.offsets, strict=True):
-            pieces.append((token, text[reached:stop]))  # from where the last one ended: some leave out white space
+            pieces.append((token, text[reached:stop]))  # from the end of the last one: offsets may skip white space
             reached = max(reached, stop)
         if pieces and reached < len(text):
             pieces[-1] = (pieces[-1][0], pieces[-1][1] + text[reached:])
         return pieces
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """The text of `ids`."""
+        """The text of token ids. skip_special: without special tokens."""
         return decode(self.backend, ids, skip_special)
 
     def stream(self, before: Sequence[int] = ()) -> StreamDecoder:
-        """A decoder for ids that arrive one at a time, after the ids `before`."""
+        """An incremental decoder of ids that follow the ids `before`."""
         return StreamDecoder(self.backend, before)
 
 
-def _replace_surrogates(text: str) -> str:
-    """Half a UTF-16 pair, which JSON can carry and UTF-8 cannot, becomes U+FFFD."""
+def replace_surrogates(text: str) -> str:
+    """Replace lone surrogates, which JSON can have and UTF-8 cannot, by U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

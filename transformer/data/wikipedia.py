@@ -1,4 +1,4 @@
-"""Cleaning of text that was extracted from Wikipedia: what an extraction leaves behind teaches a model rubbish.
+"""Cleaning of text that was extracted from Wikipedia: removal of markup and other remains of the extraction.
 
 The functions are pure. They work on one article as plain text, one paragraph or heading a line, as in the
 `wikimedia/wikipedia` data set and in extractions by WikiExtractor.
@@ -13,14 +13,14 @@ from itertools import groupby
 
 from transformer.data.document import Document
 
-VERSION = 1  # to be raised when the same article is cleaned in another way
+VERSION = 1  # to be increased when the cleaned text of an article changes
 MIN_CHARACTERS = 400  # a shorter article is a stub
-_MIN_PROSE = 0.5  # of the characters have to stand in paragraphs
-_MIN_LETTERS = 0.7  # of the characters that are not spaces have to be Latin letters
+_MIN_PROSE = 0.5  # minimum fraction of the characters in paragraphs
+_MIN_LETTERS = 0.7  # minimum fraction of Latin letters in the characters that are not spaces
 _PARAGRAPH = 100  # characters; a shorter line that ends without punctuation is a list item or a heading
 _LIST_ITEMS = 4  # consecutive ones are a list
 
-# Sections that hold references instead of prose.
+# Sections of references instead of prose.
 _BACK_MATTER = re.compile(
     r"(see also|references?|external links|further reading|bibliography|notes?|footnotes|citations|sources"
     r"|notes and references|references and notes|works cited|general references|literature cited|discography"
@@ -36,34 +36,34 @@ _MARKUP = re.compile(
     r"|\burlencode\b|\b(?:formula|codice)_\d|^\S{1,30} ?=\s*\S*$|&[a-z]{2,6};"
 )
 _EMPTY_QUOTES = re.compile(r'(?:^|[\s(])""(?=[\s,.;:)]|$)')
-_AS_OF = re.compile(r"(^|[.] )?\bs of (?=\d{4}\[ ?\[update\]\])")  # "As of" has lost its first letter to a template
+_AS_OF = re.compile(r"(^|[.] )?\bs of (?=\d{4}\[ ?\[update\]\])")  # "As of" without its first letter
 _UPDATE_NOTICE = re.compile(r"\[ ?\[update\]\]")
 _EMPTY_BRACKETS = re.compile(r"[ \u00a0]?(?:\((?:[\s;:,/\]]|or|and)*\)|\[\s*\])")
 _BRACKET_START = re.compile(r"\((?:\s*(?:[;:,\]]|(?:or|and)(?=\s*[;:,])))+\s*|\(\s+")
-# Only from the beginning of a run on, or the time would grow with the square of its length.
+# Matches only from the start of a run, or the time would grow with the square of its length.
 _BRACKET_END = re.compile(r"(?<![\s;:,])(?:(?:\s*[;:,]|(?<=[;:,])\s*\])+\s*|\s+)\)")
 _SPACE_BEFORE = re.compile(r"(?<! ) +(?=[,.;:!?](?:\s|$))")
 _SENTENCE_END = (".", "!", "?", '."', '!"', '?"', ".)", ".”", "…")
 
 
 def clean_article(text: str) -> str:
-    """The prose of an article: no markup, empty brackets, lists, or sections of references.
+    """The prose of an article, without markup, empty brackets, lists, and sections of references.
 
     Args:
         text: one article; each paragraph and each heading is a line.
 
     Returns:
-        The paragraphs and headings that are left, one a line; blank lines between paragraphs stay where they were.
+        The remaining paragraphs and headings, one per line; blank lines between paragraphs are kept.
     """
     cleaned = map(_clean_line, _without_back_matter(text.split("\n")))
     lines = _without_lists([line for line in cleaned if line is not None])
-    while lines and (not lines[-1] or _is_heading(lines[-1])):  # of a section of which nothing is left
+    while lines and (not lines[-1] or _is_heading(lines[-1])):  # the heading of an empty section
         lines.pop()
     return "\n".join(lines).strip()
 
 
 def fault_of(text: str) -> str | None:
-    """Why a cleaned article is not worth learning from; None: it is."""
+    """Why a cleaned article is not used for training; None: it is used."""
     if len(text) < MIN_CHARACTERS:
         return f"shorter than {MIN_CHARACTERS} characters"
     if sum(len(line) for line in text.split("\n") if len(line) >= _PARAGRAPH) < _MIN_PROSE * len(text):
@@ -75,11 +75,10 @@ def fault_of(text: str) -> str | None:
 
 
 def clean_articles(documents: Iterable[Document], counts: Counter[str]) -> Iterator[Document]:
-    """The articles that are worth learning from, cleaned.
+    """Clean articles, and filter them by `fault_of`; copies are left out.
 
     Args:
-        counts: is given what was counted: of articles and characters read and kept, and of articles for each reason why
-            they were left out.
+        counts: receives the numbers of articles and characters read and kept, and of articles left out by reason.
     """
     seen: set[int] = set()
     for document in documents:
@@ -96,7 +95,7 @@ def clean_articles(documents: Iterable[Document], counts: Counter[str]) -> Itera
 
 
 def _clean_line(line: str) -> str | None:
-    """A line without what an extraction left behind; None: nothing of it is worth keeping."""
+    """A line without remains of the extraction; None: the line is removed."""
     line = _AS_OF.sub(lambda found: "as of " if found[1] is None else f"{found[1]}As of ", line)
     line = _TAG.sub("", _UPDATE_NOTICE.sub("", line)).strip()
     if _MARKUP.search(line) or _EMPTY_QUOTES.search(line):
@@ -124,7 +123,7 @@ def _is_heading(line: str) -> bool:
 
 
 def _without_lists(lines: list[str]) -> list[str]:
-    """The lines without runs of short ones that are no sentences."""
+    """The lines without lists, which are runs of short lines that are not sentences."""
 
     def is_item(line: str) -> bool:
         return len(line) < _PARAGRAPH and not line.endswith(_SENTENCE_END)

@@ -1,4 +1,4 @@
-"""Summed nats to perplexity per token, per word, and bits per byte."""
+"""Evaluation: perplexity per token and per word, bits per byte, and agreement of two models."""
 
 from transformer.evaluation.agreement import Agreement, agreement
 from transformer.evaluation.detokenize import DETOKENIZERS

@@ -1,4 +1,4 @@
-"""How often two computations of a model would write the same token."""
+"""How often two versions of a model have the same most likely next token."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformer.evaluation.perplexity import Scores
 
 @dataclass(frozen=True)
 class Agreement:
-    """places: of texts, after which the next token is chosen. same: at how many of them both find one likeliest."""
+    """places: number of compared positions. same: those where both models have the same most likely next token."""
 
     same: int
     places: int
@@ -22,7 +22,11 @@ class Agreement:
 
 @torch.inference_mode()
 def agreement(one: Scores, other: Scores, tokenizer: Tokenizer, texts: Iterable[str], documents: int = 50) -> Agreement:
-    """Compare the likeliest next tokens at the beginnings of the first documents, as long as the context."""
+    """Compare the most likely next tokens at each position of the first documents, within the context.
+
+    Args:
+        documents: number of texts to compare.
+    """
     same = places = 0
     for text in itertools.islice(texts, documents):
         tokens = torch.tensor([tokenizer.encode_prompt(text)[: one.config.context_length]], device=one.device)

@@ -1,10 +1,10 @@
-"""Tokenised data sets written back as people write, for models that read plain text.
+"""Detokenization of data sets, for models of plain text.
 
-WikiText (Merity et al., 2016, arXiv 1609.07843) was tokenised for models of words: spaces stand around every mark, a
-hyphen is " @-@ ", a heading "= = History = =". A model of plain text is fairly scored on the text before that. What
-the task `wikitext` of EleutherAI's lm-evaluation-harness scores is written here again, character for character
-(github.com/EleutherAI/lm-evaluation-harness, lm_eval/tasks/wikitext/preprocess_wikitext.py, as of August 2026), so
-that results compare. Its oddities are part of that: " N " is a number in Penn Treebank, not in WikiText.
+WikiText (Merity et al., 2016, arXiv 1609.07843) was tokenized for models of words: there are spaces around punctuation,
+a hyphen is " @-@ ", a heading "= = History = =". This module restores the plain text exactly as the task `wikitext` of
+EleutherAI's lm-evaluation-harness does (github.com/EleutherAI/lm-evaluation-harness,
+lm_eval/tasks/wikitext/preprocess_wikitext.py, as of August 2026), so that results are comparable. That includes its
+oddities: " N " is a number in Penn Treebank, not in WikiText.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ _REST = {" ° ": "°", " \n": "\n", "\n ": "\n", " N ": " 1 ", " 's": "'s"}
 
 
 def wikitext(page: str) -> str:
-    """A page of WikiText as plain text: marks joined to their words, headings "== History ==".
+    """A page of WikiText as plain text: without spaces before punctuation, and with headings "== History ==".
 
-    One rule of the original is left out: it was meant for an apostrophe before a number, and no page has what it
-    looks for, which is a slash, "' ", a digit and a slash.
+    One rule of the original, for an apostrophe before a number, is left out: its pattern matches in no page.
     """
     text = _replace(page, _WITHIN_WORDS | _MARKS)
     for pair in _PAIRS:
@@ -42,6 +41,6 @@ def _replace(text: str, table: dict[str, str]) -> str:
 
 
 def _close_up(text: str, opening: str, closing: str) -> str:
-    """White space taken off inside each pair of marks; a pair ends at the first closing mark after its opening."""
+    """Remove white space within each pair of marks; a pair ends at the first closing mark after its opening mark."""
     inside = f"{re.escape(opening)}([^{re.escape(closing)}]*){re.escape(closing)}"
     return re.sub(inside, lambda match: opening + match[1].strip() + closing, text)

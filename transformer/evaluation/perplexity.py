@@ -1,4 +1,4 @@
-"""How well a model predicts a text, in units that say what they count.
+"""How well a model predicts a text: negative log-likelihood, in several units.
 
 Dimensions: B batch · T window
 """
@@ -41,12 +41,12 @@ Window = tuple[Tensor, Tensor]  # inputs (T,) and their targets (T,)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Summed negative log-likelihood of texts, and what was counted in them.
+    """Summed negative log-likelihood of texts, and their sizes.
 
-    nats: the sum over all tokens. tokens: of the model's tokenizer, in what the model read. words: of the texts as
-    they were given, what stands between white space. harness_words: these and what lm-evaluation-harness counts
-    besides, one where a text begins with white space, and one where it ends with it. n_bytes: of the texts as they were
-    given, in UTF-8; of documents, as they stand in their files. context, stride: in tokens; see `evaluate`.
+    nats: the sum over all tokens. tokens: of the model's tokenizer, after detokenization. words: of the original texts,
+    split at white space. harness_words: words as counted by lm-evaluation-harness, which counts another one where a
+    text starts, and where it ends, with white space. n_bytes: UTF-8 bytes of the original texts; of documents, those in
+    their files. context, stride: in tokens; see `evaluate`.
     """
 
     nats: float
@@ -64,7 +64,7 @@ class Evaluation:
 
     @property
     def word_perplexity(self) -> float:
-        return _exp(self.nats / self.words) if self.words else math.inf  # of a text that is all white space
+        return _exp(self.nats / self.words) if self.words else math.inf  # if all text is white space
 
     @property
     def harness_word_perplexity(self) -> float:
@@ -89,24 +89,23 @@ def evaluate(
     batch_size: int = 8,
     detokenize: Callable[[str], str] | None = None,
 ) -> Evaluation:
-    """Score every token of every text once, each text alone, beginning after the token that begins a text.
+    """Score every token of every text once, in sliding windows within each text.
 
-    That token is what the tokenizer puts in front of a prompt, or end-of-text if it puts nothing there. With a stride
-    of the context, and `detokenize.wikitext` on pages of WikiText, these are the numbers of lm-evaluation-harness for
-    its task `wikitext`, whose last window too reaches back to be full; its words are `harness_words`. (Run it with
-    `add_bos_token=False`: version 0.4.13 otherwise takes the token that our tokenizer puts in front for a part of the
-    text, and scores it.)
+    The first token of each text follows the token that the tokenizer adds before a prompt, or the end-of-text token.
+    With a stride equal to the context, and `detokenize.wikitext` on pages of WikiText, results are those of the task
+    `wikitext` of lm-evaluation-harness, with `harness_words` as words. (Run it with `add_bos_token=False`: version
+    0.4.13 otherwise scores the token that our tokenizer adds as part of the text.)
 
     Args:
-        texts: read one at a time; the memory in use grows with the tokens of the longest one alone.
+        texts: read one at a time; memory grows with the longest one only.
         context: tokens in a window; None: the model's context length.
-        stride: tokens by which the window moves on. A token is scored in the first window that holds it, so all but
-            the first window's tokens see at least `context - stride` tokens before them. None: half the context.
-        batch_size: windows at once.
-        detokenize: makes of a text what the model reads in its place; words and bytes stay those of the text itself.
+        stride: tokens between the starts of windows. A token is scored in the first window that has it, so that it has
+            at least `context - stride` tokens before it, except in the first window. None: half the context.
+        batch_size: windows in a batch.
+        detokenize: applied to each text before the model reads it; words and bytes are counted before.
 
     Raises:
-        ConfigError: if context or stride do not fit the model or each other.
+        ConfigError: if not 1 <= stride <= context <= the model's context length.
         CorpusError: if there is no text.
         CheckpointError: if the model's scores are NaN or infinite.
     """
@@ -144,11 +143,11 @@ def evaluate(
 
 
 def windows(ids: Tensor, context: int, stride: int) -> Iterator[Window]:
-    """The windows over a document of token ids (N,), its first token given; targets scored before are IGNORE_INDEX."""
+    """The windows of a document of token ids (N,); targets that an earlier window has scored are IGNORE_INDEX."""
     scored = 1
     while scored < len(ids):
         stop = min(context + 1 if scored == 1 else scored + stride, len(ids))  # one past the last target
-        start = max(0, stop - 1 - context)  # the last window reaches back too, so that it is full
+        start = max(0, stop - 1 - context)  # the last window is full too
         inputs, targets = ids[start : stop - 1], ids[start + 1 : stop].clone()
         targets[: scored - start - 1] = IGNORE_INDEX
         yield inputs, targets
@@ -156,12 +155,12 @@ def windows(ids: Tensor, context: int, stride: int) -> Iterator[Window]:
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> Tensor:
-    """The token that begins a text, and the text's tokens. A tensor takes a fifth of the memory of a list."""
+    """The token before a text and the tokens of the text, (N,); a tensor needs a fifth of the memory of a list."""
     return torch.tensor([tokenizer.encode_prompt("")[0], *tokenizer.encode_documents([text])[0]])
 
 
 def _exp(x: float) -> float:
-    """e to the x; infinite where that is too large for a float, as per "word" of a text without spaces."""
+    """exp(x); infinite if that is too large for a float, as per "word" of a text without spaces."""
     try:
         return math.exp(x)
     except OverflowError:
@@ -169,7 +168,7 @@ def _exp(x: float) -> float:
 
 
 def _score(model: Scores, batch: list[Window]) -> float:
-    """Summed nats of the targets of these windows; shorter ones are filled up on the right, where no one looks."""
+    """Summed negative log-likelihood of the windows' targets, in nats. Shorter windows are padded on the right."""
     device = model.device
     inputs_BT = pad_sequence([inputs for inputs, _ in batch], batch_first=True).to(device)
     targets_BT = pad_sequence([targets for _, targets in batch], batch_first=True, padding_value=IGNORE_INDEX).to(

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from transformer.data.template_files import FOLDER as TEMPLATE_FOLDER
 from transformer.errors import CheckpointError, first_line
-from transformer.files import whole_file
+from transformer.files import atomic_write
 
 _MAX_BYTES = 32 * 2**30  # unpacked
 _MAX_MEMBERS = 10_000  # the ones that are left out included
@@ -34,7 +34,7 @@ class DamagedArchive(CheckpointError):
 
 def pack(directory: Path, archive: Path, wanted: Callable[[str], bool]) -> None:
     """Write the files of `directory` whose names are wanted into the tar `archive`."""
-    with whole_file(archive) as partial, tarfile.open(partial, "w") as tar:
+    with atomic_write(archive) as partial, tarfile.open(partial, "w") as tar:
         for name, file in paths_of(directory).items():
             if wanted(name):
                 tar.add(file, arcname=name)

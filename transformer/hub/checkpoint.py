@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from transformer.data.tokenizer import Tokenizer
 from transformer.errors import CheckpointError
-from transformer.files import read_json, whole_file
+from transformer.files import atomic_write, read_json
 from transformer.hub.architectures import adapter_for, default_adapter
 from transformer.hub.resolve import WEIGHTS
 from transformer.hub.weights import open_weights
@@ -57,7 +57,7 @@ def save(model: Transformer, tokenizer: Tokenizer | None, directory: str | Path,
     _write_json(directory / "generation_config.json", {**ids, **ends, "do_sample": True, **sampling})
     state = adapter.export_state(model.state_dict(), model.config)
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
-    with whole_file(directory / WEIGHTS) as path:
+    with atomic_write(directory / WEIGHTS) as path:
         save_file(tensors, path, metadata={"format": "pt"})
 
 
@@ -129,5 +129,5 @@ class _OnMeta(TorchFunctionMode):
 
 
 def _write_json(path: Path, fields: dict[str, Any]) -> None:
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")

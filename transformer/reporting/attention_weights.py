@@ -1,4 +1,4 @@
-"""The attention weights that a model really computes, which its kernel never writes down.
+"""The attention weights of a model, which its attention kernel does not return.
 
 Dimensions: T tokens · L layers · H heads
 """
@@ -18,9 +18,12 @@ from transformer.model.attention import MultiHeadAttention, attention_weights, c
 
 @torch.inference_mode()
 def weights_of(model: Transformer, tokens_T: Tensor) -> Tensor:
-    """How much each token takes from each, in every head of every layer, (L, H, T, T); a row sums to 1.
+    """The attention weights of every head of every layer, (L, H, T, T); rows sum to 1.
 
-    The layers run as ever; what each of them is given is projected to queries and keys once more, by itself.
+    Hooks project the input of each attention layer to queries and keys a second time.
+
+    Args:
+        tokens_T: token ids.
 
     Raises:
         ContextLengthError: if there are more tokens than the model has positions for.
@@ -28,17 +31,17 @@ def weights_of(model: Transformer, tokens_T: Tensor) -> Tensor:
     """
     found: list[Tensor] = []
 
-    def look(module: MultiHeadAttention, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        given = inspect.signature(module.forward).bind(*arguments, **named).arguments
-        query, key, _ = module.project(given["x_BTD"], given.get("rotation"))
+    def record(module: MultiHeadAttention, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        values = inspect.signature(module.forward).bind(*arguments, **named).arguments
+        query, key, _ = module.project(values["x_BTD"], values.get("rotation"))
         key = key.repeat_interleave(module.n_heads // module.n_kv_heads, dim=1)  # (1, K, T, E) -> (1, H, T, E)
-        mask = given.get("mask")
+        mask = values.get("mask")
         if mask is None:
             mask = causal_mask(query.shape[2], device=query.device, window=module.window)
         found.append(attention_weights(query, key, mask)[0])
 
     layers = [module for module in model.modules() if isinstance(module, MultiHeadAttention)]
-    hooks = [layer.register_forward_pre_hook(look, with_kwargs=True) for layer in layers]
+    hooks = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
     training = model.training
     try:
         model.eval().hidden_states(tokens_T[None])

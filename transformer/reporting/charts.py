@@ -1,6 +1,6 @@
-"""Charts as SVG, drawn by matplotlib, which is imported only when one is drawn.
+"""Charts as SVG, by matplotlib, which is imported only when a chart is drawn.
 
-Texts stay texts, and the same data give the same file: ids are derived from the chart's name, and there is no date.
+Labels are SVG text, and the same data give the same file: ids are derived from the chart's name, without a date.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from transformer.errors import ConfigError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Blue, vermilion and green of Okabe and Ito (2008), told apart by colour-blind readers too.
+# Blue, vermilion and green of Okabe and Ito (2008), a palette for colour-blind readers.
 BLUE, VERMILION, GREEN = "#0072b2", "#d55e00", "#009e73"
 CARD, INK, SOFT, GRID = "#ffffff", "#20242a", "#636b7a", "#e8e9ec"
-# The variables of `page.COLOURS`, by the colour that each of them has in a light page.
+# The CSS variables of `page.COLOURS`, by their colours on a light page.
 _VARIABLES = {
     BLUE: "blue",
     VERMILION: "vermilion",
@@ -30,13 +30,13 @@ _VARIABLES = {
     SOFT: "soft",
     GRID: "grid",
 }
-_RIGHT, _BOTTOM = 44, 60  # pixels beside and below the plot, for its labels
-_MARGIN = 0.05  # of the range of the values, left free above and below them
+_RIGHT, _BOTTOM = 44, 60  # pixels at the right of and below the plot
+_MARGIN = 0.05  # above and below the values, as a fraction of their range
 _STYLE: Any = {
     "svg.fonttype": "none",
     "path.simplify": False,
     "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],  # whose widths matplotlib knows
+    "font.sans-serif": ["DejaVu Sans"],  # whose character widths matplotlib has
     "font.size": 12,
     "text.color": SOFT,
     "axes.labelcolor": SOFT,
@@ -64,12 +64,13 @@ _STYLE: Any = {
 def svg(
     name: str, description: str, draw: Callable[[Axes], None], width: int, height: int, left: int = 78, top: int = 40
 ) -> str:
-    """An SVG element of `width` × `height` pixels with what `draw` draws.
+    """Draw a chart as an SVG element of `width` × `height` pixels.
 
     Args:
-        name: begins the ids in it, so that charts of different names can stand in one page.
-        description: what it shows, for those who do not see it.
-        left: pixels beside the plot, for labels. top: above it, for its title and its legend.
+        name: prefix of the ids in it, which are unique in a page with several charts.
+        description: a text alternative.
+        draw: draws the chart on matplotlib's axes.
+        left: pixels at the left of the plot, for labels. top: above it, for title and legend.
 
     Raises:
         ConfigError: if matplotlib is not installed.
@@ -94,14 +95,14 @@ def svg(
 
 
 def with_variables(chart: str) -> str:
-    """The chart in the colours that a style sheet with `page.COLOURS` gives it: it follows a light or dark scheme."""
+    """The chart with the CSS variables of `page.COLOURS` as colours, for a light and a dark colour scheme."""
     for colour, variable in _VARIABLES.items():
         chart = chart.replace(colour, f"var(--{variable})")
     return chart
 
 
 def number_axes(axes: Axes, steps: float, text: Callable[[float], str], logarithmic: bool = False) -> None:
-    """Give `axes` steps from 0 to `steps` across, and numbers that `text` writes up."""
+    """Set up the x-axis for steps from 0 to `steps`, and format the numbers of both axes with `text`."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.set_xlim(0, max(1.0, steps))
@@ -115,17 +116,17 @@ def number_axes(axes: Axes, steps: float, text: Callable[[float], str], logarith
 
 
 def limits(low: float, high: float) -> tuple[float, float]:
-    """The ends of a scale that holds the values from `low` to `high`, with a margin, also where they are one value."""
+    """Axis limits for values from `low` to `high`, with a margin, also if they are equal."""
     size = max(abs(low), abs(high))
     margin = _MARGIN * (high - low) if high - low > 1e-9 * max(size, 1e-3) else max(size / 10, 0.1)
     return low - margin, high + margin
 
 
 def loss_limits(steps: np.ndarray, losses: np.ndarray, opening: float = 0.05) -> tuple[float, float]:
-    """The ends of a scale for the losses of a run, that a few wild steps do not stretch.
+    """Axis limits for the losses of a run, ignoring outliers.
 
     Args:
-        opening: the share of the steps, from the first, that it does not have to hold: the loss falls steeply there.
+        opening: fraction of the run, at its start, that may be above the upper limit.
     """
     finite = losses[np.isfinite(losses)]
     kept = losses[np.isfinite(losses) & (steps >= opening * steps.max(initial=0))]

@@ -1,4 +1,4 @@
-"""What a person sees while a model trains."""
+"""The progress of a training run in the terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SECONDS_BETWEEN_LINES = 20
 
 
 class Display:
-    """One progress bar on a terminal; elsewhere a line in the log every so often."""
+    """A progress bar in a terminal; otherwise a log line every 20 seconds."""
 
     def __init__(self) -> None:
         self._bar = tqdm(total=100, disable=not sys.stderr.isatty(), bar_format="{percentage:3.0f}% |{bar}| {desc}")
@@ -30,11 +30,11 @@ class Display:
         seconds: float,
         cost: float | None,
     ) -> None:
-        """Show where the run is.
+        """Show the progress after a step.
 
         Args:
-            done: part of the budget that is spent. loss: nats per token. utilisation: see `flops`, in [0, 1].
-            seconds: since the start. cost: so far; None: no price is known.
+            done: fraction of the budget that is spent. loss: nats per token. utilisation: MFU, in [0, 1]; see `flops`.
+            seconds: duration of the run. cost: of the run so far; None: unknown.
         """
         left = seconds * (1 - done) / done if done > 0 else math.nan
         text = (
@@ -51,7 +51,7 @@ class Display:
             logger.info("%3.0f%% · %s", 100 * done, text)
 
     def say(self, text: str) -> None:
-        """Show a line that stays."""
+        """Print a line above the progress bar, or to the log."""
         if self._bar.disable:
             logger.info("%s", text)
         else:
@@ -62,12 +62,12 @@ class Display:
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss), without an overflow where a run has diverged."""
+    """exp(loss); infinite if that is too large for a float."""
     return math.exp(loss) if loss < 700 else math.inf
 
 
 def clock(seconds: float) -> str:
-    """7:05 or 1:07:05."""
+    """A duration as minutes and seconds, 7:05, or with hours, 1:07:05."""
     if not math.isfinite(seconds):
         return "?"
     hours, rest = divmod(round(seconds), 3600)
@@ -76,7 +76,7 @@ def clock(seconds: float) -> str:
 
 
 def short(value: float, digits: int = 4) -> str:
-    """19,234,816 as 19.23M; a number below ten thousand as it is."""
+    """A short form of a number: 19.23M for 19,234,816; numbers below ten thousand are written out."""
     value = float(f"{value:.{digits}g}")
     if abs(value) >= 1e15:
         return f"{value:g}"

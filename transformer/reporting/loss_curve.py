@@ -1,4 +1,4 @@
-"""The loss of a run by step, for its page and for the model card."""
+"""The loss curve of a run, for its report and for the model card."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from transformer.files import whole_file
+from transformer.files import atomic_write
 from transformer.reporting.charts import BLUE, VERMILION, loss_limits, number_axes, svg
 from transformer.reporting.display import short
 from transformer.reporting.metrics_reader import (
@@ -26,15 +26,15 @@ from transformer.reporting.model_card import CURVE_FILE
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_MOST_MARKS = 300  # of the validations; more of them are a line alone
+_MOST_MARKS = 300  # validations; if there are more, only their line is drawn
 
 
 def draw_curve(directory: Path) -> Path | None:
-    """Draw the run whose `metrics.jsonl` is in `directory`, as `loss.svg` beside it.
+    """Draw the loss curve of the run in `directory` from its `metrics.jsonl`, as `loss.svg`.
 
     Returns:
-        The picture; None, and no picture, where no validation was recorded. One of a run that recorded nothing here
-        is left.
+        The file; None, and the file is deleted, if there is no validation in `metrics.jsonl`. Without a `metrics.jsonl`
+        an existing file is kept.
     """
     metrics, picture = directory / "metrics.jsonl", directory / CURVE_FILE
     if not metrics.exists():
@@ -43,13 +43,13 @@ def draw_curve(directory: Path) -> Path | None:
     if not np.isfinite(column(rows, "validation_loss")).any():
         picture.unlink(missing_ok=True)  # of another run
         return None
-    with whole_file(picture) as partial:
+    with atomic_write(picture) as partial:
         partial.write_text(loss_chart(rows, every) + "\n", encoding="utf-8")
     return picture
 
 
 def loss_chart(rows: list[Row], every: int) -> str:
-    """Loss of the training steps, each and in the mean, and of the validations, as SVG; `every` of `read_metrics`."""
+    """The training loss, its moving mean, and the validation loss, as SVG. rows, every: of `read_metrics`."""
     training = [row for row in rows if not is_validation(row)]
     validations = [row for row in rows if is_validation(row)]
     steps, losses = column(training, "step"), column(training, "loss")
@@ -82,7 +82,7 @@ def loss_chart(rows: list[Row], every: int) -> str:
 
 
 def draw_validations(axes: Axes, steps: np.ndarray, values: np.ndarray) -> None:
-    """A line with a mark for each value; the lowest is a ring, and one off the scale a triangle on its edge."""
+    """Draw a line with a mark for each value, a ring for the lowest, and triangles for values outside the limits."""
     if not len(steps):
         return
     low, high = axes.get_ylim()
@@ -99,7 +99,7 @@ def draw_validations(axes: Axes, steps: np.ndarray, values: np.ndarray) -> None:
 
 
 def _draw_broken(axes: Axes, steps: np.ndarray) -> None:
-    """A cross at the top for the steps whose loss was no number, one for a hundredth of the width."""
+    """Draw crosses at the top for steps whose loss was not a number, at most one per hundredth of the width."""
     shown = steps[np.unique((100 * steps / max(1, steps.max())).astype(int), return_index=True)[1]]
     label = f"not a number, first at step {steps[0]:,.0f}"
     (crosses,) = axes.plot(shown, np.ones(len(shown)), "x", color=VERMILION, label=label, gid="not-a-number")

@@ -1,4 +1,4 @@
-"""The model card from measurement to file: texts scored, the loss drawn, the README.md written."""
+"""Measurement of a model for its card: evaluations, the loss curve, and the README.md."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ def measure_and_write_card(
     data_license: str | None = None,
     int8: bool = False,
 ) -> None:
-    """Score a model on texts and write its card, with the loss of its training where that was recorded.
+    """Evaluate a model on texts and write its card, with its loss curve if there is a `metrics.jsonl`.
 
     Args:
-        texts: by what they are, in words; each call gives one from its beginning.
-        data, data_license: as of `write_card`.
-        int8: score it in int8 too, which is what `--dtype auto` serves on most servers.
+        texts: functions that return the documents of a text, by descriptions of the texts.
+        data, data_license: as in `write_card`.
+        int8: evaluate the model in int8 too, the precision of `--dtype auto` on most servers.
+
+    Raises:
+        CheckpointError: if the directory has no model, or no record of its training.
     """
     model, tokenizer = checkpoint.load(directory)
     draw_curve(Path(directory))

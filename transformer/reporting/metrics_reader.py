@@ -1,4 +1,4 @@
-"""The record of a run, `metrics.jsonl`, read, averaged and thinned for charts."""
+"""Reading, averaging and thinning of `metrics.jsonl` for charts."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 
-_MOST_LINES = 10_000  # of the file that are parsed, for speed; of a longer one, every k-th
+_MOST_LINES = 10_000  # that are parsed, for speed; of a longer file, every k-th line
 _NEVER_SKIPPED = (b"validation_loss", b"NaN", b"Infinity", b"null")
-_BUCKETS = 400  # along the steps: no line needs more points than a screen has columns
-_MEAN_SHARE = 0.02  # of the steps, that one point of the moving mean averages
+_BUCKETS = 400  # of steps; each has at most two points in a line
+_MEAN_SHARE = 0.02  # fraction of the steps that a point of the moving mean averages
 
 Row = dict[str, Any]
 
 
 def read_metrics(path: Path) -> tuple[list[Row], int]:
-    """The lines of a metrics file in the order of their steps, and k where only every k-th step was read.
+    """The lines of a metrics file in the order of steps, and k if only every k-th step was read.
 
-    Validations and numbers that are not finite are read whatever k. Lines that are no JSON (a crash tears the last one)
-    are passed over. Where the steps begin again, what a run that was resumed or restarted did over is left out.
+    Validations and numbers that are not finite are always read. Invalid lines, such as an incomplete last one, are
+    skipped. If a step is repeated by a resumed run, only the last line counts.
     """
     data = path.read_bytes()
     lines = data.split(b"\n")
@@ -44,13 +44,13 @@ def read_metrics(path: Path) -> tuple[list[Row], int]:
 
 
 def number(row: Row, key: str) -> float:
-    """The number under `key`; nan where there is none."""
+    """The number with this key; nan if there is none."""
     value = row.get(key)
     return float(value) if isinstance(value, int | float) else math.nan
 
 
 def is_validation(row: Row) -> bool:
-    """Whether it is of a validation, not of a training step."""
+    """Whether the row is of a validation, and not of a training step."""
     return "validation_loss" in row
 
 
@@ -59,23 +59,23 @@ def column(rows: list[Row], key: str) -> np.ndarray:
 
 
 def mean_width(values: np.ndarray) -> int:
-    """How many values the moving mean takes together: an odd number, three where there are so many."""
+    """The window of the moving mean for these values: an odd number, at least three if there are so many."""
     return 2 * min(max(1, round(len(values) * _MEAN_SHARE / 2)), (len(values) - 1) // 2) + 1
 
 
 def moving_mean(values: np.ndarray, width: int) -> np.ndarray:
-    """Mean over `width` values around each one, fewer at the ends. Values that are not finite are not counted."""
+    """Mean over `width` values around each value, fewer at the ends, without values that are not finite."""
     counted = np.isfinite(values)
     if not counted.any():
         return values
-    # Sums of their own for each window: differences of running sums would be lost in one huge value before them.
+    # Not as differences of cumulative sums, which lose precision after one huge value.
     sums = np.convolve(np.where(counted, values, 0.0), np.ones(width), "same")
     counts = np.convolve(counted, np.ones(width), "same")
     return np.where(counts > 0, sums / np.maximum(counts, 1), math.nan)
 
 
 def thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The lowest and the highest value of each bucket of steps; none that is not finite."""
+    """The lowest and the highest finite value of each bucket of steps."""
     finite = np.isfinite(values)
     steps, values = steps[finite], values[finite]
     bucket = (steps * (_BUCKETS / steps.max(initial=1))).astype(int)

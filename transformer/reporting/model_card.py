@@ -1,4 +1,4 @@
-"""The model card: the README.md of a model directory, written from what was measured."""
+"""The model card: the README.md of a model directory, with measured results."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from typing import Any
 from transformer.credentials import redact
 from transformer.errors import CheckpointError
 from transformer.evaluation import Evaluation
-from transformer.files import whole_file
+from transformer.files import atomic_write
 from transformer.hub import checkpoint
 from transformer.hub.architectures import adapter_for
 from transformer.inference import DEFAULT_SAMPLING, Generator
 
-TRAINING_FILE = "training.json"  # what the training run says of itself, beside the weights
-CURVE_FILE = "loss.svg"  # how the loss fell, if that was recorded
+TRAINING_FILE = "training.json"  # `TrainingFacts`, beside the weights
+CURVE_FILE = "loss.svg"  # the loss curve
 SAMPLING = dataclasses.replace(DEFAULT_SAMPLING, max_tokens=100, seed=0)
 PROMPTS = ("The history of the city", "The species is found in", "In the summer of 1944,", "")
 
 
 @dataclass(frozen=True)
 class TrainingFacts:
-    """How a model was trained. command: what trains it again. processor: what it ran on."""
+    """How a model was trained. command: of the training. seconds: duration. processor: description of the hardware."""
 
     command: str
     steps: int
@@ -37,7 +37,7 @@ class TrainingFacts:
     processor: str
 
     def write(self, directory: str | Path) -> None:
-        with whole_file(Path(directory) / TRAINING_FILE) as path:
+        with atomic_write(Path(directory) / TRAINING_FILE) as path:
             path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -45,7 +45,7 @@ class TrainingFacts:
         """The facts of a model directory.
 
         Raises:
-            CheckpointError: if the model was not trained by this program.
+            CheckpointError: if there are none, as for a model of another program.
         """
         try:
             return cls(**json.loads((Path(directory) / TRAINING_FILE).read_text(encoding="utf-8")))
@@ -54,8 +54,8 @@ class TrainingFacts:
 
 
 def command_line(options: dict[str, Any]) -> str:
-    """The command that trains with these options, without what is private: of local paths it shows the last part, and
-    no credentials of URLs."""
+    """The command line of a training with these options. Paths are shortened to their last part, and credentials in
+    URLs are masked."""
     words = ["python", "train.py"]
     for name, value in options.items():
         if isinstance(value, str) and os.path.exists(value):
@@ -76,12 +76,16 @@ def write_card(
     data_license: str | None = None,
     remarks: Sequence[str] = (),
 ) -> None:
-    """Write the card of a trained model into its directory. The samples are drawn here, and stand as they came.
+    """Write the card of a trained model into its directory, with samples that are generated now.
 
     Args:
-        evaluations: what text was scored, in words, and the outcome.
-        data: what the model was trained on, in words. data_license: an identifier of the Hub such as cc-by-sa-3.0.
-        remarks: sentences about the evaluations.
+        evaluations: pairs of a description of a text and its evaluation.
+        data: description of the training data. data_license: its license as named on the Hub, such as cc-by-sa-3.0.
+        remarks: sentences to print below the evaluations.
+
+    Raises:
+        CheckpointError: if the directory has no model, or no `TrainingFacts`.
+        WriteError: if the card cannot be written.
     """
     directory = Path(directory)
     model, tokenizer = checkpoint.load(directory)
@@ -113,10 +117,10 @@ def write_card(
         "The weights are those with the lowest loss on validation text.",
         *(["![Loss in nats per token, by step](" + CURVE_FILE + ")"] if (directory / CURVE_FILE).exists() else []),
         "## Evaluation",
-        "Each document is scored alone, after the end-of-text token, through a window of *context* tokens that moves "
-        "on by *stride*; every token is scored once, with at least context − stride tokens before it where there are "
-        "so many. Tokens are those of this model's tokenizer, so that perplexity per token compares with no other "
-        "tokenizer's; words are pieces between white space; bits per byte compare with any model's.",
+        "Each document is scored separately, after the end-of-text token, in sliding windows of *context* tokens with "
+        "this *stride*. Every token is scored once, with at least context − stride tokens before it, except at the "
+        "start of a document. Tokens are those of this model's tokenizer: perplexity per token cannot be compared with "
+        "models of other tokenizers. Words are separated by white space. Bits per byte can be compared with any model.",
         "\n".join(
             [
                 "| text | perplexity per token | perplexity per word | bits per byte | context / stride | scored |",
@@ -125,29 +129,29 @@ def write_card(
             ]
         ),
         *remarks,
-        "## Samples, as they came",
+        "## Samples, not selected",
         f"Temperature {SAMPLING.temperature}, top-k {SAMPLING.top_k}, top-p {SAMPLING.top_p}, repetition penalty "
         f"{SAMPLING.repetition_penalty}, seed {SAMPLING.seed}, {SAMPLING.max_tokens} tokens. The prompt is bold.",
         *(f"> {_quote(prompt, text)}" for prompt, text in samples),
         "## Limits",
-        "A model of this size has the manner of its data, not its knowledge: names, dates and facts in its texts are "
-        "invented. It knows no language but that of its data, follows no instructions, and repeats what prejudice "
-        "its data holds. Do not rely on what it says.",
+        "A model of this size imitates the style of its data: names, dates and facts in its texts are invented. It "
+        "writes only the language of its data, does not follow instructions, and repeats biases in its data. Do not "
+        "rely on what it writes.",
     ]
-    with whole_file(directory / "README.md") as path:
+    with atomic_write(directory / "README.md") as path:
         path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 def _front(name: str, evaluations: Sequence[tuple[str, Evaluation]], data_license: str | None) -> str:
-    """What the Hub reads of a card, its `model-index` of results included."""
-    from huggingface_hub import EvalResult, ModelCardData  # imported late: other commands wait for no network client
+    """The YAML metadata of the card, including the results as `model-index`."""
+    from huggingface_hub import EvalResult, ModelCardData  # imported late, since the import is slow
 
     results = [
         EvalResult(
             task_type="text-generation",
             dataset_type="text",
             dataset_name=text,
-            dataset_config=text,  # results of one task, type and config would become one entry
+            dataset_config=text,  # results with the same task, type and config would be merged
             dataset_args={"context": e.context, "stride": e.stride, "tokens": e.tokens},
             metric_type=kind,
             metric_name=unit,

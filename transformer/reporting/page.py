@@ -1,13 +1,13 @@
-"""The look that the project's pages share: colours for light and dark, and the frame of a page that needs nothing else.
+"""The style that the project's HTML pages share: colours for light and dark, and the frame of a self-contained page.
 
-A page is XML as well as HTML, so that a test can parse it; it loads nothing, from anywhere.
+Pages are valid XML too, so that a test can parse them, and load nothing from elsewhere.
 """
 
 from __future__ import annotations
 
 from html import escape
 
-# Blue, vermilion and green of Okabe and Ito (2008), told apart by colour-blind readers too; lighter on a dark page.
+# Blue, vermilion and green of Okabe and Ito (2008), a palette for colour-blind readers; lighter on a dark page.
 COLOURS = """
 :root { color-scheme: light dark; --page: #f7f7f5; --card: #fff; --ink: #20242a; --soft: #636b7a; --grid: #e8e9ec;
   --blue: #0072b2; --vermilion: #d55e00; --green: #009e73; }
@@ -29,13 +29,13 @@ dd { margin: 0; line-height: 1.35; } dd b { display: block; font-size: 1.4rem; f
 
 
 def page(title: str, aside: str, body: str, style: str = "", script: str = "") -> str:
-    """A whole page.
+    """A complete HTML page.
 
     Args:
-        title: plain text; it is the heading too. aside: beside the heading, plain text.
-        body: XHTML. style: what its own parts look like. script: JavaScript, which must not hold "]]>".
+        title: of the page and its heading, plain text. aside: beside the heading, plain text.
+        body: XHTML. style: CSS of the page. script: JavaScript, without "]]>".
     """
-    # Within XML, `<` and `&` of a script have to be hidden; within HTML these marks are comments of the script.
+    # CDATA hides `<` and `&` of the script in XML; in HTML its marks are comments of the script.
     scripts = f"<script>//<![CDATA[\n{script}\n//]]></script>" if script else ""
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"/><meta name="viewport" content="width=device-width, initial-scale=1"/>
@@ -47,7 +47,7 @@ def page(title: str, aside: str, body: str, style: str = "", script: str = "") -
 
 
 def tiles(numbers: list[tuple[str, str, str]]) -> str:
-    """Numbers at the head of a page: name, value and unit of each, as plain text."""
+    """A list of numbers at the top of a page. numbers: name, value and unit of each, as plain text."""
     shown = (tuple(map(escape, number)) for number in numbers)
     return "".join(
         f"<div><dt>{name}</dt><dd><b>{text}</b><small>{unit}</small></dd></div>" for name, text, unit in shown

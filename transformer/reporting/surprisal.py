@@ -1,4 +1,4 @@
-"""How much each token of a text surprises a model, and what it had expected.
+"""The surprisal of each token of a text, and the most likely tokens in its place.
 
 Dimensions: N tokens that are scored · T window · V vocabulary · K alternatives
 """
@@ -18,10 +18,10 @@ from transformer.model import Transformer
 
 @dataclass(frozen=True)
 class Surprisal:
-    """Of each token but the first, which is given.
+    """The scores of each token but the first one.
 
-    nats: (N,) negative log-probability. rank: (N,) among all tokens, 1 for the likeliest. likeliest: (N, K) token ids,
-    the likeliest first, and their probabilities.
+    nats: (N,) negative log-probability. rank: (N,) among all tokens, from 1. likeliest: (N, K) ids of the most likely
+    tokens, in order. probabilities: (N, K) theirs.
     """
 
     nats: Tensor
@@ -32,7 +32,11 @@ class Surprisal:
 
 @torch.inference_mode()
 def surprisal_of(model: Transformer, tokens_N: Tensor, alternatives: int = 5) -> Surprisal:
-    """Score every token of a text but the first, in windows that overlap by half a context, as the evaluation does.
+    """Score every token of a text but the first, in windows that overlap by half a context, as in the evaluation.
+
+    Args:
+        tokens_N: token ids, one more than are scored.
+        alternatives: K.
 
     Raises:
         CheckpointError: if the model's scores are NaN or infinite.

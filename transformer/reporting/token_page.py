@@ -1,4 +1,4 @@
-"""The page of `show tokens`: a text coloured by its tokens and by how much each surprises the model."""
+"""The page of `show tokens`: the tokens of a text, coloured by their surprisal."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from transformer.reporting.page import page, tiles
 from transformer.reporting.surprisal import Surprisal, surprisal_of
 from transformer.reporting.token_text import Token, data, name_of, spans, tokens_of
 
-DEEPEST = 12.0  # nats, where the colour is deepest: about one in 160,000
+DEEPEST = 12.0  # nats with the deepest colour: a probability of about 1/160,000
 _STYLE, _SCRIPT = (Path(__file__).with_name(f"token_page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
 
 
 def tokens_page(model: Transformer, tokenizer: Tokenizer, text: str, name: str) -> str:
-    """A page on which a person sees the tokens of a text and what the model thought of each.
+    """An HTML page with the tokens of a text, their surprisal, and the most likely tokens in their place.
 
     Args:
-        name: of the model.
+        name: of the model, for the heading.
 
     Raises:
         CorpusError: if the text is empty.
+        CheckpointError: if the model's scores are NaN or infinite.
     """
     tokens = tokens_of(tokenizer, text)
     if len(tokens) < 2:
@@ -43,12 +44,12 @@ def tokens_page(model: Transformer, tokenizer: Tokenizer, text: str, name: str) 
     read = ""
     if len(tokens) - 1 > context:
         read = (
-            f" The text is longer than the model's context: it is read in windows of {context:,} tokens that move "
-            f"on by {max(1, context // 2):,}, and each token is scored where it comes first."
+            f" The text is longer than the model's context: it is scored in windows of {context:,} tokens with a "
+            f"stride of {max(1, context // 2):,}, each token in the first window that has it."
         )
     body = f"""<dl>{_totals(text, nats, tokenizer.vocab_size)}</dl>
-<p class="lead">Each token is coloured by its surprisal: −ln of the probability that the model gave it, having read what
-is before it. A dot beneath a character is a further token of it.{read}</p>
+<p class="lead">Each token is coloured by its surprisal: −ln of its probability, given the tokens before it.
+A dot beneath a character is a further token of it.{read}</p>
 <main>
 <div class="bar"><fieldset><legend>Colour by</legend>
 <label><input type="radio" name="colour" value="surprisal" checked="checked"/> surprisal</label>
@@ -69,7 +70,7 @@ def _facts(tokenizer: Tokenizer, token: Token) -> dict[str, object]:
 
 
 def _all_facts(tokenizer: Tokenizer, tokens: list[Token], found: Surprisal) -> list[dict[str, object]]:
-    """Of each token that was scored; likeliest: token id and probability of each alternative."""
+    """The data of each scored token; likeliest: pairs of token id and probability."""
     columns = (found.nats, found.rank, found.likeliest, found.probabilities)
     rows = zip(tokens[1:], *(column.tolist() for column in columns), strict=True)
     return [

@@ -1,4 +1,4 @@
-"""Tokens as a person sees them on a page."""
+"""Tokens as text on an HTML page."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from typing import Any
 from transformer.data.tokenizer import Tokenizer
 
 _PICTURES = {code: chr(0x2400 + code) for code in range(0x20)} | {0x7F: "␡"}  # of control characters
-# Invisible characters that turn the direction of text: they would rearrange what stands beside them on the page.
+# Invisible characters that change the direction of text around them.
 _DIRECTIONS = {code: f"⟨U+{code:04X}⟩" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F)}
-_NO_CHARACTERS = {0xFFFE: "\ufffd", 0xFFFF: "\ufffd"}  # which no XML may hold
+_NO_CHARACTERS = {0xFFFE: "\ufffd", 0xFFFF: "\ufffd"}  # not allowed in XML
 _VISIBLE = _PICTURES | _DIRECTIONS | _NO_CHARACTERS
 
 
 @dataclass(frozen=True)
 class Token:
-    """A token of a text, or the one before it that begins a text.
+    """A token of a text, or the one before the text.
 
-    piece: its part of the text; "" of one that is within a character, which the first of that character's tokens has.
+    piece: its part of the text; "" for a further token of a character, which belongs to its first token.
+    begins: whether this is the token before the text.
     """
 
     id: int
@@ -30,19 +31,19 @@ class Token:
 
 
 def tokens_of(tokenizer: Tokenizer, text: str) -> list[Token]:
-    """The token that begins a text, as the evaluation puts it there, and the text's own."""
+    """The token before a text, as in the evaluation, and the tokens of the text."""
     begin = Token(tokenizer.encode_prompt("")[0], "", begins=True)
     return [begin, *(Token(*piece) for piece in tokenizer.pieces(text))]
 
 
 def visible(text: str) -> str:
-    """The text with signs for what cannot be seen; line ends and tabs keep their effect after the sign."""
+    """The text with symbols for invisible characters; line ends and tabs stay after their symbol."""
     kept = _VISIBLE | {ord("\n"): "↵\n", ord("\t"): "⇥\t"}
     return text.translate(kept)
 
 
 def on_one_line(text: str) -> str:
-    """As `visible`, without an effect on lines; spaces at the ends are shown too."""
+    """As `visible`, without line ends and tabs, and with symbols for spaces at both ends."""
     shown = text.translate(_VISIBLE | {ord("\n"): "↵", ord("\t"): "⇥"})
     inner = shown.strip(" ")
     if not inner:
@@ -52,7 +53,7 @@ def on_one_line(text: str) -> str:
 
 
 def name_of(tokenizer: Tokenizer, token: Token | int) -> str:
-    """What a token is called where it stands alone: its text, or its name in the vocabulary where it has none."""
+    """The name of a token outside of a text: its text, or its entry in the vocabulary if it has none."""
     if isinstance(token, Token) and token.piece:
         return on_one_line(token.piece)
     number = token.id if isinstance(token, Token) else token
@@ -63,13 +64,12 @@ def name_of(tokenizer: Tokenizer, token: Token | int) -> str:
 
 
 def spans(tokenizer: Tokenizer, tokens: Sequence[Token], styles: Sequence[str] = ()) -> str:
-    """The tokens as running text, each of which can be pointed at and reached by the keyboard.
+    """The tokens as running text, in one focusable <span> each.
 
-    A token within a character takes no room, so that the letters around it keep their shapes; the style sheet puts a
-    dot for it beneath the character.
+    A further token of a character has no width, so that ligatures stay; the style sheet shows it as a dot beneath.
 
     Args:
-        styles: declarations of CSS for each token.
+        styles: CSS declarations for each token.
     """
     marked, inner = [], 0
     for number, token in enumerate(tokens):
@@ -83,6 +83,6 @@ def spans(tokenizer: Tokenizer, tokens: Sequence[Token], styles: Sequence[str] =
 
 
 def data(value: Any) -> str:
-    """A value as JavaScript, safe within a page: nothing in it can end the script."""
+    """A value as JavaScript that is safe in a <script> element."""
     text = json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

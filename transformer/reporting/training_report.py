@@ -1,4 +1,4 @@
-"""A page that shows a training run: `metrics.jsonl` read, thinned and drawn as one self-contained HTML file.
+"""The report of a training run: `metrics.jsonl` as charts in one self-contained HTML file.
 
 Losses are in nats per token, everywhere.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from transformer.files import whole_file
+from transformer.files import atomic_write
 from transformer.reporting.charts import BLUE, limits, number_axes, svg, with_variables
 from transformer.reporting.display import clock, perplexity, short
 from transformer.reporting.loss_curve import draw_validations, loss_chart
@@ -33,29 +33,33 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _MOST_SAMPLES = 50
-_WIDE = 50  # times the smallest gradient norm: from there on its scale is logarithmic
+_WIDE = 50  # the ratio of gradient norms above which their axis is logarithmic
 
 
 def write_report(directory: Path, title: str) -> Path:
-    """Draw the run whose `metrics.jsonl` is in `directory`; the page `directory/report.html` is written whole.
+    """Write `report.html` for the run in `directory`.
+
+    Returns:
+        The path of the page.
 
     Raises:
         FileNotFoundError: if there is no `metrics.jsonl`.
+        WriteError: if the page cannot be written.
     """
     rows, every = read_metrics(directory / "metrics.jsonl")
-    with whole_file(directory / "report.html") as partial:
-        # A sample may hold half of a character, which UTF-8 cannot.
+    with atomic_write(directory / "report.html") as partial:
+        # A sample may have lone surrogates.
         partial.write_text(_page(title, rows, every), encoding="utf-8", errors="replace")
     return directory / "report.html"
 
 
 def _latest(rows: list[Row], key: str) -> float:
-    """The last finite number under `key`; nan where there is none."""
+    """The last finite number with this key; nan if there is none."""
     return next((value for row in reversed(rows) if math.isfinite(value := number(row, key))), math.nan)
 
 
 def _small_chart(name: str, unit: str, rows: list[Row], key: str, last: float) -> str:
-    """One number over the steps, as far as `last`, as SVG; nothing where a run has not recorded it."""
+    """A number by step, up to step `last`, as SVG; empty if it was not recorded."""
     steps, values = column(rows, "step"), column(rows, key)
     finite = np.isfinite(values)
     if not finite.any():
@@ -82,7 +86,7 @@ def _small_chart(name: str, unit: str, rows: list[Row], key: str, last: float) -
 
 
 def _tiles(rows: list[Row]) -> str:
-    """The numbers at the head of the page, those that are known."""
+    """The numbers at the top of the page, without unknown ones."""
     training = [row for row in rows if not is_validation(row)]
     scored = [row for row in rows if math.isfinite(number(row, "validation_loss"))]
     best = min(scored, key=lambda row: row["validation_loss"], default={})
@@ -107,7 +111,7 @@ def _tiles(rows: list[Row]) -> str:
 
 
 def _samples(rows: list[Row]) -> str:
-    """What the model wrote at its validations, the newest first."""
+    """The samples of validations, the newest first."""
     told = [row for row in reversed(rows) if isinstance(row.get("sample"), str)]
     articles = ""
     for row in told[:_MOST_SAMPLES]:

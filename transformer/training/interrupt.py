@@ -21,7 +21,7 @@ class Interrupted(TransformerError):
     """
 
     def __init__(self, step: int, signal: int) -> None:
-        super().__init__(f"stopped after step {step:,}, and saved: the same command goes on from there.")
+        super().__init__(f"stopped after step {step:,}, and saved: the same command resumes the run.")
         self.signal = signal
 
 

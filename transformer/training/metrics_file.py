@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from transformer.errors import WriteError
-from transformer.files import reason, whole_file
+from transformer.files import atomic_write, reason
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -26,7 +26,7 @@ class MetricsFile:
 
     def __init__(self, directory: Path, step: int = 0) -> None:
         self._path = directory / METRICS_FILE
-        with whole_file(self._path) as path:
+        with atomic_write(self._path) as path:
             kept = [line for line in self._lines() if line["step"] <= step] if step else []
             path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 

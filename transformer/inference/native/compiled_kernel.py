@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from transformer.errors import ConfigError
-from transformer.files import cache_folder, whole_file
+from transformer.files import atomic_write, cache_folder
 from transformer.inference.native.instruction_sets import InstructionSet, machine, sets_of_machine
 
 SOURCE = Path(__file__).with_name("kernel.c")
@@ -33,7 +33,7 @@ def compiled_paths(instructions: InstructionSet) -> Iterator[Path]:
             yield path
     path = cache_folder() / "native" / name
     if not path.exists():
-        with whole_file(path) as partial:
+        with atomic_write(path) as partial:
             compile_kernel(instructions, partial)
     yield path
 
@@ -50,7 +50,7 @@ def build_ahead(folder: Path) -> list[Path]:
     paths = []
     for instructions in sets_of_machine():
         path = folder / file_name(instructions)
-        with whole_file(path) as partial:
+        with atomic_write(path) as partial:
             compile_kernel(instructions, partial)
         paths.append(path)
     return paths
