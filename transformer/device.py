@@ -51,7 +51,7 @@ def serving_precision(device: torch.device, precision: str = "auto") -> Literal[
     """The precision of the matrix products in inference.
 
     Args:
-        precision: "fp32", "bf16", "int8", or "auto": int8 on a CPU with VNNI, bf16 on a GPU that supports it, else fp32.
+        precision: "fp32", "bf16", "int8", or "auto": int8 on a CPU with VNNI, bf16 on a GPU that has it, else fp32.
 
     Raises:
         ConfigError: if `precision` is none of these.

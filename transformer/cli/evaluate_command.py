@@ -27,8 +27,8 @@ def add_evaluate(commands: Commands) -> None:
     parser.add_argument(
         "--detokenize",
         choices=("wikitext",),
-        help="detokenize this data set for the model; words and bytes are those of the original text. With --stride equal "
-        "to the context, results are those of lm-evaluation-harness",
+        help="detokenize this data set; words and bytes are those of the original text. With --stride equal to the "
+        "context, results are those of lm-evaluation-harness",
     )
     parser.add_argument("--json", action="store_true", help="print everything measured as one JSON object")
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from transformer.credentials import scrub
 from transformer.data.conversation import Parts
+from transformer.data.document import replace_surrogates
 from transformer.data.file_format import BOM
 from transformer.data.row_layouts import COLUMNS, Layout, find_layout
 from transformer.data.row_reader import Position, RowReader, TextLines, read_rows
@@ -203,8 +204,4 @@ def plain_text(text: str) -> tuple[str, int]:
     if "\r" in text:
         left_out += text.count("\r\n")
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half a UTF-16 pair, which JSON can carry and UTF-8 cannot
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text, left_out
+    return replace_surrogates(text), left_out

@@ -131,3 +131,12 @@ def _cut(texts: Iterable[str]) -> Iterator[str]:
             waiting, length = [whole[start:]], length - start
     if length:
         yield "".join(waiting)
+
+
+def replace_surrogates(text: str) -> str:
+    """Replace lone surrogates, which JSON can have and UTF-8 cannot, by U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text

@@ -41,7 +41,6 @@ class StreamBatches:
         self._tokenizer, self._length, self._batch_size, self._seed = tokenizer, length, batch_size, seed
         self._rank, self._world_size = rank, world_size
         self._characters = max(block_windows, batch_size) * length * _CHARACTERS_IN_TOKEN
-        self._pad_id = tokenizer.pad_id if tokenizer.pad_id is not None else tokenizer.end_of_text_id
         self._corpus = Corpus(self._source, self._text_column)
         self._epoch, self._block, self._taken = 0, 0, 0  # taken: batches of this block
         self._load_block()
@@ -88,6 +87,6 @@ class StreamBatches:
             self._corpus = Corpus(self._source, self._text_column)
             self._begins = self._corpus.position()
             documents = list(self._corpus.read(self._characters))
-        self._windows = Windows(tokenize(documents, self._tokenizer), self._length, self._pad_id)
+        self._windows = Windows(tokenize(documents, self._tokenizer), self._length, self._tokenizer.padding_id)
         order = np.random.default_rng([self._seed, self._epoch, self._block]).permutation(len(self._windows))
         self._batches = np.array_split(order, -(-len(order) // self._batch_size))

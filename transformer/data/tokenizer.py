@@ -10,6 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 
 from transformer.data import template_files
+from transformer.data.document import replace_surrogates
 from transformer.data.stream_decoder import StreamDecoder, decode
 from transformer.data.tokenizer_files import read_files, reported, token_of
 from transformer.data.tokenizer_training import train_bpe
@@ -72,6 +73,11 @@ class Tokenizer:
         """The id of the beginning-of-text token, or of the end-of-text token if there is none."""
         id = self.backend.token_to_id(self.bos)
         return self.end_of_text_id if id is None else id
+
+    @property
+    def padding_id(self) -> int:
+        """The token to pad rows with: the padding token, or the end-of-text token if there is none."""
+        return self.end_of_text_id if self.pad_id is None else self.pad_id
 
     @property
     def special_tokens(self) -> dict[str, str]:
@@ -229,8 +235,3 @@ class Tokenizer:
     def stream(self, before: Sequence[int] = ()) -> StreamDecoder:
         """An incremental decoder of ids that follow the ids `before`."""
         return StreamDecoder(self.backend, before)
-
-
-def replace_surrogates(text: str) -> str:
-    """Replace lone surrogates, which JSON can have and UTF-8 cannot, by U+FFFD."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -22,7 +22,8 @@ from transformer.data.batches import IGNORE_INDEX
 from transformer.data.document import Document
 from transformer.data.tokenizer import Tokenizer
 from transformer.errors import CheckpointError, ConfigError, CorpusError
-from transformer.model import ModelConfig, Transformer
+from transformer.evaluation.eval_mode import eval_mode
+from transformer.model import ModelConfig
 
 
 class Scores(Protocol):
@@ -37,6 +38,14 @@ class Scores(Protocol):
 
 
 Window = tuple[Tensor, Tensor]  # inputs (T,) and their targets (T,)
+
+
+def perplexity(nats: float) -> float:
+    """exp(nats), of nats per unit; infinite if that is too large for a float."""
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return math.inf
 
 
 @dataclass(frozen=True)
@@ -60,19 +69,19 @@ class Evaluation:
 
     @property
     def token_perplexity(self) -> float:
-        return _exp(self.nats / self.tokens)
+        return perplexity(self.nats / self.tokens)
 
     @property
     def word_perplexity(self) -> float:
-        return _exp(self.nats / self.words) if self.words else math.inf  # if all text is white space
+        return perplexity(self.nats / self.words) if self.words else math.inf  # if all text is white space
 
     @property
     def harness_word_perplexity(self) -> float:
-        return _exp(self.nats / self.harness_words) if self.harness_words else math.inf
+        return perplexity(self.nats / self.harness_words) if self.harness_words else math.inf
 
     @property
     def byte_perplexity(self) -> float:
-        return _exp(self.nats / self.n_bytes)
+        return perplexity(self.nats / self.n_bytes)
 
     @property
     def bits_per_byte(self) -> float:
@@ -128,15 +137,9 @@ def evaluate(
             yield from windows(ids, context, stride)
 
     remaining, nats = rows(), 0.0
-    training = isinstance(model, Transformer) and model.training
-    if isinstance(model, Transformer):
-        model.eval()
-    try:
+    with eval_mode(model):
         while batch := list(itertools.islice(remaining, batch_size)):
             nats += _score(model, batch)
-    finally:
-        if isinstance(model, Transformer):
-            model.train(training)
     if not counts["tokens"]:
         raise CorpusError("there is no text to evaluate.")
     return Evaluation(nats, **counts, context=context, stride=stride)
@@ -157,14 +160,6 @@ def windows(ids: Tensor, context: int, stride: int) -> Iterator[Window]:
 def _ids(tokenizer: Tokenizer, text: str) -> Tensor:
     """The token before a text and the tokens of the text, (N,); a tensor needs a fifth of the memory of a list."""
     return torch.tensor([tokenizer.encode_prompt("")[0], *tokenizer.encode_documents([text])[0]])
-
-
-def _exp(x: float) -> float:
-    """exp(x); infinite if that is too large for a float, as per "word" of a text without spaces."""
-    try:
-        return math.exp(x)
-    except OverflowError:
-        return math.inf
 
 
 def _score(model: Scores, batch: list[Window]) -> float:

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 
 from transformer.data.tokenizer import Tokenizer
 from transformer.errors import CorpusError
+from transformer.evaluation.eval_mode import eval_mode
 from transformer.model import Transformer
 
 BLOCK = 128  # tokens of a window, and paddings before a line
@@ -96,20 +97,16 @@ def evaluate_padded(
     Raises:
         CorpusError: if there is no text.
     """
-    was_training, device = model.training, next(model.parameters()).device
-    model.eval()
     sums, n_lines = np.zeros(3), 0
-    try:
+    with eval_mode(model):
         for number, ids in enumerate(padded_lines(texts, tokenizer, block)):
             if number % every:
                 continue
             windows = ids.unfold(0, block + 1, stride)  # (windows, block + 1)
             is_padding = (torch.arange(len(ids)) < block).unfold(0, block + 1, stride)[:, 1:]
-            lost = torch.cat([_lost(model, part.to(device)).cpu() for part in windows.split(_AT_ONCE)])
+            lost = torch.cat([_lost(model, part.to(model.device)).cpu() for part in windows.split(_AT_ONCE)])
             means = [is_padding.double().mean(), (lost * is_padding).mean(), (lost * ~is_padding).mean()]
             sums, n_lines = sums + np.array([float(mean) for mean in means]), n_lines + 1
-    finally:
-        model.train(was_training)
     if not n_lines:
         raise CorpusError("there is no text to evaluate.")
     share, padding_nats, real_nats = (sums / n_lines).tolist()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from transformer.errors import CheckpointError
+from transformer.evaluation.eval_mode import eval_mode
 from transformer.model import Transformer
 from transformer.model.attention import MultiHeadAttention, attention_weights, causal_mask
 
@@ -42,11 +43,10 @@ def weights_of(model: Transformer, tokens_T: Tensor) -> Tensor:
 
     layers = [module for module in model.modules() if isinstance(module, MultiHeadAttention)]
     hooks = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
-    training = model.training
     try:
-        model.eval().hidden_states(tokens_T[None])
+        with eval_mode(model):
+            model.hidden_states(tokens_T[None])
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
     weights = torch.stack(found)

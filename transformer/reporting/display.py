@@ -9,6 +9,8 @@ import time
 
 from tqdm import tqdm
 
+from transformer.evaluation.perplexity import perplexity
+
 logger = logging.getLogger("transformer")
 _SECONDS_BETWEEN_LINES = 20
 
@@ -59,11 +61,6 @@ class Display:
 
     def close(self) -> None:
         self._bar.close()
-
-
-def perplexity(loss: float) -> float:
-    """exp(loss); infinite if that is too large for a float."""
-    return math.exp(loss) if loss < 700 else math.inf
 
 
 def clock(seconds: float) -> str:

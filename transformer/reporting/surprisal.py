@@ -12,6 +12,7 @@ from torch import Tensor
 
 from transformer.data.batches import IGNORE_INDEX
 from transformer.errors import CheckpointError
+from transformer.evaluation.eval_mode import eval_mode
 from transformer.evaluation.perplexity import windows
 from transformer.model import Transformer
 
@@ -44,9 +45,7 @@ def surprisal_of(model: Transformer, tokens_N: Tensor, alternatives: int = 5) ->
     context = model.config.context_length
     device = next(model.parameters()).device
     found: list[tuple[Tensor, ...]] = []
-    training = model.training
-    model.eval()
-    try:
+    with eval_mode(model):
         for inputs_T, targets_T in windows(tokens_N, context, max(1, context // 2)):
             scored = targets_T != IGNORE_INDEX
             hidden = model.hidden_states(inputs_T[None].to(device))[0, scored.to(device)]
@@ -59,6 +58,4 @@ def surprisal_of(model: Transformer, tokens_N: Tensor, alternatives: int = 5) ->
             own = log_probabilities.gather(1, targets_T[scored, None])  # (n, 1)
             top = log_probabilities.topk(min(alternatives, logits.shape[1]))
             found.append((-own[:, 0], (log_probabilities > own).sum(1) + 1, top.indices, top.values.exp()))
-    finally:
-        model.train(training)
     return Surprisal(*(torch.cat(column) for column in zip(*found, strict=True)))

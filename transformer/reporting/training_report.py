@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from transformer.evaluation.perplexity import perplexity
 from transformer.files import atomic_write
 from transformer.reporting.charts import BLUE, limits, number_axes, svg, with_variables
-from transformer.reporting.display import clock, perplexity, short
+from transformer.reporting.display import clock, short
 from transformer.reporting.loss_curve import draw_validations, loss_chart
 from transformer.reporting.metrics_reader import (
     Row,

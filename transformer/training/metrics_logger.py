@@ -6,8 +6,9 @@ from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
+from transformer.evaluation.perplexity import perplexity
 from transformer.model import Transformer
-from transformer.reporting.display import Display, clock, perplexity
+from transformer.reporting.display import Display, clock
 from transformer.reporting.training_report import write_report
 from transformer.training.distributed import Engine
 from transformer.training.flops import flops_per_token, measured_peak

@@ -171,7 +171,7 @@ def _text(
     """Training batches, the windows they consist of (None: the text is streamed), and validation windows."""
     data, batch_size, seed = config.text, config.optimization.batch_size, config.run.seed
     processes = (engine.rank, engine.world_size)
-    pad = tokenizer.pad_id if tokenizer.pad_id is not None else tokenizer.end_of_text_id
+    pad = tokenizer.padding_id
     if data.stream:
         validation = Windows(_streamed_validation(data, tokenizer), context, pad)
         text = find_text(data.data, data.data_config)

@@ -183,14 +183,12 @@ class Trainer:
 
     def _sample(self, model: Transformer) -> str:
         """A text that the model generates, on one line."""
-        training = model.training
         prompt = self.config.run.sample_prompt
         options = SamplingOptions(max_tokens=_SAMPLE_TOKENS, seed=self.config.run.seed)
         try:
-            text = "".join(Generator(model.eval(), self.tokenizer, "fp32").generate(prompt, options))
+            text = "".join(Generator(model, self.tokenizer, "fp32").generate(prompt, options))
         except RuntimeError:  # a model that has diverged has no probabilities; the next step raises an error
             text = ""
-        model.train(training)
         return " ".join(f"{prompt}{text}".split())
 
     def _learning_rate(self, done: float) -> float:
