@@ -220,10 +220,10 @@ def test_tokens_that_the_model_does_not_know_are_refused() -> None:
 BOMBS = {
     "endless": ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "memory or time"),
     "long": ("{% for i in range(99999) %}{{ 'a' * 99999 }}{% endfor %}", "writes more than"),
-    "wide": ("{{ 'a' | center(10**10) }}", "more memory"),
+    "wide": ("{{ 'a' | center(10**10) }}", "limit of memory"),
     "doubling": (
         "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
-        "more memory",
+        "limit of memory",
     ),
     "deep": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
     "nested": ("{{ " + "(" * 10**5 + ")" * 10**5 + " }}", "chat template"),

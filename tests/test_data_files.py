@@ -186,7 +186,7 @@ def test_parquet_is_known_by_content_and_other_columns_are_not_read(tmp_path: Pa
         assert [d.text for d in documents(write(tmp_path / name, content))] == TEXTS
     assert [d.text for d in documents(write(tmp_path / "a.parquet.gz", gzip.compress(content)))] == TEXTS
     assert "a.parquet" in refusal(write(tmp_path / "a.parquet", content[:-40]))
-    assert "is not parquet" in refusal(write(tmp_path / "a.parquet", "text"))
+    assert "is not a parquet file" in refusal(write(tmp_path / "a.parquet", "text"))
     other = pa.table({"body": TEXTS, "id": [1, 2, 3]})
     pyarrow.parquet.write_table(other, tmp_path / "b.parquet")
     assert "--text-column body" in refusal(str(tmp_path / "b.parquet"))

@@ -138,7 +138,7 @@ def test_with_a_stride_of_the_context_the_numbers_are_those_of_lm_evaluation_har
     assert main([*command, "--detokenize", "wikitext"]) == 0
     out = capsys.readouterr().out
     assert "words of the original text, separated by white space" in out
-    assert f"{words - 1:,} words as lm-evaluation-harness counts" in out
+    assert f"{words - 1:,} words as counted by lm-evaluation-harness" in out
 
 
 @pytest.mark.parametrize(

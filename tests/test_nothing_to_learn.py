@@ -94,7 +94,7 @@ def test_a_step_without_targets_changes_nothing_and_is_no_loss(
 
 def test_a_text_of_prompts_alone_is_refused_instead_of_a_run_without_an_end(tmp_path: Path) -> None:
     data = prompts(tmp_path / "data.jsonl", [("The river " * 50, "x")])
-    with pytest.raises(ConfigError, match="nothing to learn in the text that is trained on"):
+    with pytest.raises(ConfigError, match="nothing to learn in the training text"):
         train(TrainConfig.from_options(data, str(tmp_path / "out"), max_tokens=1000, **SMALL))
 
 
