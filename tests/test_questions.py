@@ -106,7 +106,7 @@ def test_a_data_set_of_conversations_is_one_that_training_reads(tmp_path, capsys
     assert any("Nantes is a city" in talk for talk in talks)
     assert main([*command, "--max-documents", "2"]) == 0 and "1 articles" in capsys.readouterr().out  # one is blank
     assert "Nantes is a city" not in output.read_text(encoding="utf-8")
-    assert main([*command, "--max-documents", "0"]) == 1 and "1 or more, not 0" in capsys.readouterr().err
+    assert main([*command, "--max-documents", "0"]) == 1 and "at least 1, not 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
