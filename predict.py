@@ -1,7 +1,7 @@
-"""Cog's face of `transformer.inference`: what a request may say, and what is measured of it.
+"""The Cog predictor: the inputs of a request, and its metrics.
 
-`cog build` reads the signature of `predict` without running it, so bounds, defaults and descriptions stand here as
-plain literals; `tools/cog_signature.py` refuses anything else.
+`cog build` reads the signature of `predict` without running it: bounds, defaults and descriptions have to be literals,
+which `tools/cog_signature.py` checks.
 """
 
 import logging
@@ -15,7 +15,7 @@ from cog import BasePredictor, ConcatenateIterator, Input, streaming
 if TYPE_CHECKING:
     from transformer.inference import Generation
 
-# The library is imported where it is used: to look at the signature must not cost the seconds that torch takes.
+# The library is imported in functions, so that reading the signature does not import torch, which takes seconds.
 logger = logging.getLogger("transformer")
 EMBEDDED_WEIGHTS = pathlib.Path(__file__).parent / "weights"
 
@@ -24,7 +24,7 @@ class Predictor(BasePredictor):
     """A language model that continues a text."""
 
     def setup(self, weights: Optional[str] = None) -> None:
-        """Open the model: `weights` (COG_WEIGHTS, a URL or path), else HF_MODEL_ID, else the embedded one."""
+        """Load the model: `weights` (COG_WEIGHTS, a URL or path), else HF_MODEL_ID, else the embedded one."""
         from transformer.cog_folders import keep_removing_empty
         from transformer.credentials import guard_output
         from transformer.data.template_files import CHAT_HINT
@@ -50,67 +50,69 @@ class Predictor(BasePredictor):
     def predict(
         self,
         prompt: str = Input(
-            description="Text to continue, or what the user says in a chat. Empty: a text begins from nothing."
+            description="Text to continue, or the message of the user in a chat. Empty: a text without a prompt."
         ),
-        max_tokens: int = Input(description="The most tokens to write.", default=256, ge=1, le=4096),
+        max_tokens: int = Input(description="The maximum number of tokens to generate.", default=256, ge=1, le=4096),
         temperature: Optional[float] = Input(
-            description="Randomness. 0: always the likeliest token; 1: as the model has learned; higher: wilder. Blank: as the model's generation_config.json says, else 0.8.",  # noqa: E501
+            description="Randomness. 0: always the most likely token; 1: the distribution of the model; higher: more random. Blank: that of the model's generation_config.json, else 0.8.",  # noqa: E501
             default=None,
             ge=0,
             le=5,
         ),
         top_p: Optional[float] = Input(
-            description="Choose among the fewest likeliest tokens that together have this probability. 1: off. Blank: as the model's generation_config.json says, else 0.95.",  # noqa: E501
+            description="Sample from the most likely tokens with this total probability. 1: off. Blank: that of the model's generation_config.json, else 0.95.",  # noqa: E501
             default=None,
             ge=0,
             le=1,
         ),
         top_k: Optional[int] = Input(
-            description="Choose among this many likeliest tokens. 0: off. Blank: as the model's generation_config.json says, else 50.",  # noqa: E501
+            description="Sample from this many most likely tokens. 0: off. Blank: that of the model's generation_config.json, else 50.",  # noqa: E501
             default=None,
             ge=0,
         ),
         min_p: Optional[float] = Input(
-            description="Choose among tokens at least this fraction as likely as the likeliest. 0: off. Blank: as the model's generation_config.json says, else 0.",  # noqa: E501
+            description="Minimum probability of a token, as a fraction of that of the most likely one. 0: off. Blank: that of the model's generation_config.json, else 0.",  # noqa: E501
             default=None,
             ge=0,
             le=1,
         ),
         repetition_penalty: Optional[float] = Input(
-            description="How much less likely a token becomes that was there before. 1: off. Blank: as the model's generation_config.json says, else 1.",  # noqa: E501
+            description="Penalty of tokens that occurred before. 1: off. Blank: that of the model's generation_config.json, else 1.",  # noqa: E501
             default=None,
             ge=0.5,
             le=2,
         ),
-        min_tokens: int = Input(description="The text does not end by itself before.", default=0, ge=0, le=4096),
+        min_tokens: int = Input(
+            description="The minimum number of tokens before the text may end.", default=0, ge=0, le=4096
+        ),
         stop_sequences: str = Input(
-            description='The text ends before the first of these, separated by commas; spaces count, and a backslash with an n is a line end. Or a JSON list of strings, which may hold commas: ["a, b", "c"].',  # noqa: E501
+            description='Strings, separated by commas, before which the text ends; spaces count, and a backslash with an n is a line end. Or a JSON list of strings, which may contain commas: ["a, b", "c"].',  # noqa: E501
             default="",
         ),
         seed: Optional[int] = Input(
-            description="The same seed gives the same text. Blank: a random one.",
+            description="Seed of sampling: the same seed gives the same text. Blank: a random seed.",
             default=None,
             ge=0,
             le=9223372036854775807,
         ),
         system_prompt: str = Input(
-            description="What a chat begins with: how the model is to answer. For models with a chat template.",
+            description="System prompt of a chat: instructions for the model. For models with a chat template.",
             default="",
         ),
         chat: bool = Input(
-            description="Answer the prompt by the model's chat template, with or without a system prompt.",
+            description="Answer the prompt with the model's chat template, with or without a system prompt.",
             default=False,
         ),
         enable_thinking: Optional[bool] = Input(
-            description="Whether it thinks before it answers in a chat, for models that can do both: short for the template option of this name. Blank: as the model has it.",  # noqa: E501
+            description="Whether the model thinks before it answers in a chat, for models that support both: the template option of this name. Blank: the default of the model.",  # noqa: E501
             default=None,
         ),
         template_options: str = Input(
-            description='Variables of the chat template, as a JSON object: {"enable_thinking": false}. "chat_template" names one of several templates.',  # noqa: E501
+            description='Variables of the chat template, as a JSON object: {"enable_thinking": false}. "chat_template" is the name of one of several templates.',  # noqa: E501
             default="",
         ),
     ) -> ConcatenateIterator[str]:
-        """Continue the prompt, or answer it; the pieces are the text without the prompt."""
+        """Continue the prompt, or answer it. The output is the generated text, in pieces, without the prompt."""
         from transformer.errors import ConfigError
         from transformer.inference import answer, combine_settings, messages_of, stops_of
         from transformer.inference.chat import merge_template_options, template_options_of
@@ -130,7 +132,7 @@ class Predictor(BasePredictor):
         options, sources = combine_settings(self.model_sampling, user)
         logger.info(sources)
         variables = merge_template_options(template_options_of(template_options).items(), enable_thinking)
-        # Not a generator itself: what is wrong with the options is said at once, not at the first piece.
+        # Not a generator function, so that invalid options raise an error at once, not with the first piece.
         if chat or system_prompt:
             return self._pieces(answer(self.generator, messages_of(prompt, system_prompt), options, variables))
         if variables:
@@ -138,7 +140,7 @@ class Predictor(BasePredictor):
         return self._pieces(self.generator.generate(prompt, options))
 
     def _pieces(self, generation: "Generation") -> Iterator[str]:
-        """The text, piece by piece; its numbers are recorded even if it is canceled or fails."""
+        """The pieces of the text; metrics are recorded even if the prediction is canceled or fails."""
         try:
             yield from generation
         finally:
@@ -155,7 +157,7 @@ class Predictor(BasePredictor):
 
 
 def _whole(name: str, value: float) -> int:
-    """An integer, which JSON may write as 3.0 and Cog then hands on as a float."""
+    """Convert a number to int: Cog passes an integer that JSON has as 3.0 as a float."""
     from transformer.errors import ConfigError
 
     if isinstance(value, float) and not value.is_integer():

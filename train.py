@@ -12,59 +12,53 @@ class TrainingOutput(BaseModel):
     weights: Path
 
 
-# Cog reads this signature without running it: every bound, default and choice has to be written out here.
+# Cog reads this signature without running it: bounds, defaults and choices have to be literals.
 def train(
     train_data: Path = Input(
-        description='Text to learn: a .txt file, or JSON lines of {"text"} or {"prompt", "completion"}'
+        description='Text to train on: a .txt file, or JSON lines of {"text"} or {"prompt", "completion"}'
     ),
     from_scratch: bool = Input(
-        description="Start from random weights and a new tokenizer, instead of from the trained model", default=False
+        description="Train a new model and tokenizer, instead of fine-tuning the trained model", default=False
     ),
     preset: Optional[str] = Input(
-        description="Architecture of a model from scratch; modern if not given",
+        description="Architecture of a new model; default: modern",
         default=None,
         choices=["modern", "paper", "gpt2", "blog"],
     ),
-    num_train_epochs: int = Input(description="Passes over the text", default=3, ge=1, le=1000),
-    max_steps: Optional[int] = Input(description="End after this many steps, if that is sooner", default=None, ge=1),
+    num_train_epochs: int = Input(description="Epochs", default=3, ge=1, le=1000),
+    max_steps: Optional[int] = Input(description="Maximum number of steps", default=None, ge=1),
     train_batch_size: int = Input(description="Windows of tokens in a batch", default=8, ge=1, le=1024),
-    gradient_accumulation_steps: int = Input(description="Batches in a step", default=1, ge=1, le=1024),
-    learning_rate: float = Input(description="The highest learning rate", default=0.0005, ge=0.0000001, le=1.0),
+    gradient_accumulation_steps: int = Input(description="Batches per step", default=1, ge=1, le=1024),
+    learning_rate: float = Input(description="Peak learning rate", default=0.0005, ge=0.0000001, le=1.0),
     warmup_ratio: float = Input(
-        description="Part of the run in which the learning rate rises", default=0.05, ge=0.0, le=0.9
+        description="Fraction of the run in which the learning rate increases", default=0.05, ge=0.0, le=0.9
     ),
     context_length: int = Input(
-        description="Tokens in a window; of the trained model, which has 512, no more than those",
+        description="Tokens in a window; at most 512 when fine-tuning the trained model",
         default=512,
         ge=8,
         le=8192,
     ),
-    d_model: Optional[int] = Input(
-        description="Width of a model from scratch; 256 if not given", default=None, ge=16, le=4096
-    ),
-    n_layers: Optional[int] = Input(
-        description="Layers of a model from scratch; 6 if not given", default=None, ge=1, le=48
-    ),
-    n_heads: Optional[int] = Input(
-        description="Attention heads of a model from scratch; 4 if not given", default=None, ge=1, le=64
-    ),
+    d_model: Optional[int] = Input(description="Width of a new model; default: 256", default=None, ge=16, le=4096),
+    n_layers: Optional[int] = Input(description="Layers of a new model; default: 6", default=None, ge=1, le=48),
+    n_heads: Optional[int] = Input(description="Attention heads of a new model; default: 4", default=None, ge=1, le=64),
     vocab_size: Optional[int] = Input(
-        description="Tokens of the tokenizer of a model from scratch; 8192 if not given", default=None, ge=300, le=65536
+        description="Vocabulary size of a new tokenizer; default: 8192", default=None, ge=300, le=65536
     ),
     seed: int = Input(
-        description="Seed of the weights and of the order of the text", default=0, ge=0, le=9223372036854775807
+        description="Seed of the weights and of the order of the data", default=0, ge=0, le=9223372036854775807
     ),
     preflight: str = Input(
-        description="Checks before the first step; one that fails stops the training, or only warns; off: no checks",
+        description="Checks before the first step. stop: a failed check is an error; warn: a warning; off: no checks",
         default="stop",
         choices=["stop", "warn", "off"],
     ),
     hub_model_id: Optional[str] = Input(
-        description="Publish the model on the Hugging Face Hub as user/name, private", default=None
+        description="Publish the model on the Hugging Face Hub as user/name, in a private repository", default=None
     ),
-    hub_token: Optional[Secret] = Input(description="A token of the Hub that may write, to publish with", default=None),
+    hub_token: Optional[Secret] = Input(description="A Hub token with write access, to publish with", default=None),
 ) -> TrainingOutput:
-    """Train on `train_data`; the weights are a tar of the model directory, as COG_WEIGHTS takes it."""
+    """Train on `train_data`. The output is a tar of the model directory, for COG_WEIGHTS."""
     from transformer.cli import DEFAULT_MODEL
     from transformer.credentials import guard_output
     from transformer.errors import ConfigError
@@ -74,14 +68,14 @@ def train(
     guard_output()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     sizes = dict(preset=preset, d_model=d_model, n_layers=n_layers, n_heads=n_heads, vocab_size=vocab_size)
-    # Cog hands on a whole number as it was written, 3 or 3.0.
+    # Cog passes an integer that JSON has as 3.0 as a float.
     given: dict[str, Any] = {
         name: value if isinstance(value, str) else int(value) for name, value in sizes.items() if value is not None
     }
     if given and not from_scratch:
         raise ConfigError(
             f"{', '.join(given)}: no effect without from_scratch, since the trained model keeps its architecture and "
-            "tokenizer. Leave out what describes a model, or set from_scratch to true."
+            "tokenizer. Leave these inputs out, or set from_scratch to true."
         )
     if hub_token and not hub_model_id:
         raise ConfigError("hub_token has no effect without hub_model_id: nothing is published.")
@@ -113,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     status = main()
-    if "RANK" in os.environ:  # one of several processes: gloo's threads can abort an interpreter that is taken down
+    if "RANK" in os.environ:  # one of several processes: gloo's threads can abort the interpreter at its exit
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
