@@ -1,4 +1,4 @@
-"""Numbers that are none: NaN and infinity among weights and scores."""
+"""Detection of NaN and infinity in weights and scores."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from transformer.errors import CheckpointError
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Whether there is neither NaN nor infinity in a tensor. Its sum is quick, and says so for nearly all of them."""
+    """Whether a tensor has neither NaN nor infinity. Its sum is fast, and sufficient in almost all cases."""
     tensor = tensor.detach()
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
 def expect_finite(scores: Tensor) -> None:
-    """Refuse scores, or what they are computed from, among which are NaN or infinity.
+    """Check the scores of a model, or values that they are computed from.
 
     Raises:
-        CheckpointError: if there are.
+        CheckpointError: if there is NaN or infinity.
     """
     if not all_finite(scores):
         raise CheckpointError(
-            "the model's scores for the next token are not finite numbers: its weights are damaged, or too large for "
-            "the precision that it is computed in (--dtype fp32 has the widest range)."
+            "the model's scores are not finite numbers: its weights are damaged, or too large for the precision of the "
+            "computation (--dtype fp32 has the widest range)."
         )

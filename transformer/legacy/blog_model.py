@@ -1,8 +1,8 @@
 """The model of the blog post that this project grew from.
 
-It differs from the model in `transformer.model` in two ways. The values of every head are d_model wide, and the heads
-are averaged (at first: summed), with no projection after. And tokens of one id may be padding, which no token attends
-to; positions still count it.
+It differs from the model in `transformer.model` in two ways. The values of every head have the width d_model, and the
+heads are averaged (in earlier versions summed), without an output projection. And one token id may be padding, which
+no token attends to, but which is counted in positions.
 
 Dimensions: B batch · T new tokens · S tokens attended to · D d_model · H heads · C capacity of the cache
 """
@@ -29,9 +29,9 @@ PRESET = "blog"
 
 @dataclass(frozen=True)
 class BlogConfig(ModelConfig):
-    """The choices of a `BlogTransformer`: those of `ModelConfig`, how heads are joined, and what is padding.
+    """The config of a `BlogTransformer`: that of `ModelConfig`, how heads are combined, and the padding id.
 
-    Summed heads were the project's first mistake: without scaling they drown the residual stream.
+    Summed heads were the project's first mistake: without scaling they are much larger than the residual stream.
     """
 
     head_bias: bool = True
@@ -52,10 +52,10 @@ class BlogConfig(ModelConfig):
 
 
 def preset_config(name: str, **overrides: Any) -> ModelConfig:
-    """The architecture called `name`, one of PRESETS or "blog", with sizes or choices overridden.
+    """The config of a preset, one of PRESETS or "blog", with some fields overridden.
 
     Raises:
-        ConfigError: if there is no such preset, or the overrides do not fit.
+        ConfigError: if there is no such preset, or the config is invalid.
     """
     if name == PRESET:
         return BlogConfig(**overrides)
@@ -65,10 +65,10 @@ def preset_config(name: str, **overrides: Any) -> ModelConfig:
 
 
 def saved_config(fields: dict[str, Any]) -> ModelConfig:
-    """The config of a directory that no architecture of the Hub describes, from the fields that were saved.
+    """The config of a model without an architecture of the Hub, from its saved fields.
 
     Raises:
-        ConfigError, TypeError: if they are none of ours.
+        ConfigError, TypeError: if the fields are invalid.
     """
     fields = dict(fields)
     if fields.get("heads", "concatenate") == "concatenate" and fields.get("pad_token_id") is None:
@@ -79,12 +79,12 @@ def saved_config(fields: dict[str, Any]) -> ModelConfig:
 
 
 def model_class(config: ModelConfig) -> type[Transformer]:
-    """The model that computes what `config` describes."""
+    """The class of model for a config."""
     return BlogTransformer if isinstance(config, BlogConfig) else Transformer
 
 
 class JoinedHeads(MultiHeadAttention):
-    """Attention whose heads are averaged or summed: their values are as wide as the model."""
+    """Attention whose heads are averaged or summed; their values have the width d_model."""
 
     def __init__(self, config: BlogConfig) -> None:
         super().__init__(config)
@@ -97,20 +97,20 @@ class JoinedHeads(MultiHeadAttention):
 
 
 class PaddedKVCache(KVCache):
-    """A `KVCache` that knows which tokens are padding: real_BC, False at padding."""
+    """A `KVCache` with an attention mask (B, C), False at padding."""
 
-    is_even = False  # there always is something to mask
+    is_even = False  # decoding always needs the mask
 
     def __init__(self, keys: list[Tensor], values: list[Tensor], capacity: int) -> None:
         super().__init__(keys, values, capacity)
-        self.real_BC = torch.ones(len(keys[0]), capacity, dtype=torch.bool, device=keys[0].device)
+        self.mask_BC = torch.ones(len(keys[0]), capacity, dtype=torch.bool, device=keys[0].device)
 
     def tensors(self) -> list[Tensor]:
-        return [*super().tensors(), self.real_BC]
+        return [*super().tensors(), self.mask_BC]
 
     def drop(self, sequence: int) -> None:
         super().drop(sequence)
-        self.real_BC = self.real_BC[: len(self.lengths)]
+        self.mask_BC = self.mask_BC[: len(self.lengths)]
 
 
 class BlogTransformer(Transformer):
@@ -130,7 +130,7 @@ class BlogTransformer(Transformer):
         self, tokens_BT: Tensor, attention_mask_BT: Tensor | None = None, segment_ids_BT: Tensor | None = None
     ) -> Tensor:
         if attention_mask_BT is None:
-            attention_mask_BT = self._real(tokens_BT)
+            attention_mask_BT = self._padding_mask(tokens_BT)
         return super().hidden_states(tokens_BT, attention_mask_BT, segment_ids_BT)
 
     def new_cache(self, batch_size: int, capacity: int, dtype: torch.dtype | None = None) -> KVCache:
@@ -148,9 +148,9 @@ class BlogTransformer(Transformer):
         expect_room(length, cache)
         cache.lengths[sequence] = length
         tokens_BT = torch.tensor([tokens], device=self.device)
-        attention_mask_BT = self._real(tokens_BT)
-        assert attention_mask_BT is not None  # there is a padding token, since the cache is padded
-        cache.real_BC[sequence, :length] = attention_mask_BT[0]
+        attention_mask_BT = self._padding_mask(tokens_BT)
+        assert attention_mask_BT is not None  # the cache is padded only if there is a padding id
+        cache.mask_BC[sequence, :length] = attention_mask_BT[0]
         updates = [partial(cache.update_sequence, i, sequence) for i in range(len(self.layers))]
         self._run(tokens_BT, slice(length), causal_mask(length, 0, attention_mask_BT, self.device), updates)
 
@@ -158,16 +158,16 @@ class BlogTransformer(Transformer):
         if not isinstance(cache, PaddedKVCache):
             return super().decode_at(tokens_B, positions_B, cache, limit)
         rows = torch.arange(len(tokens_B), device=self.device)
-        cache.real_BC[rows, positions_B] = tokens_B != self.config.pad_token_id
+        cache.mask_BC[rows, positions_B] = tokens_B != self.config.pad_token_id
         seen_BS = torch.arange(limit, device=self.device) <= positions_B[:, None]
-        mask = (seen_BS & cache.real_BC[:, :limit])[:, None, None]  # (B, 1, 1, S)
+        mask = (seen_BS & cache.mask_BC[:, :limit])[:, None, None]  # (B, 1, 1, S)
         updates = [partial(cache.update_rows, i, rows, positions_B, limit) for i in range(len(self.layers))]
         return self.head(self._run(tokens_B[:, None], positions_B[:, None], mask, updates)[:, 0])
 
-    def _real(self, tokens_BT: Tensor) -> Tensor | None:
-        """(B, T) False at padding; None if no token is padding."""
+    def _padding_mask(self, tokens_BT: Tensor) -> Tensor | None:
+        """(B, T), False at padding; None if there is no padding id."""
         return None if self.config.pad_token_id is None else tokens_BT != self.config.pad_token_id
 
     def _positions(self, length: int, attention_mask_BT: Tensor | None, device: torch.device) -> Tensor:
-        """Where padding is a token, positions count it: they are places in the window."""
+        """Positions count padding, if it is a token."""
         return super()._positions(length, None if self.config.pad_token_id is not None else attention_mask_BT, device)

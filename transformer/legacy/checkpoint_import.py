@@ -1,4 +1,4 @@
-"""Checkpoints of the project that this one grew from, imported into `BlogTransformer`.
+"""Import of checkpoints of the original project into `BlogTransformer`.
 
 Such a file is a pickled dictionary whose "model_state_dict" has one Q, K and V for each head of each layer.
 """
@@ -18,10 +18,10 @@ from transformer.legacy.pickles import load_pickle
 from transformer.model.positions import sinusoids
 
 logger = logging.getLogger("transformer")
-# The original padded with GPT-2's end of text, earlier with BERT's [PAD]: vocabulary size to padding id.
+# Padding ids by vocabulary size: GPT-2's end of text, and in earlier versions BERT's [PAD].
 _PADDING_ID = {50257: 50256, 30522: 0}
 _MASK_BUFFERS = re.compile(r"(^|\.)(causal_)?mask$")  # saved by the original, recomputed here
-# What torch.compile, (Distributed)DataParallel, FSDP and activation checkpointing put into the name of a tensor.
+# Prefixes of tensor names by torch.compile, (Distributed)DataParallel, FSDP and activation checkpointing.
 _WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _LAYERS, _EARLIER_LAYERS = "decoder_layers.", "decoder."
 _RENAMED = {
@@ -36,20 +36,18 @@ _HEAD_PARTS = {"Q": "query", "K": "key", "V": "value"}
 
 
 def load_original(path: str | Path, heads: Heads | None = None, pad_token_id: int | None = None) -> BlogTransformer:
-    """The model of an original checkpoint; its sizes are read from the shapes of its tensors.
+    """The model of an original checkpoint, with sizes from the shapes of its tensors.
 
-    Earlier versions of the original called their layers `decoder.0`, `decoder.1`, ...; they summed the heads and masked
-    no padding. Later ones call them `decoder_layers.0`, ..., average the heads, and mask it.
+    Earlier versions of the original have layers named `decoder.0`, `decoder.1`, ...; they summed the heads and did not
+    mask padding. Later ones have `decoder_layers.0`, ..., average the heads, and mask padding. Logits at padding itself
+    are those of the original only if padding is not masked.
 
     Args:
-        heads: "average" or "sum"; None: as the names of the layers say.
-        pad_token_id: the token that the original treated as padding; None: known from the vocabulary size, or none,
-            and none in an earlier version.
-
-    At padding itself, where nothing is ever predicted, the logits are those of the original only if it masked none.
+        heads: "average" or "sum"; None: by the names of the layers.
+        pad_token_id: the padding id; None: by the vocabulary size, and no padding for an earlier version.
 
     Raises:
-        CheckpointError: if the file is no such checkpoint; the tensor that is missing or does not fit is named.
+        CheckpointError: if the file is not such a checkpoint, with the name of a tensor that is missing or invalid.
     """
     state, is_earlier = _with_later_names(_read(Path(path)), Path(path))
     if is_earlier:
@@ -82,7 +80,7 @@ def load_original(path: str | Path, heads: Heads | None = None, pad_token_id: in
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, or of a bare state_dict, without what wrappers of the model put into their names."""
+    """The tensors of a checkpoint or state_dict, by their names without prefixes of wrappers."""
     checkpoint = load_pickle(path)
     state = checkpoint.get("model_state_dict", checkpoint) if isinstance(checkpoint, dict) else None
     if (
@@ -102,7 +100,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _with_later_names(state: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], bool]:
-    """The tensors under the names of later versions, and whether they had those of an earlier one."""
+    """The tensors by the names of later versions, and whether they had those of an earlier version."""
     earlier = [name for name in state if re.match(r"decoder\.\d+\.", name)]
     if not earlier:
         return state, False
@@ -137,7 +135,7 @@ def _config(state: dict[str, Tensor], heads: Heads, pad_token_id: int | None) ->
 
 
 def _rename(state: dict[str, Tensor], config: BlogConfig) -> dict[str, Tensor]:
-    """The tensors under our names, the heads of a layer stacked into one matrix."""
+    """The tensors by our names, with the heads of a layer concatenated."""
     ours: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name == "pe" or ".attention_heads." in name:

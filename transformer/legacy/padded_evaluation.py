@@ -1,10 +1,9 @@
-"""The perplexity of the project that this one grew from, beside the honest one, of the same weights on the same text.
+"""The perplexity as the original project reported it, and the perplexity of the text alone, for the same weights.
 
-The original put a block of 128 paddings before every line that was not empty and the end token after it (padding,
-beginning and end had one id), moved a window of 128 tokens over that by one token at a time, and took the mean over all
-targets of a line. Of a line of m tokens, its end included, 1 - (m + 1) / 256 of the targets are padding if m <= 128:
-66 % for 87 tokens. A model learns within minutes that padding follows padding, so a share s of the targets costs
-nothing, and what is reported is
+The original put 128 padding tokens before every line that was not empty and the end token after it (all with the same
+id), moved a window of 128 tokens over these by one token at a time, and averaged the loss over all targets of a line.
+For a line of m <= 128 tokens, including its end, 1 - (m + 1) / 256 of the targets are padding: 66 % for 87 tokens. A
+model learns within minutes that padding follows padding, so that the loss of a fraction s of the targets is 0, and
 
     ppl_reported = exp((1 - s) · L)        L: nats per real target, so that ppl_reported = ppl_real ^ (1 - s)
 
@@ -28,7 +27,7 @@ from transformer.errors import CorpusError
 from transformer.evaluation.eval_mode import eval_mode
 from transformer.model import Transformer
 
-BLOCK = 128  # tokens of a window, and paddings before a line
+BLOCK = 128  # tokens in a window, and padding tokens before a line
 _AT_ONCE = 32  # windows
 
 
@@ -36,8 +35,8 @@ _AT_ONCE = 32  # windows
 class PaddedEvaluation:
     """Means over the targets of a line, averaged over the lines.
 
-    share: s, the part of the targets that is padding. padding_nats, real_nats: what padding, and all the rest, add to
-    the mean loss, so that their sum is what is reported.
+    share: s, the fraction of the targets that is padding. padding_nats, real_nats: the contributions of padding and of
+    all other targets to the mean loss, which is their sum.
     """
 
     share: float
@@ -47,22 +46,22 @@ class PaddedEvaluation:
 
     @property
     def reported_perplexity(self) -> float:
-        """Over all targets, as the original counted."""
+        """Of all targets, as the original reported it."""
         return math.exp(self.padding_nats + self.real_nats)
 
     @property
     def real_perplexity(self) -> float:
-        """Over the targets that are text or the end of a line, in the same windows."""
+        """Of the targets that are text or the end of a line, in the same windows."""
         return math.exp(self.real_nats / (1 - self.share))
 
     @property
     def if_padding_is_free(self) -> float:
-        """What would be reported by a model that knows all padding: exp((1 - s) L)."""
+        """The reported perplexity of a model that predicts padding perfectly: exp((1 - s) L)."""
         return math.exp(self.real_nats)
 
 
 def padded_lines(texts: Iterable[str], tokenizer: Tokenizer, block: int = BLOCK) -> Iterator[torch.Tensor]:
-    """For each line with text, (block + m,) ids: a block of padding, the line, and its end with the same id."""
+    """For each line with text, (block + m,) ids: a block of padding, the line, and its end."""
     fill = tokenizer.end_of_text_id
     for text in texts:
         lines = [line for line in text.splitlines() if line.strip()]
@@ -71,7 +70,7 @@ def padded_lines(texts: Iterable[str], tokenizer: Tokenizer, block: int = BLOCK)
 
 
 def padding_shares(lengths: np.ndarray, block: int = BLOCK) -> np.ndarray:
-    """The part of its targets that is padding, for lines of this many tokens, their ends included.
+    """The fraction of targets that is padding, for lines of these lengths, including their end.
 
     Window k of m has the targets k + 1 to k + block, of which those before `block` are padding: block - 1 - k, or none.
     """
@@ -88,11 +87,11 @@ def evaluate_padded(
     stride: int = 1,
     every: int = 1,
 ) -> PaddedEvaluation:
-    """Measure a model the original's way.
+    """Evaluate a model as the original did.
 
     Args:
-        stride: tokens from a window to the next; the original's 1 takes 128 times as long as the text.
-        every: evaluate each line of which the number is a multiple of this.
+        stride: tokens from one window to the next; 1, as in the original, takes 128 times as long as the text.
+        every: evaluate every n-th line only.
 
     Raises:
         CorpusError: if there is no text.
@@ -114,6 +113,6 @@ def evaluate_padded(
 
 
 def _lost(model: Transformer, windows_BT: torch.Tensor) -> torch.Tensor:
-    """(B, T) nats of each target of windows of T + 1 ids."""
+    """(B, T), the loss of each target in nats, for windows of T + 1 ids."""
     logits = model(windows_BT[:, :-1]).float().flatten(0, 1)
     return F.cross_entropy(logits, windows_BT[:, 1:].flatten(), reduction="none").view(len(windows_BT), -1).double()

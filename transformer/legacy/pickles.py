@@ -1,4 +1,4 @@
-"""The older format of PyTorch, read as data: what is foreign may come in it, and nothing of ours is written in it."""
+"""Reading of pickled PyTorch files (.pt, .bin), without running code in them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from transformer.errors import CheckpointError
 
 
 def load_pickle(path: Path) -> Any:
-    """What a .pt or .bin file holds, on the CPU: tensors, numbers and containers of them; no code is run.
+    """The tensors, numbers and containers in a file, on the CPU.
 
     Raises:
-        CheckpointError: if there is no such file, or it holds anything else.
+        CheckpointError: if there is no such file, or it has anything else in it.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"there is no file {path}.") from None
-    except Exception as error:  # bytes that are no pickle can raise anything
+    except Exception as error:  # invalid pickles can raise any exception
         raise CheckpointError(f"{path} is not a checkpoint and cannot be read: {error}") from error

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transformer.errors import CheckpointError
 from transformer.evaluation.eval_mode import eval_mode
+from transformer.inference.finite import expect_finite
 from transformer.model import Transformer
 from transformer.model.attention import MultiHeadAttention, attention_weights, causal_mask
 
@@ -50,6 +50,5 @@ def weights_of(model: Transformer, tokens_T: Tensor) -> Tensor:
         for hook in hooks:
             hook.remove()
     weights = torch.stack(found)
-    if not weights.isfinite().all():
-        raise CheckpointError("the model's attention is not finite numbers: its weights are damaged or too large.")
+    expect_finite(weights)
     return weights

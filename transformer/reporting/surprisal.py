@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from transformer.data.batches import IGNORE_INDEX
-from transformer.errors import CheckpointError
 from transformer.evaluation.eval_mode import eval_mode
 from transformer.evaluation.perplexity import windows
 from transformer.model import Transformer
@@ -50,10 +49,7 @@ def surprisal_of(model: Transformer, tokens_N: Tensor, alternatives: int = 5) ->
             scored = targets_T != IGNORE_INDEX
             hidden = model.hidden_states(inputs_T[None].to(device))[0, scored.to(device)]
             logits = model.head(hidden).float().cpu()  # (n, V)
-            if not logits.isfinite().all():
-                raise CheckpointError(
-                    "the model's scores are not finite numbers: its weights are damaged or too large."
-                )
+            expect_finite(logits)
             log_probabilities = logits.log_softmax(-1)
             own = log_probabilities.gather(1, targets_T[scored, None])  # (n, 1)
             top = log_probabilities.topk(min(alternatives, logits.shape[1]))
