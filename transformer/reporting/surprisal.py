@@ -13,6 +13,7 @@ from torch import Tensor
 from transformer.data.batches import IGNORE_INDEX
 from transformer.evaluation.eval_mode import eval_mode
 from transformer.evaluation.perplexity import windows
+from transformer.inference.finite import expect_finite
 from transformer.model import Transformer
 
 

@@ -72,7 +72,7 @@ def build(config: TrainConfig, engine: Engine) -> RunComponents:
             if start is not None:
                 discard(start)
         context = _context(config, model)
-        source, training, validation = _text(config, tokenizer, context, engine)
+        source, training, validation = _batches(config, tokenizer, context, engine)
         if config.model.start_from_bigrams and training:
             start_from_bigrams(model, training.stream.tokens[training.first : training.stop])
     return RunComponents(tokenizer, model, source, training, validation, model_type)
@@ -84,19 +84,19 @@ def prepare_tokenizer(config: TrainConfig, engine: Engine, start: Path | None) -
     Args:
         start: directory of the model that is fine-tuned; None: a model with random weights is trained.
     """
-    folder, data = config.run.checkpoints, config.text
+    folder, text = config.run.checkpoints, config.text
     if not engine.main or run_state.exists(folder):
         return Tokenizer.load(folder)
     if start:
         tokenizer = Tokenizer.load(start)
-    elif data.tokenizer:
-        tokenizer = Tokenizer.load(fetch_tokenizer(data.tokenizer))
+    elif text.tokenizer:
+        tokenizer = Tokenizer.load(fetch_tokenizer(text.tokenizer))
     else:
-        logger.info("training a tokenizer of %s tokens on %s", f"{data.vocab_size:,}", data.data)
-        found = pieces(data.data, data.data_config, "train", data.clean, data.text_column, data.max_documents)
-        texts = (piece.text for piece in (islice(found, _STREAMED_PIECES) if data.stream else found))
-        tokenizer = Tokenizer.train(texts, data.vocab_size, whole=data.whole_tokens)
-    if has_conversations(data.data, data.data_config, data.text_column):
+        logger.info("training a tokenizer of %s tokens on %s", f"{text.vocab_size:,}", text.data)
+        found = pieces(text.data, text.data_config, "train", text.clean, text.text_column, text.max_documents)
+        texts = (piece.text for piece in (islice(found, _STREAMED_PIECES) if text.stream else found))
+        tokenizer = Tokenizer.train(texts, text.vocab_size, whole=text.whole_tokens)
+    if has_conversations(text.data, text.data_config, text.text_column):
         # Conversations are trained on in the format of this template, so that the model has to be prompted in it.
         if tokenizer.chat_template not in (None, CHAT_TEMPLATE):
             logger.warning(
@@ -165,57 +165,63 @@ def _context(config: TrainConfig, model: Transformer) -> int:
     return min(asked, most)
 
 
-def _text(
+def _batches(
     config: TrainConfig, tokenizer: Tokenizer, context: int, engine: Engine
 ) -> tuple[BatchSource, Windows | None, Windows]:
     """Training batches, the windows they consist of (None: the text is streamed), and validation windows."""
-    data, batch_size, seed = config.text, config.optimization.batch_size, config.run.seed
+    text, batch_size, seed = config.text, config.optimization.batch_size, config.run.seed
     processes = (engine.rank, engine.world_size)
-    pad = tokenizer.padding_id
-    if data.stream:
-        validation = Windows(_streamed_validation(data, tokenizer), context, pad)
-        text = find_text(data.data, data.data_config)
-        source: BatchSource = StreamBatches(
-            text, tokenizer, context, batch_size, seed, *processes, text_column=data.text_column
-        )
-        return source, None, validation
+    if text.stream:
+        validation = Windows(_streamed_validation(text, tokenizer), context, tokenizer.padding_id)
+        corpus, column = find_text(text.data, text.data_config), text.text_column
+        stream = StreamBatches(corpus, tokenizer, context, batch_size, seed, *processes, text_column=column)
+        return stream, None, validation
 
-    cache = Path(data.token_cache) if data.token_cache else None
+    tokens, span, validation = _tokens(text, tokenizer, context)
 
-    def read(source: str, configuration: str | None, split: str) -> TokenStream:
-        return tokenized(find_text(source, configuration, split), tokenizer, cache, text_column=data.text_column)
+    def windows(length: int, stride: int | None) -> Windows:
+        return Windows(tokens, length, tokenizer.padding_id, span, stride, text.prompt_share, seed)
 
-    text = find_text(data.data, data.data_config)
-    stream = tokenized(text, tokenizer, cache, data.clean, data.text_column, data.max_documents)
-    logger.info("%s tokens to train on (%s)", f"{len(stream.tokens):,}", data.data)
-    span = None
-    if data.validation_data:
-        validation = Windows(read(data.validation_data, None, "train"), context, pad)
-    elif has_split(data.data, data.data_config, "validation"):
-        validation = Windows(read(data.data, data.data_config, "validation"), context, pad)
-    else:
-        size = len(stream.tokens)
-        cut = _held_out_from(stream)
-        span, validation = (0, cut), Windows(stream, context, pad, (cut - 1, size))
-    training = Windows(stream, context, pad, span, data.window_stride, data.prompt_share, seed)
+    training = windows(context, text.window_stride)
     source = EpochBatches(training, batch_size, seed, *processes)
-    if data.short_window_share:
-        length = data.short_window_length
-        short = Windows(stream, length, pad, span, None, data.prompt_share, seed)
-        rows = max(1, round(batch_size * context / length))
-        source = ShortWindowsFirst(EpochBatches(short, rows, seed, *processes), source, data.short_window_share)
-    return source, training, validation
+    if not text.short_window_share:
+        return source, training, validation
+    rows = max(1, round(batch_size * context / text.short_window_length))
+    short = EpochBatches(windows(text.short_window_length, None), rows, seed, *processes)
+    return ShortWindowsFirst(short, source, text.short_window_share), training, validation
 
 
-def _streamed_validation(data: TextOptions, tokenizer: Tokenizer) -> TokenStream:
-    """The first documents of the validation text, in memory."""
-    if data.validation_data:
-        found = documents(data.validation_data, text_column=data.text_column)
-    elif has_split(data.data, data.data_config, "validation"):
-        found = documents(data.data, data.data_config, "validation", data.text_column)
-    else:
-        raise ConfigError(f"{data.data} has no validation split: give validation_data to stream it.")
-    return tokenize(islice(found, _STREAMED_VALIDATION), tokenizer)
+def _tokens(
+    text: TextOptions, tokenizer: Tokenizer, context: int
+) -> tuple[TokenStream, tuple[int, int] | None, Windows]:
+    """The tokens of the training text, the span of them to train on (None: all), and the validation windows."""
+    cache, column = Path(text.token_cache) if text.token_cache else None, text.text_column
+    corpus = find_text(text.data, text.data_config)
+    tokens = tokenized(corpus, tokenizer, cache, text.clean, column, text.max_documents)
+    logger.info("%s tokens to train on (%s)", f"{len(tokens.tokens):,}", text.data)
+    if found := _validation_text(text):
+        validation = tokenized(find_text(*found), tokenizer, cache, text_column=column)
+        return tokens, None, Windows(validation, context, tokenizer.padding_id)
+    cut = _held_out_from(tokens)
+    held_out = Windows(tokens, context, tokenizer.padding_id, (cut - 1, len(tokens.tokens)))
+    return tokens, (0, cut), held_out
+
+
+def _validation_text(text: TextOptions) -> tuple[str, str | None, str] | None:
+    """The name, configuration and split of the validation text; None: it is held out of the training text."""
+    if text.validation_data:
+        return text.validation_data, None, "train"
+    if has_split(text.data, text.data_config, "validation"):
+        return text.data, text.data_config, "validation"
+    return None
+
+
+def _streamed_validation(text: TextOptions, tokenizer: Tokenizer) -> TokenStream:
+    """The tokens of the first documents of the validation text."""
+    found = _validation_text(text)
+    if found is None:
+        raise ConfigError(f"{text.data} has no validation split: give validation_data to stream it.")
+    return tokenize(islice(documents(*found, text.text_column), _STREAMED_VALIDATION), tokenizer)
 
 
 def _held_out_from(stream: TokenStream) -> int:
