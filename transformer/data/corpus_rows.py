@@ -41,11 +41,18 @@ class Rows(Protocol):
     @property
     def has_conversations(self) -> bool: ...
 
-    def read(self) -> Row | None: ...
+    def read(self) -> Row | None:
+        """The next row; None at the end."""
 
-    def position(self) -> Position: ...
+    def position(self) -> Position:
+        """The position of the next row."""
 
-    def go_to(self, position: Position) -> None: ...
+    def go_to(self, position: Position) -> None:
+        """Continue from a position.
+
+        Raises:
+            CorpusError, KeyError, TypeError: if it is not a position in these rows.
+        """
 
 
 def open_rows(source: TextSource, text_column: str | None) -> Rows:

@@ -8,7 +8,7 @@ const byId = (id) => document.getElementById(id);
 const tokens = [...document.querySelectorAll(".token")];
 const buttons = [...document.querySelectorAll("#heads button")];
 
-// How much the token `query` takes from the token `key`, from 0 to 1.
+// The attention weight of `query` to `key`, from 0 to 1.
 function weight(layer, head, query, key) {
   if (key > query) return 0;
   const place = (layer * DATA.heads + head) * triangle + (query * (query + 1)) / 2 + key;
@@ -17,7 +17,7 @@ function weight(layer, head, query, key) {
 
 const percent = (part) => `${(100 * part).toFixed(part < 0.1 ? 2 : 1)} %`;
 
-// Small weights are seen too: what is drawn is the square root.
+// The opacity is the square root of the weight, so that small weights are visible.
 function draw(canvas, layer, head) {
   canvas.width = canvas.height = size;
   const context = canvas.getContext("2d");
@@ -44,8 +44,8 @@ function between(other) {
 
 function say(query, key) {
   const part = weight(chosen.layer, chosen.head, query, key);
-  const whom = query === key ? "at itself" : `at “${DATA.names[key]}” (token ${key})`;
-  byId("told").textContent = `“${DATA.names[query]}” (token ${query}) looks ${whom}: ${percent(part)}`;
+  const target = query === key ? "itself" : `“${DATA.names[key]}” (token ${key})`;
+  byId("told").textContent = `“${DATA.names[query]}” (token ${query}) attends to ${target}: ${percent(part)}`;
 }
 
 function show() {
@@ -89,7 +89,7 @@ function choose(change) {
   show();
 }
 
-// The arrow keys move along the text; what is chosen stays in sight.
+// The arrow keys move along the text.
 byId("text").addEventListener("keydown", (event) => {
   const moves = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1, Home: -size, End: size };
   if (!(event.key in moves)) return;
@@ -113,7 +113,7 @@ for (const button of buttons) {
 }
 document.querySelectorAll("input[name=direction]").forEach((radio) => radio.addEventListener("change", show));
 
-// On the large picture the pointer, or the arrow keys, name one weight.
+// On the large canvas the pointer and the arrow keys select a weight.
 const spot = { query: size - 1, key: 0 };
 const map = byId("map");
 map.addEventListener("pointermove", (event) => {

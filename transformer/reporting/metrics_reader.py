@@ -55,6 +55,7 @@ def is_validation(row: Row) -> bool:
 
 
 def column(rows: list[Row], key: str) -> np.ndarray:
+    """The numbers with this key, one per row; nan if a row has none."""
     return np.array([number(row, key) for row in rows], dtype=float)
 
 

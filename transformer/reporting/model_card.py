@@ -37,12 +37,17 @@ class TrainingFacts:
     processor: str
 
     def write(self, directory: str | Path) -> None:
+        """Write `training.json` into a model directory.
+
+        Raises:
+            WriteError: if it cannot be written.
+        """
         with atomic_write(Path(directory) / TRAINING_FILE) as path:
             path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, directory: str | Path) -> TrainingFacts:
-        """The facts of a model directory.
+        """Read `training.json` of a model directory.
 
         Raises:
             CheckpointError: if there are none, as for a model of another program.

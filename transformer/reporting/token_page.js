@@ -1,4 +1,4 @@
-// DATA: the size of the vocabulary; of each token name, id, nats, rank and the likeliest [id, probability]; their names.
+// DATA: the vocabulary size; name, id, nats, rank and most likely [id, probability] of each token; their names.
 const tokens = [...document.querySelectorAll(".token")];
 const told = document.getElementById("told");
 let chosen = 0;
@@ -16,7 +16,7 @@ function tell(number) {
   const line = document.createElement("p");
   line.append(element("b", `“${token.name}”`), ` token ${number}, id ${token.id}, in the vocabulary ${token.raw}`);
   if (token.begins) {
-    told.replaceChildren(line, element("p", "It begins the text and is given, not scored."));
+    told.replaceChildren(line, element("p", "It precedes the text, and is not scored."));
     return;
   }
   const probability = Math.exp(-token.nats);
@@ -30,7 +30,7 @@ function tell(number) {
     item.title = `id ${id}`;
     list.append(item);
   }
-  told.replaceChildren(line, numbers, element("p", "The likeliest here:"), list);
+  told.replaceChildren(line, numbers, element("p", "Most likely here:"), list);
 }
 
 function choose(number) {

@@ -104,6 +104,7 @@ class Option:
 
     @property
     def is_optional(self) -> bool:
+        """Whether it may be None."""
         return type(None) in typing.get_args(self.kind)
 
     def find(self, kind: type[Metadata]) -> list[Metadata]:
