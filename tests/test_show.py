@@ -252,7 +252,7 @@ def test_a_browser_shows_the_weights_of_the_chosen_head_and_token(tokenizer: Tok
         told = float(re.search(r": ([\d.]+) %", element.get("title", ""))[1])
         assert told == pytest.approx(100 * weight, abs=0.06)
         assert ("later" in element.get("class", "")) == (words.index(element) > 5)
-    told = re.search(r"token 5\) looks at .* \(token 3\): ([\d.]+) %$", text_of(by_id(body, "told")))
+    told = re.search(r"token 5\) attends to .* \(token 3\): ([\d.]+) %$", text_of(by_id(body, "told")))
     assert float(told[1]) == pytest.approx(100 * weights[5, 3].item(), abs=0.06)
     most = [text_of(row.findall("td")[0]) for row in by_id(body, "most").iter("tr")]
     names = [name_of(tokenizer, token) for token in tokens_of(tokenizer, text)]
