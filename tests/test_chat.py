@@ -11,7 +11,7 @@ from models import tiny_model, tiny_model_directory, tiny_tokenizer
 
 from transformer.cli import main
 from transformer.data.chat_template import chat_tokens, render
-from transformer.data.conversation import CHAT_TEMPLATE, conversation_prompt
+from transformer.data.conversation import CHAT_TEMPLATE, conversation
 from transformer.data.tokenizer import Tokenizer
 from transformer.errors import ChatError, CheckpointError
 from transformer.hub import checkpoint
@@ -153,11 +153,12 @@ def test_the_plain_conversations_of_training_have_a_template(tmp_path: Path) -> 
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = CHAT_TEMPLATE
     messages = [{"role": "system", "content": " Be brief.\n"}, *TALK]
-    assert chat_tokens(tokenizer, messages) == tokenizer.encode_prompt(conversation_prompt(messages))
+    prompt = "".join(text for text, _ in conversation(messages)) + "\nAssistant:"
+    assert chat_tokens(tokenizer, messages) == tokenizer.encode_prompt(prompt)
     tokenizer.save(tmp_path)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     text = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert text == "<|endoftext|>" + conversation_prompt(messages)
+    assert text == "<|endoftext|>" + prompt
 
 
 def test_an_answer_is_the_text_after_the_conversation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

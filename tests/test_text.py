@@ -16,7 +16,7 @@ from tokenizers.pre_tokenizers import Metaspace
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 
-from transformer.data.conversation import conversation, conversation_prompt
+from transformer.data.conversation import conversation
 from transformer.data.document import PIECE, Document, articles
 from transformer.data.tokenizer import Tokenizer
 from transformer.errors import CheckpointError, ConfigError, CorpusError
@@ -275,7 +275,8 @@ def test_of_a_conversation_the_answers_are_learned(tmp_path: Path) -> None:
 def test_a_prompt_for_an_answer_is_what_stood_before_the_learned_one() -> None:
     messages = [SYSTEM, QUESTION, ANSWER, MORE]
     *before, (answer, learned) = conversation([*messages, RED])
-    assert conversation_prompt(messages) == "".join(text for text, _ in before)
+    prompt = "".join(text for text, _ in conversation(messages)) + "\nAssistant:"
+    assert prompt == "".join(text for text, _ in before)
     assert (answer, learned) == (" Red.", True)
 
 

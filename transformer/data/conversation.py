@@ -89,12 +89,3 @@ def _text_of_part(part: Any) -> str:
         )
     text: str = part["text"]
     return text
-
-
-def conversation_prompt(messages: Sequence[Any]) -> str:
-    """The prompt for the assistant's next answer, for a model trained on conversations.
-
-    Raises:
-        CorpusError: as `conversation`.
-    """
-    return "".join(text for text, _ in conversation(messages)) + "\nAssistant:"
