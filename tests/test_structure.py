@@ -13,7 +13,7 @@ SHARED = {"checksum", "cog_folders", "credentials", "errors", "files", "device"}
 PACKAGES = {
     "credentials": set(),
     "errors": {"credentials"},
-    "checksum": {"files"},
+    "checksum": {"errors", "files"},
     "cog_folders": set(),
     "files": {"errors"},
     "device": {"errors"},

@@ -9,7 +9,8 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from transformer.files import cache_folder
+from transformer.errors import WriteError
+from transformer.files import atomic_write, cache_folder
 
 _BLOCK = 2**20
 
@@ -67,9 +68,6 @@ def _read_record(expected: str) -> list[int] | None:
 
 
 def _write_record(expected: str, seen: list[int]) -> None:
-    with suppress(OSError, RuntimeError):  # without a cache the file is read again the next time
-        record = _record(expected)
-        record.parent.mkdir(parents=True, exist_ok=True)
-        partial = record.with_name(f".{record.name}.{os.getpid()}.partial")
+    # Without a cache the file is read again the next time.
+    with suppress(WriteError, RuntimeError), atomic_write(_record(expected)) as partial:
         partial.write_text(json.dumps(seen), encoding="utf-8")
-        os.replace(partial, record)

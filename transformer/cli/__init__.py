@@ -6,13 +6,13 @@ Slow imports are in the functions of the commands that need them.
 from __future__ import annotations
 
 import argparse
-import sys
 
 from transformer import __version__
 from transformer.cli.card_command import add_card
 from transformer.cli.chat_command import add_chat
 from transformer.cli.conversations_command import add_conversations
 from transformer.cli.evaluate_command import add_evaluate
+from transformer.cli.exit_status import exit_status
 from transformer.cli.import_original_command import add_import_original
 from transformer.cli.predict_command import DEFAULT_PROMPT, add_predict
 from transformer.cli.preflight_command import add_preflight
@@ -22,7 +22,6 @@ from transformer.cli.show_command import add_show
 from transformer.cli.train_command import add_train
 from transformer.console import replace_unencodable_characters
 from transformer.credentials import guard_output
-from transformer.errors import TransformerError, sentence
 
 __all__ = ["DEFAULT_MODEL", "DEFAULT_PROMPT", "main"]
 _COMMANDS = (  # in the order of --help
@@ -53,24 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
             "this installation has no default model, which is part of a checkout. Give --model a folder, a tar, a URL "
             "or a Hub id, such as --model user/name."
         )
-    try:
-        return options.run(options) or 0
-    except (TransformerError, ModuleNotFoundError) as error:
-        print(f"transformer: {sentence(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of standard output has exited
-        sys.stderr.close()
-        return 1
-    except OSError as error:  # such as a full disk, or a name that is too long
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"transformer: {where}{error.strerror or error}", file=sys.stderr)
-        return 1
-    except MemoryError:
-        print("transformer: there is not enough memory for this model and these options.", file=sys.stderr)
-        return 1
+    return exit_status(lambda: options.run(options), "transformer")
 
 
 def _parser() -> argparse.ArgumentParser:

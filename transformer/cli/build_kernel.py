@@ -10,7 +10,7 @@ import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
-from transformer.errors import TransformerError
+from transformer.cli.exit_status import exit_status
 from transformer.inference.native.compiled_kernel import AHEAD, build_ahead
 
 
@@ -21,13 +21,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("folder", type=Path, nargs="?", default=AHEAD, help="default: %(default)s")
     options = parser.parse_args(arguments)
-    try:
+
+    def build() -> None:
         for path in build_ahead(options.folder):
             print(path)
-    except TransformerError as error:
-        print(f"build_kernel: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    return exit_status(build, "build_kernel")
 
 
 if __name__ == "__main__":

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 
+from transformer.cli.exit_status import exit_status
 from transformer.cli.shared_options import Commands, add_training_command
 from transformer.console import replace_unencodable_characters
 from transformer.credentials import guard_output
-from transformer.errors import ConfigError, TransformerError, sentence
-from transformer.training.interrupt import Interrupted
 
 
 def add_train(commands: Commands) -> None:
@@ -31,21 +29,12 @@ def run(arguments: list[str], program: str) -> int:
     guard_output()
     replace_unencodable_characters()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        _train(arguments, program)
-    except TransformerError as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        return 128 + error.signal if isinstance(error, Interrupted) else 1
-    except KeyboardInterrupt:
-        print(f"{program}: stopped; the same command resumes from the last checkpoint.", file=sys.stderr)
-        return 130
-    return 0
+    stopped = "stopped; the same command resumes from the last checkpoint."
+    return exit_status(lambda: _train(arguments, program), program, stopped)
 
 
 def _train(arguments: list[str], program: str) -> None:
-    try:
-        from transformer.training.options import parse
-        from transformer.training.run import train
-    except ModuleNotFoundError as error:
-        raise ConfigError(sentence(error)) from error
+    from transformer.training.options import parse
+    from transformer.training.run import train
+
     train(parse(arguments, program))
