@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import settings
 
 from transformer.inference.native import compiled_kernel, kernel
 from transformer.inference.native.instruction_sets import VARIABLE, InstructionSet, missing, sets_of_machine
-from transformer.reporting import model_card
+from transformer.reporting import card_samples
 from transformer.training import flops
 
 # Tests run beside each other and are small: threads would only wait for one another.
@@ -48,7 +47,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 def short_trainings() -> Iterator[None]:
     """Short samples on model cards and small timed matrices: both take longer than the steps of a tiny training."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model_card, "SAMPLING", replace(model_card.SAMPLING, max_tokens=8))
+        patch.setattr(card_samples, "MAX_TOKENS", 8)
         patch.setattr(flops, "MATRIX_SIZE", 256)
         yield
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import faulthandler
 import functools
 import hashlib
@@ -461,7 +460,7 @@ def judge_model(run: Run, arguments: dict[str, tuple[str, ...]], output: Path) -
 
     from transformer.hub import checkpoint
     from transformer.hub.text_sources import documents
-    from transformer.reporting.model_card import TrainingFacts
+    from transformer.reporting.training_facts import TrainingFacts
 
     if wrong := [f"--{name} {values[0]!r}" for name, values in arguments.items() if {*values} & {*_values(name)[1]}]:
         return f"accepted: {' '.join(sorted(wrong))}"
@@ -785,12 +784,9 @@ def prepare() -> None:
     logging.getLogger().addHandler(logging.NullHandler())
     logging.getLogger().setLevel(logging.ERROR)
     known_options()
-    import transformer.reporting.model_card
+    from transformer.reporting import card_samples
 
-    # The samples on the card are most of what a tiny training takes.
-    transformer.reporting.model_card.SAMPLING = dataclasses.replace(
-        transformer.reporting.model_card.SAMPLING, max_tokens=4
-    )
+    card_samples.MAX_TOKENS = 4  # the samples on the card are most of what a tiny training takes
 
 
 def main() -> int:

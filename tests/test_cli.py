@@ -73,7 +73,8 @@ def test_an_error_is_one_sentence(arguments: list[str], word: str, model: str, c
 
 
 def test_card_measures_a_trained_model_and_says_so(tmp_path: Path, capsys) -> None:
-    from transformer.reporting.model_card import TrainingFacts, command_line
+    from transformer.reporting.model_card import command_line
+    from transformer.reporting.training_facts import TrainingFacts
 
     folder, texts = tiny_model_directory(tmp_path / "model"), tmp_path / "texts"
     texts.mkdir()

@@ -15,7 +15,7 @@ from models import SENTENCES, tiny_model_directory
 
 import train
 from transformer.hub import checkpoint
-from transformer.reporting.model_card import TrainingFacts
+from transformer.reporting.training_facts import TrainingFacts
 
 ROOT = Path(__file__).parents[1]
 

@@ -12,7 +12,7 @@ from transformer.errors import ConfigError
 from transformer.hub import checkpoint
 from transformer.inference import SamplingOptions
 from transformer.model import PRESETS
-from transformer.reporting.model_card import TrainingFacts
+from transformer.reporting.training_facts import TrainingFacts
 from transformer.training.options import parse
 from transformer.training.run import train
 from transformer.training.train_config import TrainConfig

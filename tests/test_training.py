@@ -20,6 +20,7 @@ from transformer.evaluation import evaluate
 from transformer.hub import checkpoint
 from transformer.inference import Generator, SamplingOptions
 from transformer.model import PRESETS
+from transformer.reporting.training_facts import TrainingFacts
 from transformer.training.loss import LanguageModelLoss
 from transformer.training.optimizers import make_optimizers, set_learning_rate
 from transformer.training.run import train
@@ -117,6 +118,29 @@ def test_training_goes_on_from_a_model_with_its_tokenizer(corpus: Path, tmp_path
     assert after.config == before.config and same.vocab_size == tokenizer.vocab_size
     scores = [evaluate(model, tokenizer, SENTENCES).bits_per_byte for model in (before, after)]
     assert scores[1] < scores[0] / 2
+
+
+def test_a_card_names_every_training_and_has_answers_of_a_model_that_talks(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    text, talks = tmp_path / "text.jsonl", tmp_path / "talks.jsonl"
+    text.write_text("".join(json.dumps({"text": sentence}) + "\n" for sentence in SENTENCES * 10))
+    talk = [{"role": "user", "content": "What is a lobster?"}, {"role": "assistant", "content": SENTENCES[0]}]
+    talks.write_text((json.dumps({"messages": talk}) + "\n") * 20)
+    options = {"max_steps": 2, "preflight": "off", "price_per_hour": 3600.0}
+    train(TrainConfig.from_options(data=str(text), output=str(first), **{**SMALL, **options}))
+    assert "Answers" not in (first / "README.md").read_text()
+    train(
+        TrainConfig.from_options(
+            data=str(talks), output=str(second), init_from=str(first), context_length=32, batch_size=4, **options
+        )
+    )
+    facts, before = TrainingFacts.read(second), TrainingFacts.read(first)
+    assert list(facts.stages()) == [before, facts] and facts.cost == pytest.approx(facts.seconds)
+    card = (second / "README.md").read_text()
+    assert card.index("--data text.jsonl") < card.index("--data talks.jsonl") and "--init-from first" in card
+    assert f"Together {before.tokens + facts.tokens:,} tokens" in card and f"it cost {before.seconds:.2f}." in card
+    answers = card[card.index("## Answers") : card.index("## Limits")]
+    assert answers.count("> **") == 10 and "**What are you?**" in answers
 
 
 def test_gradients_do_not_depend_on_how_a_step_is_cut(corpus: Path, tmp_path: Path) -> None:

@@ -2,60 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 import os
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformer.credentials import redact
-from transformer.errors import CheckpointError
 from transformer.evaluation import Evaluation
 from transformer.files import atomic_write
 from transformer.hub import checkpoint
 from transformer.hub.architectures import adapter_for
-from transformer.inference import DEFAULT_SAMPLING, Generator
+from transformer.hub.generation_config import read_sampling
+from transformer.inference import Generator
+from transformer.reporting.card_samples import samples_section
+from transformer.reporting.training_facts import TrainingFacts
 
-TRAINING_FILE = "training.json"  # `TrainingFacts`, beside the weights
 CURVE_FILE = "loss.svg"  # the loss curve
-SAMPLING = dataclasses.replace(DEFAULT_SAMPLING, max_tokens=100, seed=0)
-PROMPTS = ("The history of the city", "The species is found in", "In the summer of 1944,", "")
-
-
-@dataclass(frozen=True)
-class TrainingFacts:
-    """How a model was trained. command: of the training. seconds: duration. processor: description of the hardware."""
-
-    command: str
-    steps: int
-    tokens: int
-    seconds: float
-    processor: str
-
-    def write(self, directory: str | Path) -> None:
-        """Write `training.json` into a model directory.
-
-        Raises:
-            WriteError: if it cannot be written.
-        """
-        with atomic_write(Path(directory) / TRAINING_FILE) as path:
-            path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
-
-    @classmethod
-    def read(cls, directory: str | Path) -> TrainingFacts:
-        """Read `training.json` of a model directory.
-
-        Raises:
-            CheckpointError: if there are none, as for a model of another program.
-        """
-        try:
-            return cls(**json.loads((Path(directory) / TRAINING_FILE).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise CheckpointError(f"{directory} does not say how it was trained: {error}.") from error
 
 
 def command_line(options: dict[str, Any]) -> str:
@@ -97,8 +61,8 @@ def write_card(
     facts, config = TrainingFacts.read(directory), model.config
     architecture = adapter_for(checkpoint.read_model_type(directory)).class_name
     weights = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
-    generator = Generator(model, tokenizer, "fp32")
-    samples = [(prompt, "".join(generator.generate(prompt, SAMPLING))) for prompt in PROMPTS]
+    generator, settings = Generator(model, tokenizer, "fp32"), read_sampling(directory)
+    answers = bool(tokenizer.chat_templates)
 
     rows = [
         f"| {text} | {e.token_perplexity:.2f} | {e.word_perplexity:.1f} | {e.bits_per_byte:.4f} | "
@@ -109,17 +73,15 @@ def write_card(
     parts = [
         f"---\n{_front(directory.resolve().name, evaluations, data_license)}\n---",
         "# A small decoder-only Transformer",
-        f"It continues English text. {model.parameter_count():,} parameters: {config.n_layers} layers of width "
-        f"{config.d_model}, {config.n_heads} attention heads ({config.kv_heads} for keys and values), feed-forward "
-        f"width {config.feed_forward_dim}, a context of {config.context_length} tokens, and a vocabulary of "
-        f"{tokenizer.vocab_size:,} tokens; {weights / 1e6:.1f} MB of weights. In `transformers` it is a "
-        f"`{architecture}`.",
+        f"It continues English text{' and answers questions' if answers else ''}. {model.parameter_count():,} "
+        f"parameters: {config.n_layers} layers of width {config.d_model}, {config.n_heads} attention heads "
+        f"({config.kv_heads} for keys and values), feed-forward width {config.feed_forward_dim}, a context of "
+        f"{config.context_length} tokens, and a vocabulary of {tokenizer.vocab_size:,} tokens; {weights / 1e6:.1f} MB "
+        f"of weights. In `transformers` it is a `{architecture}`.",
         "## Data",
         f"{redact(data)} Licence of the data: {data_license or 'not known'}.",
         "## Training",
-        f"```\n{facts.command}\n```",
-        f"{facts.steps:,} steps over {facts.tokens:,} tokens in {facts.seconds / 60:.0f} minutes on {facts.processor}. "
-        "The weights are those with the lowest loss on validation text.",
+        *_training(facts),
         *(["![Loss in nats per token, by step](" + CURVE_FILE + ")"] if (directory / CURVE_FILE).exists() else []),
         "## Evaluation",
         "Each document is scored separately, after the end-of-text token, in sliding windows of *context* tokens with "
@@ -134,17 +96,35 @@ def write_card(
             ]
         ),
         *remarks,
-        "## Samples, not selected",
-        f"Temperature {SAMPLING.temperature}, top-k {SAMPLING.top_k}, top-p {SAMPLING.top_p}, repetition penalty "
-        f"{SAMPLING.repetition_penalty}, seed {SAMPLING.seed}, {SAMPLING.max_tokens} tokens. The prompt is bold.",
-        *(f"> {_quote(prompt, text)}" for prompt, text in samples),
+        *samples_section(generator, settings),
         "## Limits",
         "A model of this size imitates the style of its data: names, dates and facts in its texts are invented. It "
-        "writes only the language of its data, does not follow instructions, and repeats biases in its data. Do not "
-        "rely on what it writes.",
+        f"writes only the language of its data, {'follows few' if answers else 'does not follow'} instructions, and "
+        "repeats biases in its data. Do not rely on what it writes.",
     ]
     with atomic_write(directory / "README.md") as path:
         path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _training(facts: TrainingFacts) -> list[str]:
+    """The paragraphs on how the model was trained: each training, and what all of them took together."""
+    paragraphs, stages = [], list(facts.stages())
+    for stage in stages:
+        cost = "" if stage.cost is None else f" At {stage.price_per_hour:g} an hour, it cost {stage.cost:.2f}."
+        paragraphs += [
+            f"```\n{stage.command}\n```",
+            f"{stage.steps:,} steps over {stage.tokens:,} tokens in {_duration(stage.seconds)} on {stage.processor}."
+            f"{cost}",
+        ]
+    if len(stages) > 1:
+        tokens, seconds = sum(stage.tokens for stage in stages), sum(stage.seconds for stage in stages)
+        paragraphs.append(f"Together {tokens:,} tokens in {_duration(seconds)}.")
+    paragraphs[-1] += " The weights are those with the lowest loss on validation text."
+    return paragraphs
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} hours"
 
 
 def _front(name: str, evaluations: Sequence[tuple[str, Evaluation]], data_license: str | None) -> str:
@@ -179,8 +159,3 @@ def _front(name: str, evaluations: Sequence[tuple[str, Evaluation]], data_licens
         eval_results=results or None,
     )
     return str(card.to_yaml())
-
-
-def _quote(prompt: str, text: str) -> str:
-    bold = f"**{prompt}**" if prompt else "*(no prompt)* "
-    return (bold + text.replace("<", "&lt;")).strip().replace("\n", "\n> ")

@@ -16,7 +16,8 @@ from transformer.files import reason
 from transformer.hub.publish import prepare, push
 from transformer.preflight import preflight
 from transformer.reporting.measured_card import measure_and_write_card
-from transformer.reporting.model_card import TrainingFacts, command_line
+from transformer.reporting.model_card import command_line
+from transformer.reporting.training_facts import TrainingFacts
 from transformer.training import run_state
 from transformer.training.distributed import DistributedEngine, Engine
 from transformer.training.lock import only_run_in
@@ -93,7 +94,8 @@ def _train(config: TrainConfig, hub_token: str | None, stop: threading.Event | N
             processor = (
                 f"{engine.world_size} × {describe(engine.device)}" if engine.world_size > 1 else describe(engine.device)
             )
-            facts = TrainingFacts(command, progress.step, progress.tokens, progress.seconds, processor)
+            price, before = config.run.price_per_hour, components.trained_before
+            facts = TrainingFacts(command, progress.step, progress.tokens, progress.seconds, processor, price, before)
             facts.write(config.run.output)
             _write_card(config, tokenizer, components.validation)
             logger.info("the best model, of step %s, is in %s", f"{progress.best_step:,}", config.run.output)

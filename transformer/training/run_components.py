@@ -25,6 +25,8 @@ from transformer.hub.resolve import fetch, fetch_tokenizer
 from transformer.hub.text_sources import documents, find_text, has_conversations, has_split, pieces
 from transformer.legacy import model_class
 from transformer.model import Transformer
+from transformer.reporting.training_facts import FILE as TRAINING_FILE
+from transformer.reporting.training_facts import TrainingFacts
 from transformer.training import run_state
 from transformer.training.bigrams import start_from_bigrams
 from transformer.training.distributed import Engine
@@ -46,6 +48,7 @@ class RunComponents:
     source: the training batches. training: the windows they consist of; None: the text is streamed.
     validation: the windows of the validation text.
     model_type: Hub name of the architecture of the initial model; None: the model is newly built.
+    trained_before: how the initial model was trained, if its directory says so.
     """
 
     tokenizer: Tokenizer
@@ -54,6 +57,7 @@ class RunComponents:
     training: Windows | None
     validation: Windows
     model_type: str | None = None
+    trained_before: TrainingFacts | None = None
 
 
 def build(config: TrainConfig, engine: Engine) -> RunComponents:
@@ -68,6 +72,7 @@ def build(config: TrainConfig, engine: Engine) -> RunComponents:
             tokenizer = prepare_tokenizer(config, engine, start)
             model = _model(config, tokenizer, start, engine.device)
             model_type = checkpoint.read_model_type(start) if start else None
+            trained_before = TrainingFacts.read(start) if start and (start / TRAINING_FILE).exists() else None
         finally:
             if start is not None:
                 discard(start)
@@ -75,7 +80,7 @@ def build(config: TrainConfig, engine: Engine) -> RunComponents:
         source, training, validation = _batches(config, tokenizer, context, engine)
         if config.model.start_from_bigrams and training:
             start_from_bigrams(model, training.stream.tokens[training.first : training.stop])
-    return RunComponents(tokenizer, model, source, training, validation, model_type)
+    return RunComponents(tokenizer, model, source, training, validation, model_type, trained_before)
 
 
 def prepare_tokenizer(config: TrainConfig, engine: Engine, start: Path | None) -> Tokenizer:

@@ -1,0 +1,70 @@
+"""How a model was trained: `training.json`, beside the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformer.errors import CheckpointError
+from transformer.files import atomic_write
+
+FILE = "training.json"
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """How a model was trained.
+
+    command: of the training. seconds: duration. processor: description of the hardware.
+    price_per_hour: of the machine, if the run knew it, in the user's currency.
+    before: the training of the model that this one was fine-tuned from, if that is known.
+    """
+
+    command: str
+    steps: int
+    tokens: int
+    seconds: float
+    processor: str
+    price_per_hour: float | None = None
+    before: TrainingFacts | None = None
+
+    def stages(self) -> Iterator[TrainingFacts]:
+        """All trainings that led to the model, the first one first."""
+        if self.before:
+            yield from self.before.stages()
+        yield self
+
+    @property
+    def cost(self) -> float | None:
+        """Of this training, in the currency of `price_per_hour`."""
+        return None if self.price_per_hour is None else self.price_per_hour * self.seconds / 3600
+
+    def write(self, directory: str | Path) -> None:
+        """Write `training.json` into a model directory.
+
+        Raises:
+            WriteError: if it cannot be written.
+        """
+        known = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        with atomic_write(Path(directory) / FILE) as path:
+            path.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, directory: str | Path) -> TrainingFacts:
+        """Read `training.json` of a model directory.
+
+        Raises:
+            CheckpointError: if there are none, as for a model of another program.
+        """
+        try:
+            return cls._of(json.loads((Path(directory) / FILE).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise CheckpointError(f"{directory} does not say how it was trained: {error}.") from error
+
+    @classmethod
+    def _of(cls, fields: dict[str, object]) -> TrainingFacts:
+        before = fields.get("before")
+        return cls(**{**fields, "before": cls._of(before) if isinstance(before, dict) else None})  # type: ignore[arg-type]
