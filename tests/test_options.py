@@ -163,6 +163,11 @@ def test_an_unknown_preset_is_told_the_known_ones() -> None:
         read("fast")
 
 
+def test_the_talking_part_of_the_default_model_starts_from_its_preset() -> None:
+    path = Path(__file__).parents[1] / "experiments" / "default_chat.yaml"
+    assert parse(["--config", str(path)]).model.init_from == parse(["--config", "default"]).run.output
+
+
 @pytest.mark.parametrize("name", presets())
 def test_every_preset_is_a_whole_run(name: str) -> None:
     config = parse(["--config", name])

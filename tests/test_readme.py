@@ -65,6 +65,8 @@ RULES = {
 }
 NOT_RUN = {
     r"make test": "it is this suite",
+    r"\.venv/bin/python train\.py --config (default|experiments/)": "trains for hours; its parts have own tests",
+    r"\.venv/bin/python -m transformer conversations": "reads Wikipedia; the command has tests of its own",
     r"cog push": "needs Docker and an account on Replicate",
     r"\.venv/bin/hf auth login": "asks for a token; HF_TOKEN stands in its place",
     r"python convert_hf_to_gguf.py": "is a script of llama.cpp's, which is not here",
