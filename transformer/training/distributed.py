@@ -8,21 +8,24 @@ skips it on a CPU and does not know our tied embeddings.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, TypeGuard, get_args
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from transformer.device import pick_device
 from transformer.errors import ConfigError
 from transformer.training.loss import LanguageModelLoss
 from transformer.training.option_groups import Parallel
+
+# Accelerate and FSDP are imported where they are used: together they take as long to import as PyTorch itself, and
+# `--help`, an option that is refused and a training in one process need none of FSDP.
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 class Engine:
@@ -92,6 +95,8 @@ class DistributedEngine(Engine):
     ) -> None:
         if parallel not in get_args(Parallel):
             raise ConfigError(f"parallel must be one of {', '.join(get_args(Parallel))}, not {parallel!r}.")
+        from accelerate import Accelerator
+
         super().__init__(device)
         picked = self.device
         try:
@@ -111,6 +116,8 @@ class DistributedEngine(Engine):
     def prepare(self, module: LanguageModelLoss) -> nn.Module:
         module.to(self.device)
         if self.sharded:
+            from torch.distributed.fsdp import fully_shard
+
             mesh = torch.distributed.init_device_mesh(self.device.type, (self.world_size,))
             for layer in module.model.layers:
                 fully_shard(layer, mesh=mesh)
@@ -136,9 +143,12 @@ class DistributedEngine(Engine):
         return self.accelerator.reduce(torch.tensor(numbers, dtype=torch.float64, device=self.device), "sum").tolist()
 
     def reshard(self, module: nn.Module) -> None:
-        for submodule in module.modules():
-            if isinstance(submodule, FSDPModule):
-                submodule.reshard()
+        if self.sharded:
+            from torch.distributed.fsdp import FSDPModule
+
+            for submodule in module.modules():
+                if isinstance(submodule, FSDPModule):
+                    submodule.reshard()
 
     def main_first(self) -> AbstractContextManager[None]:
         return self.accelerator.main_process_first()
@@ -156,12 +166,20 @@ class DistributedEngine(Engine):
 def full_tensor(tensor: Tensor) -> Tensor:
     """A tensor, gathered if it is sharded, on the CPU. With FSDP every process has to call this."""
     tensor = tensor.detach()
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
+    return (tensor.full_tensor() if _is_sharded(tensor) else tensor).cpu()
 
 
 def shard_like(tensor: Tensor, parameter: Tensor) -> Tensor:
     """A copy of a full tensor on the device of `parameter`, and sharded if `parameter` is."""
     tensor = tensor.to(parameter.device, copy=True)
-    if isinstance(parameter, DTensor) and tensor.dim():
+    if _is_sharded(parameter) and tensor.dim():
+        from torch.distributed.tensor import distribute_tensor
+
         return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
     return tensor
+
+
+def _is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether it is a shard; without their module, which `fully_shard` imports, there are none."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
