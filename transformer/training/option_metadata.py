@@ -6,6 +6,7 @@ max_grad_norm: Annotated[float, POSITIVE, FormerName("clip")] = 1.0
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 import typing
 from dataclasses import dataclass
@@ -142,6 +143,7 @@ class OptionGroup:
             option.check(getattr(self, option.name))
 
 
+@functools.cache
 def options_of(group: type) -> tuple[Option, ...]:
     """The fields of a group of options."""
     hints = typing.get_type_hints(group, include_extras=True)
