@@ -22,6 +22,9 @@ import httpx
 import yaml
 
 from tools import cog_schema
+from transformer.files import cache_folder
+from transformer.inference.native import load_kernel
+from transformer.inference.native.compiled_kernel import FOLDER_VARIABLE
 
 ROOT = Path(__file__).parents[1]
 CONFIG = yaml.safe_load((ROOT / "cog.yaml").read_text())
@@ -111,6 +114,7 @@ def cog_server(environment: Mapping[str, str], mode: str = "predict") -> Iterato
     """
     schema = cog_schema.openapi_schema(ROOT, CONFIG["predict"], CONFIG["train"])
     cog_schema.write(schema, ROOT / cog_schema.OUTPUT)
+    load_kernel()  # compiles it where the server looks for it
     port = _free_port()
     command = [sys.executable, "-m", "cog.server.http", "--host", "127.0.0.1", f"--x-mode={mode}"]
     with tempfile.TemporaryDirectory(prefix="cog-") as folder, open(Path(folder, "log"), "wb") as log:
@@ -136,6 +140,7 @@ def _environment(port: int, folder: str) -> dict[str, str]:
     return {
         **inherited,
         **of_the_image,
+        FOLDER_VARIABLE: str(cache_folder() / "native"),  # as in the image, nothing is compiled at the start
         "COG_PREDICT_TYPE_STUB": CONFIG["predict"],
         "COG_TRAIN_TYPE_STUB": CONFIG["train"],
         # The server starts its worker as plain `python`.

@@ -39,7 +39,9 @@ LONG = {
 LOCAL_FIRST = ["sliding_attention", "full_attention"]
 
 
-@pytest.mark.parametrize("name", LONG)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in ("mistral", "gemma3_text") else pytest.mark.slow) for name in LONG]
+)
 def test_200_tokens_beyond_the_window_and_the_original_context_are_those_of_transformers(
     name: str, tmp_path: Path
 ) -> None:

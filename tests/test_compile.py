@@ -14,7 +14,7 @@ from transformer.training.loss import LanguageModelLoss
 
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
-@pytest.mark.parametrize("preset", ["modern", "sandwich"])
+@pytest.mark.parametrize("preset", ["modern", pytest.param("sandwich", marks=pytest.mark.slow)])
 def test_the_compiled_step_has_the_gradients_of_the_plain_one(preset: str, tmp_path: Path) -> None:
     # A compiler can give the right loss and wrong gradients (experiments/LOG.md), which no first loss shows.
     model, _ = checkpoint.load(tiny_model_directory(tmp_path / "m", preset))
@@ -32,7 +32,7 @@ def test_the_compiled_step_has_the_gradients_of_the_plain_one(preset: str, tmp_p
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("preset", ["modern", "sandwich"])
+@pytest.mark.parametrize("preset", ["modern", pytest.param("sandwich", marks=pytest.mark.slow)])
 def test_a_compiled_step_is_the_same_step(preset: str) -> None:
     """On the CPU; past the context; and the cache of one text serves the next, without compiling again."""
     tokenizer = tiny_tokenizer()

@@ -86,12 +86,15 @@ def alone(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     return out, run(corpus, out, 6)
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    ("parallel", "torchrun"),
+    [("ddp", False), ("fsdp", False), pytest.param("ddp", True, marks=pytest.mark.slow)],
+)
 def test_two_processes_train_as_one(
-    parallel: str, corpus: Path, alone: tuple[Path, list[dict]], tmp_path: Path
+    parallel: str, torchrun: bool, corpus: Path, alone: tuple[Path, list[dict]], tmp_path: Path
 ) -> None:
     one_out, one = alone
-    two = run(corpus, tmp_path, 6, 2, f"--parallel={parallel}", torchrun=parallel == "ddp")
+    two = run(corpus, tmp_path, 6, 2, f"--parallel={parallel}", torchrun=torchrun)
     assert_close(one, two)
     weights, expected = (checkpoint.load_model(folder).state_dict() for folder in (tmp_path, one_out))
     for name in expected:

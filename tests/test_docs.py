@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from long_files import LONG
 from readme_commands import ROOT
 
 from transformer.hub.architectures import ADAPTERS
@@ -90,16 +91,7 @@ def test_the_commands_that_ci_runs_exist() -> None:
     for command in commands:
         program, *arguments = command.split()
         assert (program == "make" and set(arguments) <= named) or (ROOT / program).exists(), command
-    makefile = (ROOT / "Makefile").read_text("utf-8").replace("\\\n", "")
-    fast = re.search(r"^FAST := \$\(addprefix (\S+),(.*)\)$", makefile, re.MULTILINE)
-    assert fast is not None
-    for name in fast[2].split():
-        assert (ROOT / f"{fast[1]}{name}").exists(), f"FAST in the Makefile names {name}, which does not exist"
-    conftest = (ROOT / "tests" / "conftest.py").read_text("utf-8")
-    longest = re.search(r"^LONGEST = \((.*?)^\)", conftest, re.MULTILINE | re.DOTALL)
-    assert longest is not None
-    for name in re.findall(r'"([^"]+)"', longest[1]):
-        assert (ROOT / "tests" / name).exists(), f"LONGEST in tests/conftest.py names {name}, which does not exist"
+    assert not [name for name in LONG if not (ROOT / "tests" / name).exists()]
 
 
 ADDING = (ROOT / "docs/adding-an-architecture.md").read_text("utf-8")

@@ -20,8 +20,9 @@ from transformer.reporting.training_facts import TrainingFacts
 ROOT = Path(__file__).parents[1]
 
 
-def test_a_range_of_random_runs_finds_nothing() -> None:
-    command = [sys.executable, "-m", "tests.fuzz_training", "--first", "225", "--runs", "30"]
+@pytest.mark.parametrize("runs", [12, pytest.param(30, marks=pytest.mark.slow)])
+def test_a_range_of_random_runs_finds_nothing(runs: int) -> None:
+    command = [sys.executable, "-m", "tests.fuzz_training", "--first", "225", "--runs", str(runs)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (

@@ -34,10 +34,12 @@ AVX512 = "avx512f avx512bw avx512cd avx512dq avx512vl"
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(quick_compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the kernel for every set of this machine's architecture, made by the command."""
     folder = tmp_path_factory.mktemp("built")
-    assert build_kernel.main([str(folder)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CC", quick_compiler)
+        assert build_kernel.main([str(folder)]) == 0
     return folder
 
 
@@ -109,7 +111,7 @@ def test_a_compiler_that_lacks_a_set_compiles_the_next(
     if not others:
         pytest.skip(f"this processor has {best.name} alone")
     compiler = tmp_path / "old-compiler"
-    compiler.write_text(f'#!/bin/sh\ncase "$*" in *{best.flags[-1]}*) exit 1;; esac\nexec gcc "$@"\n')
+    compiler.write_text(f'#!/bin/sh\ncase "$*" in *{best.flags[-1]}*) exit 1;; esac\nexec gcc "$@" -O0\n')
     compiler.chmod(0o755)
     monkeypatch.setenv("CC", str(compiler))
     loaded = load_kernel()
@@ -226,7 +228,7 @@ def test_the_command_on_another_architecture(
 
 
 @needs_kernel
-def test_the_image_has_the_kernel_when_it_is_built(tmp_path: Path) -> None:
+def test_the_image_has_the_kernel_when_it_is_built(quick_compiler: str, tmp_path: Path) -> None:
     """The command of cog.yaml, with links and temporary folders in place of BuildKit's mount and the image.
 
     Then a prediction without a compiler and without a cache."""
@@ -240,7 +242,8 @@ def test_the_image_has_the_kernel_when_it_is_built(tmp_path: Path) -> None:
     (build / "transformer").symlink_to(ROOT / "transformer")
     image = tmp_path / "image"
     command = command.replace("cd /build ", f"cd {build} ").replace(folder, str(image))
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "CC": quick_compiler}
     subprocess.run(["bash", "-c", command], env=environment, check=True, cwd=tmp_path, capture_output=True)
     assert {path.name for path in image.iterdir()} == {file_name(each) for each in sets_of_machine()}
     code = "from models import tiny_model; from transformer.inference import select_backend\n"

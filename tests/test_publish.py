@@ -1,5 +1,6 @@
 """Publishing and fetching through the real client, against the small Hub of the tests and its moods."""
 
+import inspect
 import io
 import json
 import subprocess
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
+import cog
 import huggingface_hub
 import pyarrow
 import pyarrow.parquet
@@ -256,47 +258,78 @@ def in_a_shell(hub: Hub, home: Path, *command: str, token: str | bool = True) ->
     )
 
 
-def test_the_pushed_repository_opens_in_transformers(
+def test_pushed_repositories_open_in_transformers_by_name(
     hub: Hub, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """A model of the tests with the text that it continues, and the embedded one with its logits."""
     assert cli.main(["push", str(model), "user/lm"]) == 0
     assert capsys.readouterr().out.strip().endswith(hub.repos["user/lm"].at().sha)
+    push(ROOT / "weights", "user/embedded")
     code = """
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 model, tokenizer = AutoModelForCausalLM.from_pretrained("user/lm"), AutoTokenizer.from_pretrained("user/lm")
 ids = tokenizer("The river", return_tensors="pt").input_ids
 print(model.generate(ids, do_sample=False, repetition_penalty=1.0, max_new_tokens=16)[0, ids.shape[1]:].tolist())
+model, tokenizer = (which.from_pretrained("user/embedded") for which in (AutoModelForCausalLM, AutoTokenizer))
+with torch.no_grad():
+    print(model(tokenizer("The history of the city", return_tensors="pt").input_ids).logits[0, -1, :50].tolist())
 """
     theirs = in_a_shell(hub, tmp_path / "other", "-c", code)
     assert theirs.returncode == 0, theirs.stderr
+    written, scores = map(json.loads, theirs.stdout.splitlines()[-2:])
     ours, tokenizer = load(model)
     ids = tokenizer.encode_prompt("The river")
     n = len(ids)
     with torch.no_grad():
         for _ in range(16):
             ids.append(int(ours(torch.tensor([ids]))[0, -1].argmax()))
-    assert json.loads(theirs.stdout.splitlines()[-1]) == ids[n:]
+        assert written == ids[n:]
+        embedded, tokenizer = load(ROOT / "weights")
+        logits = embedded(torch.tensor([tokenizer.encode_prompt("The history of the city")]))[0, -1, :50]
+    torch.testing.assert_close(torch.tensor(scores), logits, atol=1e-4, rtol=0)
 
 
-def test_the_embedded_model_opens_in_transformers_by_name(hub: Hub, tmp_path: Path) -> None:
-    push(ROOT / "weights", "user/lm")
-    code = """
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-model, tokenizer = AutoModelForCausalLM.from_pretrained("user/lm"), AutoTokenizer.from_pretrained("user/lm")
-ids = tokenizer("The history of the city", return_tensors="pt").input_ids
-with torch.no_grad():
-    print(model(ids).logits[0, -1, :50].tolist())
-"""
-    theirs = in_a_shell(hub, tmp_path / "home", "-c", code)
-    assert theirs.returncode == 0, theirs.stderr
-    ours, tokenizer = load(ROOT / "weights")
-    with torch.no_grad():
-        logits = ours(torch.tensor([tokenizer.encode_prompt("The history of the city")]))[0, -1, :50]
-    torch.testing.assert_close(torch.tensor(json.loads(theirs.stdout.splitlines()[-1])), logits, atol=1e-4, rtol=0)
+def test_a_training_does_not_begin_where_its_model_cannot_be_published(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.txt").write_text("\n".join(SENTENCES))
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    arguments = f"--data {tmp_path / 'text.txt'} --output {tmp_path / 'run'} --push-to user/lm --max-steps 2".split()
+    assert entry.main(arguments) == 1 and "user/lm cannot be written to" in capsys.readouterr().err
+    assert not list((tmp_path / "run").glob("*.safetensors")), "it was trained before it was known to be in vain"
 
 
-def test_a_training_reads_a_data_set_of_the_hub(hub: Hub, tmp_path: Path) -> None:
+def test_a_training_reads_a_data_set_publishes_its_model_and_writes_the_token_nowhere(hub: Hub, tmp_path: Path) -> None:
+    name = add_wikitext(hub)
+    sizes = "--vocab-size 300 --context-length 16 --d-model 16 --n-layers 1 --n-heads 2 --batch-size 2 --max-steps 2"
+    data = f"--dataset Salesforce/wikitext --dataset-config {name}"
+    training = f"{data} --output {tmp_path / 'run'} {sizes} --push-to user/lm".split()
+    scoring = f"evaluate --model {tmp_path / 'run'} {data} --json".split()
+    code = f"import sys, train, transformer.cli; sys.exit(train.main({training}) or transformer.cli.main({scoring}))"
+    done = in_a_shell(hub, tmp_path / "home", "-c", code)  # both in one process: the libraries are imported once
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout[done.stdout.index("{") :])["documents"] == 1
+    published = hub.repos["user/lm"].files()
+    assert published.keys() - {".gitattributes"} == PUBLISHED | {"loss.svg"}
+    card = published["README.md"].decode()
+    assert f"--data Salesforce/wikitext --data-config {name}" in card
+    assert "![Loss in nats per token, by step](loss.svg)" in card
+    drawn = {
+        group.get("id") for group in ElementTree.fromstring(published["loss.svg"]).iter() if group.tag.endswith("}g")
+    }
+    assert {"loss-training", "loss-validation"} <= drawn
+    results = huggingface_hub.ModelCard(card).data.eval_results
+    assert {result.metric_type for result in results} == {"perplexity", "word_perplexity", "bits_per_byte"}
+    assert all(result.metric_value > 1 and result.dataset_args["context"] == 16 for result in results)
+    assert "hf_test" not in done.stdout + done.stderr
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and b"hf_test" in path.read_bytes()]
+    assert not written and not any(b"hf_test" in content for content in published.values())
+
+
+def add_wikitext(hub: Hub) -> str:
+    """A data set like WikiText, of one article; the name of its configuration."""
+
     def parquet(lines: list[str]) -> bytes:
         pyarrow.parquet.write_table(pyarrow.table({"text": lines}), buffer := io.BytesIO())
         return buffer.getvalue()
@@ -308,62 +341,21 @@ def test_a_training_reads_a_data_set_of_the_hub(hub: Hub, tmp_path: Path) -> Non
     files = {f"{name}/{split}-00000-of-00001.parquet": parquet(lines) for split in splits}
     files["README.md"] = f"---\nconfigs:\n{card}---\n".encode()
     hub.add("datasets", "Salesforce/wikitext", files)
-    sizes = "--vocab-size 300 --context-length 16 --d-model 16 --n-layers 1 --n-heads 2 --batch-size 2 --max-steps 2"
-    data = f"--dataset Salesforce/wikitext --dataset-config {name}"
-    training = f"{data} --output {tmp_path / 'run'} {sizes}".split()
-    scoring = f"evaluate --model {tmp_path / 'run'} {data} --json".split()
-    code = f"import sys, train, transformer.cli; sys.exit(train.main({training}) or transformer.cli.main({scoring}))"
-    done = in_a_shell(hub, tmp_path / "home", "-c", code)  # both in one process: the libraries are imported once
-    assert done.returncode == 0, done.stderr
-    assert f"--data Salesforce/wikitext --data-config {name}" in (tmp_path / "run" / "README.md").read_text()
-    assert json.loads(done.stdout)["documents"] == 1
+    return name
 
 
-def test_a_training_publishes_its_model_and_writes_the_token_nowhere(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_training_in_cog_publishes_with_the_secret(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    text = tmp_path / "text.txt"
-    text.write_text("\n".join(SENTENCES * 40))
-    sizes = "--vocab-size 300 --context-length 16 --d-model 16 --n-layers 1 --n-heads 2 --batch-size 2 --max-steps 2"
-    arguments = f"--data {text} --output {tmp_path / 'run'} {sizes} --push-to user/lm".split()
-    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    assert entry.main(arguments) == 1 and "user/lm cannot be written to" in capsys.readouterr().err
-    assert not list((tmp_path / "run").glob("*.safetensors")), "it was trained before it was known to be in vain"
-    done = in_a_shell(hub, tmp_path / "home", str(ROOT / "train.py"), *arguments)
-    assert done.returncode == 0, done.stderr
-    published = hub.repos["user/lm"].files()
-    assert published.keys() - {".gitattributes"} == PUBLISHED | {"loss.svg"}
-    assert b"![Loss in nats per token, by step](loss.svg)" in published["README.md"]
-    drawn = {
-        group.get("id") for group in ElementTree.fromstring(published["loss.svg"]).iter() if group.tag.endswith("}g")
-    }
-    assert {"loss-training", "loss-validation"} <= drawn
-    results = huggingface_hub.ModelCard(published["README.md"].decode()).data.eval_results
-    assert {result.metric_type for result in results} == {"perplexity", "word_perplexity", "bits_per_byte"}
-    assert all(result.metric_value > 1 and result.dataset_args["context"] == 16 for result in results)
-    assert "hf_test" not in done.stdout + done.stderr
-    written = [path for path in tmp_path.rglob("*") if path.is_file() and b"hf_test" in path.read_bytes()]
-    assert not written and not any(b"hf_test" in content for content in published.values())
-
-
-def test_a_training_in_cog_publishes_with_the_secret(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("\n".join(SENTENCES * 40))
-    code = """
-import inspect
-from pathlib import Path
-from cog import Secret
-from train import train
-given = {name: input.default.default for name, input in inspect.signature(train).parameters.items()}
-given |= dict(from_scratch=True, max_steps=2, context_length=32, d_model=32, n_layers=1, n_heads=2, vocab_size=300)
-given |= dict(train_data=Path("../text.txt"), hub_model_id="user/lm", hub_token=Secret("hf_secret"))
-print(train(**given).weights)
-"""
+    monkeypatch.delenv("HF_TOKEN")
     hub.tokens["hf_secret"] = Account("user", "write")
-    done = in_a_shell(hub, tmp_path / "home", "-c", code, token=False)
-    assert done.returncode == 0, done.stderr
+    given = {name: input.default.default for name, input in inspect.signature(entry.train).parameters.items()}
+    given |= dict(from_scratch=True, max_steps=2, context_length=32, d_model=32, n_layers=1, n_heads=2, vocab_size=300)
+    given |= dict(train_data=tmp_path / "text.txt", hub_model_id="user/lm", hub_token=cog.Secret("hf_secret"))
+    archive = Path(entry.train(**given).weights)
     assert hub.repos["user/lm"].private and hub.repos["user/lm"].files().keys() >= PUBLISHED
-    assert "hf_secret" not in done.stdout + done.stderr
-    archive = Path(done.stdout.splitlines()[-1])
+    assert "hf_secret" not in "".join(capfd.readouterr())
     assert b"hf_secret" not in archive.read_bytes()
     with tarfile.open(archive) as tar:
         assert set(tar.getnames()) <= PUBLISHED | set(MODEL_FILES)

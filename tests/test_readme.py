@@ -195,6 +195,7 @@ def test_a_checkpoint_of_the_original_is_imported(command: str, shell: Callable[
     assert model.config.vocab_size == tokenizer.vocab_size == 50257 and model.config.heads == "average"
 
 
+@pytest.mark.slow  # of every set of instructions, with all optimizations
 @each("kernel")
 def test_the_kernel_is_compiled_ahead(command: str, shell: Callable[..., str], checkout: Path) -> None:
     names = {Path(line).name for line in shell(command).splitlines() if line.endswith(".so")}
@@ -202,6 +203,7 @@ def test_the_kernel_is_compiled_ahead(command: str, shell: Callable[..., str], c
     assert names == {path.name for path in (checkout / "transformer/inference/native/built").iterdir()}
 
 
+@pytest.mark.slow  # imports Transformers and CTranslate2
 @each("convert")
 def test_the_default_model_is_converted(command: str, shell: Callable[..., str], checkout: Path) -> None:
     pytest.importorskip("ctranslate2", reason="needs CTranslate2, of requirements-dev.txt")
@@ -209,6 +211,7 @@ def test_the_default_model_is_converted(command: str, shell: Callable[..., str],
     assert (checkout / "weights-ct2" / "model.bin").stat().st_size > 10**7
 
 
+@pytest.mark.slow  # imports Transformers
 @each("python")
 def test_python_runs(command: str, shell: Callable[..., str]) -> None:
     program = command + '\nprint(tokenizer.decode(model.generate(**tokenizer("The river", return_tensors="pt"))[0]))\n'

@@ -20,6 +20,7 @@ from transformer.reporting.loss_curve import draw_curve
 from transformer.reporting.metrics_reader import moving_mean, read_metrics, thin
 from transformer.reporting.training_report import write_report as write
 
+pytestmark = pytest.mark.usefixtures("drawn_charts")
 SVG = "{http://www.w3.org/2000/svg}"
 LINK = "{http://www.w3.org/1999/xlink}href"
 

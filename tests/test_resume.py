@@ -4,6 +4,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -53,6 +54,14 @@ def whole(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole")
     train(TrainConfig.from_options(data=corpus, output=str(out), **SMALL))
     return out
+
+
+@pytest.fixture
+def ended(corpus: str, whole: Path, tmp_path: Path) -> TrainConfig:
+    """A run that has ended, as a copy of `whole` that a test may change."""
+    out = tmp_path / "ended"
+    shutil.copytree(whole, out)
+    return TrainConfig.from_options(data=corpus, output=str(out), **SMALL)
 
 
 def assert_same(left: Path, right: Path) -> None:
@@ -154,16 +163,13 @@ def test_lost_between_checkpoints_it_ends_the_same(dies_at: int, corpus: str, wh
     assert_same(tmp_path, whole)
 
 
-def test_a_restart_that_is_lost_leaves_nothing_of_the_old_run_to_go_on_from(
-    corpus: str, tmp_path: Path, monkeypatch
-) -> None:
-    train(TrainConfig.from_options(data=corpus, output=str(tmp_path), **SMALL))
-    other = {**SMALL, "vocab_size": 320}
+def test_a_restart_that_is_lost_leaves_nothing_of_the_old_run_to_go_on_from(ended: TrainConfig, monkeypatch) -> None:
+    other = ended.with_options(vocab_size=320)
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power"):
         patch.setattr("transformer.training.run_components.tokenized", lambda *arguments: power_fails())
-        train(TrainConfig.from_options(data=corpus, output=str(tmp_path), restart=True, **other))
-    assert train(TrainConfig.from_options(data=corpus, output=str(tmp_path), **other)).step == 24
-    assert checkpoint.load_model(tmp_path).config.vocab_size == 320
+        train(other.with_options(restart=True))
+    assert train(other).step == 24
+    assert checkpoint.load_model(other.run.output).config.vocab_size == 320
 
 
 def test_a_run_goes_on_with_another_folder_of_tokens(corpus: str, tmp_path: Path) -> None:
@@ -212,17 +218,15 @@ def test_ctrl_c_saves_and_says_how_to_go_on(corpus: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("damage", ["torn", "flipped", "empty"])
 def test_a_damaged_checkpoint_is_known_and_the_one_before_it_used(
-    damage: str, corpus: str, whole: Path, tmp_path: Path, monkeypatch, caplog
+    damage: str, ended: TrainConfig, whole: Path, caplog
 ) -> None:
-    config = TrainConfig.from_options(data=corpus, output=str(tmp_path), **SMALL)
-    train(config)
-    newest = max((tmp_path / "checkpoints").glob("step-*"))
+    newest = max(ended.run.checkpoints.glob("step-*"))
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes({"torn": newest.read_bytes()[:-100], "flipped": bytes(content), "empty": b""}[damage])
-    train(config)
+    train(ended)
     assert "damaged" in caplog.text and newest.name in caplog.text
-    assert_same(tmp_path, whole)
+    assert_same(Path(ended.run.output), whole)
 
 
 def test_the_last_checkpoints_are_kept(whole: Path) -> None:
@@ -230,32 +234,23 @@ def test_the_last_checkpoints_are_kept(whole: Path) -> None:
     assert kept == [20, 24]
 
 
-def test_a_finished_run_is_not_trained_again_and_a_longer_budget_goes_on(corpus: str, tmp_path: Path) -> None:
-    config = TrainConfig.from_options(data=corpus, output=str(tmp_path), **SMALL)
-    train(config)
-    weights = (tmp_path / "model.safetensors").read_bytes()
-    assert train(config).step == 24
-    assert (tmp_path / "model.safetensors").read_bytes() == weights
-    assert (
-        train(
-            TrainConfig.from_options(data=corpus, output=str(tmp_path), **{**SMALL, "max_steps": 30, "resume": True})
-        ).step
-        == 30
-    )
+def test_a_finished_run_is_not_trained_again_and_a_longer_budget_goes_on(ended: TrainConfig) -> None:
+    model = Path(ended.run.output, "model.safetensors")
+    weights = model.read_bytes()
+    assert train(ended).step == 24
+    assert model.read_bytes() == weights
+    assert train(ended.with_options(max_steps=30, resume=True)).step == 30
 
 
-def test_another_run_is_not_mixed_with_this_one(corpus: str, whole: Path, tmp_path: Path) -> None:
-    out = str(tmp_path)
-    train(TrainConfig.from_options(data=corpus, output=out, **SMALL))
+def test_another_run_is_not_mixed_with_this_one(ended: TrainConfig, whole: Path, tmp_path: Path) -> None:
+    other = ended.with_options(learning_rate=0.01)
     with pytest.raises(ConfigError, match=r"learning_rate 0\.002, not 0\.01"):
-        train(TrainConfig.from_options(data=corpus, output=out, learning_rate=0.01, **SMALL))
+        train(other)
     with pytest.raises(CheckpointError, match="no checkpoint"):
-        train(TrainConfig.from_options(data=corpus, output=str(tmp_path / "new"), resume=True, **SMALL))
-    assert (
-        train(TrainConfig.from_options(data=corpus, output=out, learning_rate=0.01, restart=True, **SMALL)).step == 24
-    )
-    train(TrainConfig.from_options(data=corpus, output=out, restart=True, **SMALL))
-    assert_same(tmp_path, whole)
+        train(ended.with_options(output=str(tmp_path / "new"), resume=True))
+    assert train(other.with_options(restart=True)).step == 24
+    train(ended.with_options(restart=True))
+    assert_same(Path(ended.run.output), whole)
 
 
 def test_a_full_disk_is_said_and_the_last_good_checkpoint_stays(corpus: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -64,7 +65,10 @@ def test_an_ascii_process(arguments: list[str], status: int, model: str) -> None
     done = subprocess.run(
         [sys.executable, *(model if part == "{}" else part for part in arguments)],
         cwd=ROOT,
-        env={"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "HOME": str(Path(model).parent), "PYTHONUTF8": "0"},
+        env={
+            **dict(PYTHONIOENCODING="ascii", LC_ALL="C", HOME=str(Path(model).parent), PYTHONUTF8="0"),
+            "XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"],  # with the compiled kernel
+        },
         capture_output=True,
     )
     assert b"Traceback" not in done.stderr and done.stderr.isascii() and done.stdout.isascii()

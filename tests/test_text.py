@@ -118,6 +118,7 @@ def test_more_text_than_is_needed_is_thinned_out_evenly(monkeypatch: pytest.Monk
     assert {"early", "later"} <= set(vocabulary)
 
 
+@pytest.mark.slow  # twelve million characters
 def test_wikitext_2_has_the_tokens_that_the_library_itself_gives(shared: Path) -> None:
     texts = [(shared / "data/wikitext-2" / f"{name}.txt").read_text() for name in ("train", "validation")]
     tokenizer = Tokenizer.train(texts[:1], 8192, whole=["<unk>"])
