@@ -47,7 +47,7 @@ test-fast: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest $(WORKERS) --fast
 
 coverage: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest $(WORKERS) --cov=transformer --cov-report=term
+	$(BIN)/python -m pytest $(WORKERS) --fast --cov=transformer --cov-report=term
 
 # A static site in site/.
 docs: $(VENV)/dev.stamp

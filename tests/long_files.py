@@ -8,7 +8,7 @@ LONG = tuple(
         *("preflight", "readme", "training_server", "preflight_mutations", "formats", "preflight_gallery", "publish"),
         *("instruction_sets", "training", "architectures", "resume", "backends", "hub_server", "kernel_threads"),
         *("hostile", "structure", "kernel_targets", "cog_server", "fuzz_training", "native", "weight_memory"),
-        *("packaging", "compile", "output_folder", "report", "chat", "terminals", "story", "text", "data_files"),
+        *("packaging", "compile", "output_folder", "report", "chat", "terminals", "story", "data_files"),
         *("stream_decoder", "inference", "training_options", "cli", "distributed", "long_runs", "chat_settings"),
     )
 )

@@ -192,7 +192,7 @@ def test_the_presets_of_whole_runs_pass_without_a_warning(name: str, data: str, 
     assert not warned, warned
 
 
-@pytest.mark.parametrize("name", ["wikitext-2", "enwiki-2015"])
+@pytest.mark.parametrize("name", ["wikitext-2", pytest.param("enwiki-2015", marks=pytest.mark.slow)])
 def test_real_texts_pass_without_a_warning(name: str, shared: Path, tmp_path: Path, capsys) -> None:
     tokenizer, data = str(shared / "tokenizers" / "gpt2"), tmp_path / "data"
     data.mkdir()
