@@ -46,11 +46,11 @@ class Target:
 def dump(backend: NativeBackend, passes: Sequence[Pass], sequences: int, capacity: int, threads: int) -> bytes:
     """What native_runner.c reads."""
     arrays = {}
-    for kept in backend.arrays:
+    for kept in backend.arranged.arrays:
         address = kept.data_ptr() if isinstance(kept, Tensor) else ctypes.addressof(kept)
         size = kept.nbytes if isinstance(kept, Tensor) else ctypes.sizeof(kept)
         arrays[address] = ctypes.string_at(address, size)
-    model = backend.structure
+    model = backend.arranged.structure
     cache = backend.new_cache(sequences, capacity)
     scales = cache.keys[1].nbytes if len(cache.keys) > 1 else 0
     parts = [_numbers(len(arrays))]

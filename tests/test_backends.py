@@ -40,6 +40,7 @@ ARCHITECTURES = [
     ("modern", {"rope_scaling": RopeScaling("yarn", 4.0, 10)}),
     ("modern", {"rope_scaling": RopeScaling("dynamic", 4.0, 32)}),
     *((name, {}) for name in FEATURES),
+    ("local", {"sliding_window": 2}),  # begins in the second block of the C backend's keys
     ("modern", {"sliding_window": 32, "n_kv_heads": 1}),  # no shorter than the context
     ("blog", {"positions": "rotary", "norm": "rms", "norm_placement": "pre", "activation": "swiglu", "qk_norm": True}),
     ("blog", {}),

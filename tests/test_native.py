@@ -140,7 +140,7 @@ def test_structures_that_differ_from_those_in_c_are_found(
 
 
 @each_set
-@pytest.mark.parametrize("activation", [-1, 3])
+@pytest.mark.parametrize("activation", [-1, 4])
 def test_an_activation_that_the_kernel_does_not_know_is_refused(activation: int, monkeypatch) -> None:
     load_kernel()
     monkeypatch.setitem(kernel.ACTIVATIONS, tiny_model().config.activation, activation)

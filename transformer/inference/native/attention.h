@@ -3,11 +3,11 @@
 #include "rows.h"
 
 /* Normalize and rotate one head of queries or keys, in place. */
-static void apply_rope(const Model *m, const Norm *norm, float *x, int64_t position) {
-    int64_t n = m->key_width, half = n / 2;
+static void apply_rope(const Layer *l, const Norm *norm, float *x, int64_t position, int64_t n) {
+    int64_t half = n / 2;
     if (norm->kind != NO_NORM) normalize(norm, x, x, n);
-    if (!m->cosine) return;
-    const float *cosine = m->cosine + position * n, *sine = m->sine + position * n;
+    if (!l->cosine) return;
+    const float *cosine = l->cosine + position * n, *sine = l->sine + position * n;
     for (int64_t i = 0; i < half; i++) {
         float a = x[i], b = x[i + half];
         x[i] = a * cosine[i] + b * sine[i];
@@ -62,7 +62,7 @@ static void append(const Model *m, const Layer *l, const Cache *cache, int64_t l
                    int64_t position, int64_t head, const float *projected, float *key) {
     int64_t width = m->key_width, start = cache_offset(m, cache, sequence, layer, head);
     memcpy(key, projected + (m->n_heads + head) * width, width * sizeof(float));
-    apply_rope(m, &l->key_norm, key, position);
+    apply_rope(l, &l->key_norm, key, position, width);
     put_key(cache, start, position, key, width);
     const float *values = projected + (m->n_heads + m->n_kv_heads) * width;
     put_value(cache, start, position, values + head * m->value_width, m->value_width);
@@ -104,15 +104,16 @@ INLINE void scale_each(float *x, const float *by, int64_t n) {
     for (int64_t i = 0; i < n; i++) x[i] *= by[i];
 }
 
-/* Scores become weights that sum to 1 over the first n; the rest, up to `all`, become zeros. */
-static void softmax(float *scores, int64_t n, int64_t all) {
-    float highest = range_of(scores, n).high, sum = 0;
+/* Scores become weights that sum to 1 from `first` up to `end`; the others, up to `all`, become zeros. */
+static void softmax(float *scores, int64_t first, int64_t end, int64_t all) {
+    float highest = range_of(scores + first, end - first).high, sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < n; i++) sum += scores[i] = exponential(scores[i] - highest);
+    for (int64_t i = first; i < end; i++) sum += scores[i] = exponential(scores[i] - highest);
     float inverse = 1.0f / sum;
 #pragma omp simd
-    for (int64_t i = 0; i < n; i++) scores[i] *= inverse;
-    for (int64_t i = n; i < all; i++) scores[i] = 0;
+    for (int64_t i = first; i < end; i++) scores[i] *= inverse;
+    for (int64_t i = 0; i < first; i++) scores[i] = 0;
+    for (int64_t i = end; i < all; i++) scores[i] = 0;
 }
 
 /* A few rows of one sequence, in order, and the query heads of one key-value head. `scratch` is the thread's own. */
@@ -121,18 +122,21 @@ static void attend(const Model *m, const Layer *l, const Cache *cache, int64_t l
                    int64_t projected_stride, float *mixed, int64_t mixed_stride, float *scratch) {
     Kind kind = cache->kind;
     int64_t width = m->key_width, padded = round_up(m->value_width), group = m->n_heads / m->n_kv_heads;
-    int64_t n = rows * group, length = positions[rows - 1] + 1, all = round_up(length), capacity = cache->capacity;
-    int64_t start = cache_offset(m, cache, sequence, layer, kv_head);
+    int64_t n = rows * group, capacity = cache->capacity;
+    /* The block in which the first row's window begins: from here on, positions are counted from it. */
+    int64_t begin = positions[0] < l->window ? 0 : (positions[0] - l->window + 1) / LANES * LANES;
+    int64_t length = positions[rows - 1] + 1 - begin, all = round_up(length);
+    int64_t start = cache_offset(m, cache, sequence, layer, kv_head) + begin;
     int64_t key_size = kind == INT8 ? (width + 3) / 4 * 4 : width * size_of(kind);
     const void *keys = (const char *)cache->keys + start * key_size;
     const void *values = (const char *)cache->values + start * padded * size_of(kind);
     float *queries = scratch, *scores = queries + n * width, *out = scores + n * capacity;
-    float scale = 1.0f / sqrtf(width);
+    float scale = m->score_scale;
     for (int64_t i = 0; i < n; i++) {
         float *query = queries + i * width;
         memcpy(query, projected + i / group * projected_stride + (kv_head * group + i % group) * width,
                width * sizeof(float));
-        apply_rope(m, &l->query_norm, query, positions[i / group]);
+        apply_rope(l, &l->query_norm, query, positions[i / group], width);
         for (int64_t k = 0; k < width; k++) query[k] *= scale;
     }
     if (kind == INT8)
@@ -140,9 +144,9 @@ static void attend(const Model *m, const Layer *l, const Cache *cache, int64_t l
     else small_product(kind, queries, n, width, keys, width, width * LANES, LANES, all / LANES, scores, capacity);
     for (int64_t i = 0; i < n; i++) {
         float *row = scores + i * capacity;
-        int64_t seen = positions[i / group] + 1;
-        softmax(row, seen, all);
-        if (kind == INT8) scale_each(row, cache->value_scales + start, seen);
+        int64_t end = positions[i / group] + 1 - begin, first = end > l->window ? end - l->window : 0;
+        softmax(row, first, end, all);
+        if (kind == INT8) scale_each(row + first, cache->value_scales + start + first, end - first);
     }
     small_product(kind, scores, n, capacity, values, length, LANES, padded, padded / LANES, out, padded);
     for (int64_t i = 0; i < n; i++)

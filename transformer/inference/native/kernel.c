@@ -39,6 +39,7 @@ typedef struct {
     int64_t *chunks; /* (n_chunks + 1): the first row of each */
     int alone; /* no sequence has several chunks, so that none needs the keys of another */
     float *x, *projected, *mixed, *hidden; /* (count, width of each) */
+    float *added; /* (count, width): what a sub-layer adds to x, if it is normalized before; or NULL */
     int64_t width, projected_width, mixed_width, hidden_width; /* whole blocks */
     Rows rows; /* prepared by all threads, if there are many */
     char *scratch; /* of the threads, one after the other */
@@ -83,6 +84,11 @@ static uintptr_t take_scratch(const Pass *pass, Worker *w, uintptr_t from) {
     return from;
 }
 
+/* Whether what sub-layers add to the residual stream is normalized before: OLMo 2, Gemma 3. */
+static int adds_normalized(const Model *m) {
+    return m->layers[0].attention_output_norm.kind != NO_NORM && !m->normalize_sums;
+}
+
 static uintptr_t take_work(Pass *pass, uintptr_t from, int threads) {
     const Model *m = pass->m;
     pass->width = round_up(m->width);
@@ -93,6 +99,7 @@ static uintptr_t take_work(Pass *pass, uintptr_t from, int threads) {
     pass->projected = take(&from, pass->count * pass->projected_width * sizeof(float));
     pass->mixed = take(&from, pass->count * pass->mixed_width * sizeof(float));
     pass->hidden = take(&from, pass->count * pass->hidden_width * sizeof(float));
+    if (adds_normalized(m)) pass->added = take(&from, pass->count * pass->width * sizeof(float));
     pass->shares = take(&from, threads * sizeof(Share));
     pass->chunks = take(&from, (pass->count + 1) * sizeof(int64_t));
     if (pass->count > FEW_ROWS) pass->rows = take_rows(pass, &from);
@@ -129,7 +136,7 @@ static void prepare_row(const Norm *norm, const float *x, const Product *next, R
 static void product(const Pass *pass, Worker *w, const Norm *norm, const float *x, int64_t x_stride, int64_t n,
                    const Product *p, Target to, int feed_forward) {
     const Model *m = pass->m;
-    int64_t count = pass->count, gated = feed_forward && m->activation == SWIGLU;
+    int64_t count = pass->count, gated = feed_forward && is_gated(m->activation);
     int64_t columns = round_up(p->outputs) / (gated ? 2 : 1);
     int prepared = count > FEW_ROWS;
     Rows rows = prepared ? pass->rows : w->rows;
@@ -162,8 +169,24 @@ static void product(const Pass *pass, Worker *w, const Norm *norm, const float *
     complete(w->thread, pieces);
 }
 
-static void normalize_rows(const Pass *pass, Worker *w, const Norm *norm, float *x) {
-    EACH(r, pass->count) normalize(norm, x + r * pass->width, x + r * pass->width, pass->m->width);
+/* x += what a sub-layer computes: the product of rows (count, n), with the norm of the product or of the sum, if any. */
+static void add_product(const Pass *pass, Worker *w, const float *rows, int64_t stride, int64_t n, const Product *p,
+                        const Norm *norm) {
+    int64_t width = pass->m->width;
+    Target sum = {.out = pass->x, .added = pass->x, .stride = pass->width};
+    Target added = {.out = pass->added, .stride = pass->width};
+    product(pass, w, &nothing, rows, stride, n, p, pass->added ? added : sum, 0);
+    if (norm->kind == NO_NORM) return;
+    EACH(r, pass->count) {
+        float *x = pass->x + r * pass->width;
+        if (!pass->added) {
+            normalize(norm, x, x, width);
+            continue;
+        }
+        float *y = pass->added + r * pass->width;
+        normalize(norm, y, y, width);
+        for (int64_t i = 0; i < width; i++) x[i] += y[i];
+    }
     complete(w->thread, pass->count);
 }
 
@@ -185,6 +208,17 @@ static void embed(const Pass *pass, Worker *w) {
         for (int64_t i = 0; i < m->width; i++) {
             x[i] = embedding_value(m, from + i) * (float)m->embedding_scale + (added ? added[i] : 0);
         }
+    }
+    complete(w->thread, pass->count);
+}
+
+/* Norms over all heads of a token together: OLMo 2. */
+static void normalize_heads(const Pass *pass, Worker *w, const Layer *l) {
+    int64_t queries = pass->m->n_heads * pass->m->key_width, keys = pass->m->n_kv_heads * pass->m->key_width;
+    EACH(r, pass->count) {
+        float *row = pass->projected + r * pass->projected_width;
+        normalize(&l->joint_query_norm, row, row, queries);
+        normalize(&l->joint_key_norm, row + queries, row + queries, keys);
     }
     complete(w->thread, pass->count);
 }
@@ -216,17 +250,15 @@ static void attention(const Pass *pass, Worker *w, int64_t layer) {
 static void read_layer(const Pass *pass, Worker *w, int64_t layer) {
     const Model *m = pass->m;
     const Layer *l = m->layers + layer;
-    int first = m->norm_first;
     Target projected = {.out = pass->projected, .stride = pass->projected_width};
     Target hidden = {.out = pass->hidden, .stride = pass->hidden_width};
-    Target x = {.out = pass->x, .added = pass->x, .stride = pass->width};
-    product(pass, w, first ? &l->attention_norm : &nothing, pass->x, pass->width, m->width, &l->project, projected, 0);
+    product(pass, w, &l->attention_norm, pass->x, pass->width, m->width, &l->project, projected, 0);
+    if (l->joint_query_norm.kind != NO_NORM) normalize_heads(pass, w, l);
     attention(pass, w, layer);
-    product(pass, w, &nothing, pass->mixed, pass->mixed_width, m->n_heads * m->value_width, &l->output, x, 0);
-    if (!first) normalize_rows(pass, w, &l->attention_norm, pass->x);
-    product(pass, w, first ? &l->feed_forward_norm : &nothing, pass->x, pass->width, m->width, &l->up, hidden, 1);
-    product(pass, w, &nothing, pass->hidden, pass->hidden_width, m->hidden, &l->down, x, 0);
-    if (!first) normalize_rows(pass, w, &l->feed_forward_norm, pass->x);
+    add_product(pass, w, pass->mixed, pass->mixed_width, m->n_heads * m->value_width, &l->output,
+                &l->attention_output_norm);
+    product(pass, w, &l->feed_forward_norm, pass->x, pass->width, m->width, &l->up, hidden, 1);
+    add_product(pass, w, pass->hidden, pass->hidden_width, m->hidden, &l->down, &l->feed_forward_output_norm);
 }
 
 static void read_pass(const Pass *pass, Worker *w) {
@@ -250,7 +282,7 @@ static void read_as_one(Thread *thread, void *context) {
    logits: (count, vocabulary rounded up to 16), or NULL. */
 Result read_tokens(const Model *m, const Cache *cache, int64_t count, const int64_t *tokens, const int64_t *sequences,
                    const int64_t *positions, float *logits, int threads) {
-    if (m->activation < RELU || m->activation > SWIGLU) return UNKNOWN_CHOICE;
+    if (m->activation < RELU || m->activation > GEGLU) return UNKNOWN_CHOICE;
     for (int64_t r = 0; r < count; r++) {
         if (tokens[r] < 0 || tokens[r] >= m->vocabulary) return NO_SUCH_TOKEN;
         if (positions[r] >= cache->capacity || positions[r] >= m->context) return SEQUENCE_TOO_LONG;

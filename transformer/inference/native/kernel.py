@@ -18,7 +18,7 @@ logger = logging.getLogger("transformer")
 
 KINDS = {"fp32": 0, "bf16": 1, "fp16": 2, "int8": 3}
 LAYER_NORM, RMS_NORM = 1, 2
-ACTIVATIONS = {"relu": 0, "gelu": 1, "swiglu": 2}
+ACTIVATIONS = {"relu": 0, "gelu": 1, "swiglu": 2, "geglu": 3}
 DONE, OUT_OF_MEMORY, NO_SUCH_TOKEN, SEQUENCE_TOO_LONG, UNKNOWN_CHOICE = range(5)
 
 
@@ -37,8 +37,11 @@ class Norm(Structure):
 
 class Layer(Structure):
     _fields_ = [
-        *((name, Norm) for name in ("attention_norm", "query_norm", "key_norm", "feed_forward_norm")),
+        *((name, Norm) for name in ("attention_norm", "feed_forward_norm")),
+        *((name, Norm) for name in ("attention_output_norm", "feed_forward_output_norm")),
+        *((name, Norm) for name in ("query_norm", "key_norm", "joint_query_norm", "joint_key_norm")),
         *((name, Product) for name in ("project", "output", "up", "down")),
+        *_fields(pointers="cosine sine", integers="window"),
     ]
 
 
@@ -46,9 +49,9 @@ class Model(Structure):
     _fields_ = [
         *_fields(
             integers="vocabulary context n_layers width n_heads n_kv_heads key_width value_width hidden "
-            "norm_first activation embedding_kind",
-            numbers="embedding_scale",
-            pointers="embedding table cosine sine layers",
+            "normalize_sums activation embedding_kind",
+            numbers="embedding_scale score_scale",
+            pointers="embedding table layers",
         ),
         ("final_norm", Norm),
         ("head", Product),

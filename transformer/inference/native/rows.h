@@ -80,6 +80,9 @@ static void quantize_row(Rows *rows, int64_t row, int64_t n) {
     rows->step[row] = step;
 }
 
+/* Whether the hidden numbers of a feed-forward layer are multiplied by an activated gate. */
+INLINE int is_gated(Activation activation) { return activation == SWIGLU || activation == GEGLU; }
+
 INLINE float activated(Activation activation, float x) {
     if (activation == RELU) return x > 0 ? x : 0;
     if (activation == SWIGLU) return x / (1.0f + exponential(-x));
@@ -88,12 +91,13 @@ INLINE float activated(Activation activation, float x) {
 
 INLINE void activate_as(Activation activation, const float *x, const float *up, float *y, int64_t n) {
 #pragma omp simd
-    for (int64_t i = 0; i < n; i++) y[i] = activated(activation, x[i]) * (activation == SWIGLU ? up[i] : 1.0f);
+    for (int64_t i = 0; i < n; i++) y[i] = activated(activation, x[i]) * (is_gated(activation) ? up[i] : 1.0f);
 }
 
 static void activate(Activation activation, const float *x, const float *up, float *y, int64_t n) {
     if (activation == RELU) activate_as(RELU, x, up, y, n);
     else if (activation == GELU) activate_as(GELU, x, up, y, n);
-    else activate_as(SWIGLU, x, up, y, n);
+    else if (activation == SWIGLU) activate_as(SWIGLU, x, up, y, n);
+    else activate_as(GEGLU, x, up, y, n);
 }
 

@@ -1,0 +1,221 @@
+"""A `Transformer` in the structures of `kernel.c`: the same architecture once more, held equal to the others by tests.
+
+Dimensions: E width of a head's queries and keys
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from transformer.errors import ConfigError
+from transformer.inference.native import kernel as c
+from transformer.inference.quantized_linear import Precision
+from transformer.inference.weight_memory import give_back_freed_memory, mapped_again
+from transformer.model import Transformer
+from transformer.model.attention import MultiHeadAttention
+from transformer.model.layers import DecoderLayer, FeedForward
+from transformer.model.positions import DynamicRotary, Rotary
+
+_LANES = 16  # columns of a block
+_ROUNDED = 2**21  # weights that are rounded at a time, in whole blocks: in fp32 they take a few times their size
+
+
+class ArrangedModel:
+    """A model as the kernel reads it.
+
+    Args:
+        model: its embeddings and norms are shared, all other weights are copied.
+        precision: of the weights.
+
+    Attributes:
+        structure: the model.
+        arrays: everything that it and its layers have the addresses of.
+    """
+
+    def __init__(self, model: Transformer, precision: Precision) -> None:
+        self.config, self.precision = model.config, precision
+        self.arrays: list[Tensor | ctypes.Array] = []
+        self.structure = self._arrange(model)
+        self._rotary = model.rotary
+        self._tables = (0, 0) if model.rotary is None else self._keep_tables(model.rotary)
+        self._layers = self._arrange_layers(model)
+        self.arrays.append(self._layers)
+        self.structure.layers = ctypes.addressof(self._layers)
+
+    def rotated_for(self, length: int) -> tuple[c.Model, list]:
+        """The structure with which a text of this length is read at once, and what has to be kept meanwhile.
+
+        It is `structure`, unless the text is longer than the original context of dynamic scaling: then the frequencies
+        of all its tokens are those of its length. The tables of `structure` have those of one more token each.
+        """
+        if not isinstance(self._rotary, DynamicRotary) or length <= self._rotary.original:
+            return self.structure, []
+        cosine, sine = self._rotary(slice(length))
+        layers = type(self._layers).from_buffer_copy(self._layers)
+        for layer in layers:
+            if layer.cosine == self._tables[0]:
+                layer.cosine, layer.sine = cosine.data_ptr(), sine.data_ptr()
+        structure = c.Model.from_buffer_copy(self.structure)
+        structure.layers = ctypes.addressof(layers)
+        return structure, [cosine, sine, layers]
+
+    def _arrange(self, model: Transformer) -> c.Model:
+        config = self.config
+        positions: object = model.position_embedding
+        embedding = mapped_again(model.token_embedding.weight)
+        arranged = c.Model(
+            vocabulary=config.vocab_size,
+            context=config.context_length,
+            n_layers=config.n_layers,
+            width=config.d_model,
+            n_heads=config.n_heads,
+            n_kv_heads=config.kv_heads,
+            key_width=config.key_dim,
+            value_width=config.key_dim,
+            hidden=config.feed_forward_dim,
+            normalize_sums=config.norm_placement == "post",
+            activation=c.ACTIVATIONS[config.activation],
+            embedding_scale=math.sqrt(config.d_model) if config.scale_embeddings else 1.0,
+            score_scale=1 / math.sqrt(config.query_pre_attn_scalar or config.key_dim),
+            embedding=self._keep(embedding, embedding.dtype),
+            embedding_kind=c.KINDS["bf16" if embedding.dtype == torch.bfloat16 else "fp32"],
+            final_norm=self._norm(model.final_norm),
+            head=self._product([model.head]),
+        )
+        if config.positions != "rotary":
+            table = positions.table_CD if config.positions == "sinusoidal" else positions.weight  # type: ignore[attr-defined]
+            arranged.table = self._keep(table)
+        return arranged
+
+    def _arrange_layers(self, model: Transformer) -> ctypes.Array:
+        config = self.config
+        layers = (c.Layer * config.n_layers)(*[self._layer(layer) for layer in model.layers])  # type: ignore[arg-type]
+        local_tables = self._tables if model.local_rotary is None else self._keep_tables(model.local_rotary)
+        for number, layer in enumerate(layers):
+            layer.window = config.window_of(number) or config.context_length
+            if config.rotates(number):
+                layer.cosine, layer.sine = local_tables if config.is_local(number) else self._tables
+        return layers
+
+    def _layer(self, layer: DecoderLayer) -> c.Layer:
+        attention: MultiHeadAttention = layer.attention
+        feed_forward: FeedForward = layer.feed_forward
+        ups = [feed_forward.gate, feed_forward.up] if feed_forward.is_gated else [feed_forward.up]
+        return c.Layer(
+            **self._norms(layer),
+            project=self._product([attention.query, attention.key, attention.value]),
+            up=self._product(ups, whole_blocks=True),
+            down=self._product([feed_forward.down]),
+            output=self._product([attention.output]),
+        )
+
+    def _norms(self, layer: DecoderLayer) -> dict[str, c.Norm]:
+        """Those that the layer has, by the kernel's names, which say what each of them normalizes."""
+        attention, placement, norms = layer.attention, self.config.norm_placement, {}
+        for name in ("attention", "feed_forward"):
+            norm = self._norm(getattr(layer, f"{name}_norm"))
+            if placement in ("pre", "sandwich"):
+                norms[f"{name}_norm"] = norm
+            if placement == "sandwich":
+                norm = self._norm(getattr(layer, f"{name}_output_norm"))
+            if placement != "pre":
+                norms[f"{name}_output_norm"] = norm
+        if attention.qk_norm:
+            joint = "joint_" if self.config.joint_qk_norm else ""
+            norms[f"{joint}query_norm"] = self._norm(attention.query_norm)
+            norms[f"{joint}key_norm"] = self._norm(attention.key_norm)
+        return norms
+
+    def _keep_tables(self, rotary: Rotary | DynamicRotary) -> tuple[int, int]:
+        """The addresses of the cosine and sine of every position (context, E)."""
+        if isinstance(rotary, Rotary):
+            return self._keep(rotary.cosine_CE), self._keep(rotary.sine_CE)
+        each_alone = torch.arange(self.config.context_length)[:, None]  # as if it were the last token of a text
+        cosine, sine = (table.flatten(0, 2) for table in rotary(each_alone))  # (context, 1, 1, E) -> (context, E)
+        return self._keep(cosine), self._keep(sine)
+
+    def _norm(self, module: nn.Module) -> c.Norm:
+        if isinstance(module, nn.LayerNorm):
+            return c.Norm(self._keep(module.weight), self._keep(module.bias), c.LAYER_NORM, module.eps)
+        if isinstance(module, nn.RMSNorm):
+            eps = torch.finfo(torch.float32).eps if module.eps is None else module.eps
+            return c.Norm(self._keep(module.weight), None, c.RMS_NORM, eps)
+        if not isinstance(module, nn.Identity):
+            raise ConfigError(f"the C backend computes LayerNorm and RMSNorm, not {type(module).__name__}.")
+        return c.Norm()  # after post-norm layers the stream is normalised already
+
+    def _product(self, parts: Sequence[nn.Linear], whole_blocks: bool = False) -> c.Product:
+        """Linear layers of one input as one product, whose outputs stand one after the other.
+
+        whole_blocks: each layer's begin with a block of their own.
+        """
+        multiple = _LANES if whole_blocks else 1
+        weight = _joined([part.weight for part in parts], multiple)
+        outputs, inputs = weight.shape
+        product = c.Product(kind=c.KINDS[self.precision], inputs=inputs, outputs=outputs)
+        if parts[0].bias is not None:
+            bias = _joined([part.bias for part in parts], multiple)
+            product.bias = self._keep(F.pad(bias, (0, -outputs % _LANES)))
+        if self.precision == "int8":
+            packed, scales, sums = _rounded_blocks(weight)
+            product.inputs, product.scale, product.sum = 4 * packed.shape[1], self._keep(scales), self._keep(sums)
+        else:
+            packed = _blocks_of(weight, torch.float32 if self.precision == "fp32" else torch.bfloat16)
+        product.weight = self._keep(packed, packed.dtype)
+        give_back_freed_memory()  # or what rounding took would pile up from layer to layer
+        return product
+
+    def _keep(self, tensor: Tensor, dtype: torch.dtype = torch.float32) -> int:
+        """The address of a tensor's numbers, which stay there as long as this model."""
+        tensor = tensor.detach().to(dtype).contiguous()
+        self.arrays.append(tensor)
+        return tensor.data_ptr()
+
+
+def round_up(n: int) -> int:
+    """The least number of whole blocks' columns that is not less than n."""
+    return n + -n % _LANES
+
+
+def _joined(parts: Sequence[Tensor], multiple: int) -> Tensor:
+    """One after the other, each but the last with zeros up to a multiple of this many rows."""
+    padded = [F.pad(part, (0, 0) * (part.dim() - 1) + (0, -len(part) % multiple)) for part in parts[:-1]]
+    return torch.cat([part.detach() for part in (*padded, parts[-1])]) if padded else parts[0].detach()
+
+
+def _blocks_of(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """(out, in) -> (out / 16, in, 16), with zeros behind the outputs."""
+    outputs, inputs = weight.shape
+    packed = torch.zeros(round_up(outputs) // _LANES, inputs, _LANES, dtype=dtype)
+    whole = outputs // _LANES
+    packed[:whole] = weight[: whole * _LANES].view(whole, _LANES, inputs).transpose(1, 2)
+    if outputs % _LANES:
+        packed[whole, :, : outputs % _LANES] = weight[whole * _LANES :].T
+    return packed
+
+
+def _rounded_blocks(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights (out, in) in 8 bits, as (out / 16, in / 4, 16) integers of four each.
+
+    Returns:
+        Those, the scale of each output, and the sum of its weights, (out,) in whole blocks.
+    """
+    outputs, inputs = weight.shape
+    packed = torch.empty(round_up(outputs) // _LANES, -(-inputs // 4), _LANES, dtype=torch.int32)
+    scales, sums = [], []
+    # A few at a time, since all of them in fp32 might need more memory than the model.
+    blocks = max(1, _ROUNDED // (inputs * _LANES))
+    for place, rows in zip(packed.split(blocks), weight.split(blocks * _LANES), strict=True):
+        rows = F.pad(rows.float(), (0, -rows.shape[1] % 4, 0, -len(rows) % _LANES))
+        scale = (rows.abs().amax(dim=1) / 127).clamp_(min=torch.finfo(torch.float32).tiny)
+        rounded = (rows / scale[:, None]).round_().to(torch.int8)
+        place.copy_(_blocks_of(rounded.view(torch.int32), torch.int32))
+        scales.append(scale)
+        sums.append(rounded.sum(dim=1) * scale)
+    return packed, torch.cat(scales), torch.cat(sums)
