@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from models import tiny_model
+from test_backends import TOLERANCE
 
 from transformer.cli import DEFAULT_MODEL
 from transformer.device import processor_quota
@@ -14,7 +15,7 @@ from transformer.evaluation import evaluate
 from transformer.hub import checkpoint
 from transformer.inference import TorchBackend, select_backend
 from transformer.inference.native import NativeBackend, instruction_sets, kernel, load_kernel, native_backend
-from transformer.model import Transformer
+from transformer.model import RopeScaling, Transformer
 
 each_set = pytest.mark.usefixtures("instructions")
 
@@ -60,6 +61,45 @@ def test_a_prompt_longer_than_a_piece_is_read_whole() -> None:
     memory = served.new_cache(1, 700)
     served.prefill(tokens[0, :-1].tolist(), memory, 0)
     torch.testing.assert_close(served.decode(tokens[:, -1], memory), model(tokens)[:, -1], rtol=1e-4, atol=1e-5)
+
+
+@each_set
+@pytest.mark.parametrize("precision", TOLERANCE)
+@torch.no_grad()
+def test_a_window_moves_over_blocks_and_pieces(precision: str) -> None:
+    """Of texts longer than several windows, shorter than one, and empty."""
+    model = tiny_model("sandwich", context_length=340, sliding_window=50)
+    tokens = random_tokens(3, 340)
+    expected, served = model(tokens), select_backend(model, precision)
+    assert type(served) is NativeBackend
+    assert (served(tokens) - expected).norm() <= TOLERANCE[precision] * expected.norm()
+    cache, lengths = served.new_cache(3, 340), (330, 45, 0)
+    for text, length in enumerate(lengths):
+        served.prefill(tokens[text, :length].tolist(), cache, text)
+    for new in range(10):
+        places = [(text, length + new) for text, length in enumerate(lengths)]
+        logits = served.decode(torch.stack([tokens[place] for place in places]), cache)
+        for ours, place in zip(logits, places, strict=True):
+            assert (ours - expected[place]).norm() <= TOLERANCE[precision] * expected[place].norm()
+
+
+@each_set
+@pytest.mark.parametrize("preset", ["modern", "sandwich"])  # the second has layers whose positions are not scaled
+@torch.no_grad()
+def test_dynamic_scaling_follows_the_length_of_each_text(preset: str) -> None:
+    """A text that is read at once has frequencies of its length, and each token after it those of its position."""
+    model = tiny_model(preset, rope_scaling=RopeScaling("dynamic", 4.0, 10))
+    tokens, served = random_tokens(3, 32), select_backend(model, "fp32")
+    assert type(served) is NativeBackend
+    for length in (9, 11, 32):
+        torch.testing.assert_close(served(tokens[:, :length]), model(tokens[:, :length]), rtol=1e-4, atol=1e-5)
+    ours, theirs, lengths = served.new_cache(3, 32), model.new_cache(3, 32), (20, 8, 0)
+    for text, length in enumerate(lengths):
+        served.prefill(tokens[text, :length].tolist(), ours, text)
+        model.prefill(tokens[text, :length].tolist(), theirs, text)
+    for new in range(12):
+        column = torch.stack([tokens[text, length + new] for text, length in enumerate(lengths)])
+        torch.testing.assert_close(served.decode(column, ours), model.decode(column, theirs), rtol=1e-4, atol=1e-5)
 
 
 @each_set
