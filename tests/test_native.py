@@ -150,6 +150,21 @@ def test_without_a_compiler_pytorch_serves(no_kernel: Path, monkeypatch: pytest.
             NativeBackend(tiny_model(), "fp32")
 
 
+@each_set
+def test_auto_is_int8_in_c_also_without_vnni(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    served = select_backend(tiny_model())
+    assert type(served) is NativeBackend and served.precision == "int8"
+    assert select_backend(tiny_model(), "bf16").precision == "bf16"
+
+
+def test_auto_is_fp32_in_pytorch_without_vnni(no_kernel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "false")
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    served = select_backend(tiny_model())
+    assert type(served) is TorchBackend and served.precision == "fp32"
+
+
 def test_a_user_without_a_home_is_served_by_pytorch(no_kernel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")

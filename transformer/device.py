@@ -48,7 +48,7 @@ def computes_in_bf16(device: torch.device, precision: Precision = "auto") -> boo
 
 
 def serving_precision(device: torch.device, precision: str = "auto") -> Literal["fp32", "bf16", "int8"]:
-    """The precision of the matrix products in inference.
+    """The precision of the matrix products in inference with PyTorch.
 
     Args:
         precision: "fp32", "bf16", "int8", or "auto": int8 on a CPU with VNNI, bf16 on a GPU that has it, else fp32.

@@ -13,7 +13,7 @@
                     header for each set of instructions  attention.h  attention and its cache
        threads.h    loops that threads share             kernel.c     the pass
 
-   The architecture is explained in transformer/model; native_backend.py beside this file fills the structures in. */
+   The architecture is explained in transformer/model; arranged_model.py beside this file fills the structures in. */
 
 #include <stdlib.h>
 #include <string.h>
@@ -169,7 +169,7 @@ static void product(const Pass *pass, Worker *w, const Norm *norm, const float *
     complete(w->thread, pieces);
 }
 
-/* x += what a sub-layer computes: the product of rows (count, n), with the norm of the product or of the sum, if any. */
+/* x += what a sub-layer computes: the product of rows (count, n). Then the norm, if any: see normalize_sums. */
 static void add_product(const Pass *pass, Worker *w, const float *rows, int64_t stride, int64_t n, const Product *p,
                         const Norm *norm) {
     int64_t width = pass->m->width;

@@ -1,4 +1,4 @@
-/* The structures of a model as native_backend.py fills them in, and their layout for kernel.py. */
+/* The structures of a model as arranged_model.py fills them in, and their layout for kernel.py. */
 
 #include <stddef.h>
 #include <stdint.h>
