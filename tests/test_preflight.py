@@ -30,18 +30,10 @@ from transformer.legacy import preset_config
 from transformer.model import Transformer, transformer
 from transformer.model.attention import MultiHeadAttention, causal_mask
 from transformer.model.positions import Learned, Rotary
-from transformer.preflight import (
-    Report,
-    damaged_rows,
-    forecast,
-    markers,
-    preflight,
-    reference_runs,
-    text_report,
-    trivial_targets,
-)
+from transformer.preflight import Report, damaged_rows, forecast, markers, preflight, text_report, trivial_targets
+from transformer.preflight.places import places
 from transformer.preflight.rows import Rows
-from transformer.preflight.token_runs import hashes
+from transformer.preflight.token_runs import RunSearch, hashes
 from transformer.training import loss as losses
 from transformer.training import step as training_step
 from transformer.training.distributed import Engine
@@ -553,6 +545,9 @@ def test_runs_of_tokens_are_found_by_their_hash() -> None:
     assert len(hashed) == len(by_hand) and len(set(hashed.tolist())) == len(set(by_hand))
     moved = hashes(tokens[17:], length)
     assert (hashed[17:] == moved).all()
+    tokens[1000:1016] = tokens[2000:2016] = tokens[500:516]
+    search = RunSearch(hashes(np.stack([tokens[500:516], tokens[7:23], np.full(16, 60)]), length), length)
+    assert [search.find(tokens)[number].tolist() for number in search.number[:, 0]] == [[500, 1000, 2000], [7], []]
 
 
 def test_damaged_rows_are_found_in_their_text() -> None:
@@ -568,16 +563,20 @@ def test_damaged_rows_are_found_in_their_text() -> None:
     assert (damaged_rows.locate(tokens, strange, strange, np.ones((5, 64), bool)) == damaged_rows.NOWHERE).all()
 
 
-def test_padding_is_known_by_where_it_stands() -> None:
+def test_padding_of_rows_that_are_not_in_the_text_is_known_by_where_it_stands() -> None:
     row = torch.tensor(
         [[5, 5, 5, 1, 2, 3, 4, 6], [1, 2, 3, 4, 6, 5, 5, 5], [5, 1, 2, 9, 9, 9, 3, 5], [5, 5, 1, 2, 3, 4, 6, 7]]
     )
     targets = row.roll(-1, dims=1)
-    rows = Rows.of([Batch(row, targets, torch.zeros_like(row))], {5})
-    assert rows.padding.sum(axis=1).tolist() == [3, 3, 0, 0]
-    assert rows.left_padding.tolist() == [3, 0, 0, 0]
+    stream = TokenStream(np.arange(100, 200, dtype=np.uint16), None, np.array([0]), 100)
+
+    def padding() -> np.ndarray:
+        return places(Rows.of([Batch(row, targets, torch.zeros_like(row))]), stream, {5}).padding
+
+    assert padding().sum(axis=1).tolist() == [3, 3, 0, 0]
+    assert padding()[:2].argmax(axis=1).tolist() == [0, 5]
     targets[2, -1] = IGNORE_INDEX
-    assert Rows.of([Batch(row, targets, torch.zeros_like(row))], {5}).padding[2].tolist() == [False] * 7 + [True]
+    assert padding()[2].tolist() == [False] * 7 + [True]
 
 
 # ---- the model ----
@@ -749,9 +748,9 @@ def test_the_forecast_counts_tokens_time_and_money(data: str, tokenizer: Tokeniz
 
 
 def test_references_are_for_runs_like_them_alone() -> None:
-    run = reference_runs.REFERENCES[1]
-    assert reference_runs.loss_at(run, 4096 * 300) == 4.590 and reference_runs.loss_at(run, 1e12) == 3.804
-    assert 4.308 < reference_runs.loss_at(run, 4096 * 450) < 4.590
+    run = forecast.REFERENCES[1]
+    assert forecast.loss_at(run, 4096 * 300) == 4.590 and forecast.loss_at(run, 1e12) == 3.804
+    assert 4.308 < forecast.loss_at(run, 4096 * 450) < 4.590
 
 
 # ---- the faces ----

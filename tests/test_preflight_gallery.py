@@ -74,7 +74,7 @@ def test_a_model_is_tried_with_a_batch_that_has_targets(tmp_path: Path) -> None:
 def rows_of(tokens: np.ndarray, starts: list[int], length: int) -> Rows:
     inputs = torch.from_numpy(np.stack([tokens[start : start + length] for start in starts]).astype(np.int64))
     targets = torch.from_numpy(np.stack([tokens[start + 1 : start + length + 1] for start in starts]).astype(np.int64))
-    return Rows.of([Batch(inputs, targets, torch.zeros_like(inputs))], {0})
+    return Rows.of([Batch(inputs, targets, torch.zeros_like(inputs))])
 
 
 def stream_of(tokens: np.ndarray, learned: np.ndarray | None = None) -> TokenStream:

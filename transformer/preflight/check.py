@@ -15,16 +15,17 @@ _NAME, _VERDICT = 24, 4
 
 
 @dataclass(frozen=True)
-class Finding:
+class Check:
     """What was measured, beside what was expected.
 
-    cause_and_cure: one sentence if the verdict is not "pass", else empty.
+    cause_and_cure: one sentence if the verdict is not "pass", else empty. name: see `CHECK_NAMES`.
     """
 
     measured: str
     expected: str
     verdict: Verdict = "pass"
     cause_and_cure: str = ""
+    name: str = ""
 
     def __post_init__(self) -> None:
         assert bool(self.cause_and_cure) == (self.verdict != "pass"), self.measured
@@ -32,34 +33,19 @@ class Finding:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a check expects; makes its findings."""
+    """What a check expects; makes its results."""
 
     text: str
 
-    def passed(self, measured: str) -> Finding:
-        return Finding(measured, self.text)
+    def passed(self, measured: str) -> Check:
+        return Check(measured, self.text)
 
-    def warned(self, measured: str, cause_and_cure: str) -> Finding:
-        return Finding(measured, self.text, "warn", cause_and_cure)
+    def warned(self, measured: str, cause_and_cure: str) -> Check:
+        return Check(measured, self.text, "warn", cause_and_cure)
 
-    def failed(self, measured: str, cause_and_cure: str, certain: bool = True) -> Finding:
+    def failed(self, measured: str, cause_and_cure: str, certain: bool = True) -> Check:
         """certain: False makes it a warning."""
-        return Finding(measured, self.text, "fail" if certain else "warn", cause_and_cure)
-
-
-@dataclass(frozen=True)
-class Check:
-    """A finding with the name of its check."""
-
-    name: str
-    measured: str
-    expected: str
-    verdict: Verdict = "pass"
-    cause_and_cure: str = ""
-
-    @classmethod
-    def of(cls, name: str, finding: Finding) -> Check:
-        return cls(name, **dataclasses.asdict(finding))
+        return Check(measured, self.text, "fail" if certain else "warn", cause_and_cure)
 
 
 def listed(names: Sequence[str]) -> str:

@@ -1,22 +1,63 @@
-"""What a run will take: memory, time and money, and its loss if a run like it was measured."""
+"""What a run will take: memory, time and money, and its loss if a run like it was measured (experiments/LOG.md)."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from transformer.data.batches import Batch
-from transformer.preflight.check import Expected, Finding
-from transformer.preflight.reference_runs import expected_loss
+from transformer.preflight.check import Check, Expected
+from transformer.preflight.learning import real_step
 from transformer.preflight.subject import Subject, cut, n_targets
 from transformer.training.memory_limits import free_bytes
 
 _PASSES = 40  # over a text: from about 16 on little is gained, from 40 on nothing (Muennighoff et al., 2023)
 _SPARE = 0.9  # of the memory that is free may be used
+_UNCERTAIN = 0.05  # of a loss, either way, between one run and another like it
 
 
-def memory(subject: Subject) -> Finding:
+@dataclass(frozen=True)
+class Reference:
+    """A run that was measured: validation loss in nats per token, by tokens learned from.
+
+    text: its data; options: what another run has to have in common with it for its losses to compare.
+    """
+
+    what: str
+    text: str
+    options: dict[str, object]
+    curve: tuple[tuple[float, float], ...]
+
+
+_SMALL = dict(preset="modern", vocab_size=8192, d_model=256)
+_WITH_BIGRAMS = dict(_SMALL, n_layers=4, optimizer="muon", start_from_bigrams=True, whole_tokens=("<unk>",))
+_SPEEDRUN = (4.590, 4.308, 4.177, 4.055, 3.973, 3.875, 3.847, 3.796, 3.804)  # each after 300 steps more
+REFERENCES = (
+    Reference(
+        "English Wikipedia of 2015, modern, 6 layers, AdamW, ten minutes (2026-11-23)",
+        "enwiki-2015",
+        dict(_SMALL, n_layers=6, optimizer="adamw", context_length=512),
+        ((1.95e6, 6.121),),
+    ),
+    Reference(
+        "WikiText-2 with <unk>, speedrun, context 512 (2026-11-24)",
+        "wikitext-2",
+        dict(_WITH_BIGRAMS, context_length=512),
+        tuple((4096.0 * 300 * number, loss) for number, loss in enumerate(_SPEEDRUN, start=1)),
+    ),
+    Reference(
+        "WikiText-2 with <unk>, sprint, context 256 (2026-11-24)",
+        "wikitext-2",
+        dict(_WITH_BIGRAMS, context_length=256),
+        ((219 * 4096.0, 4.471), (246 * 4096.0, 4.422), (2302 * 4096.0, 3.853)),
+    ),
+)
+
+
+def memory(subject: Subject) -> Check:
     """The weights, their gradients, the optimizer's state, activations and logits fit into the free memory."""
     needed = _needed_bytes(subject)
     free, total = free_bytes(subject.engine.device), sum(needed.values())
@@ -27,12 +68,8 @@ def memory(subject: Subject) -> Finding:
     expected = Expected(f"less than {_SPARE:.0%} of the {_size(free)} that are free")
     if total <= _SPARE * free:
         return expected.passed(measured)
-    return expected.failed(
-        measured,
-        f"A step needs about {_size(total)} and {_size(free)} are free: halve --batch-size and double "
-        "--gradient-accumulation-steps, or take a smaller model or context.",
-        certain=total > free,
-    )
+    cause = f"A step needs about {_size(total)}: halve --batch-size and double --gradient-accumulation-steps."
+    return expected.failed(measured, cause, certain=total > free)
 
 
 def _needed_bytes(subject: Subject) -> dict[str, float]:
@@ -79,9 +116,14 @@ def _kept_by_autograd(subject: Subject) -> float:
     return float(sum(kept.values()))
 
 
-def _planned_steps(subject: Subject, batch_seconds: float | None) -> tuple[int | None, float]:
+def _batch_seconds(subject: Subject) -> float | None:
+    """Seconds that a batch takes; None where no step was made."""
+    return subject.once(real_step).seconds if real_step in subject.kept else None
+
+
+def _planned_steps(subject: Subject) -> tuple[int | None, float]:
     """Steps of the run, None if unknown, and targets in one of them."""
-    config, in_epoch = subject.config, subject.source.steps_in_epoch
+    config, in_epoch, batch_seconds = subject.config, subject.source.steps_in_epoch, _batch_seconds(subject)
     accumulated = config.optimization.gradient_accumulation_steps
     budget = config.run.budget(None if in_epoch is None else in_epoch / accumulated)
     tokens = sum(map(n_targets, subject.batches)) / len(subject.batches) * accumulated * subject.engine.world_size
@@ -91,27 +133,24 @@ def _planned_steps(subject: Subject, batch_seconds: float | None) -> tuple[int |
     return min(steps, default=None), tokens
 
 
-def passes(subject: Subject, batch_seconds: float | None = None) -> Finding:
-    """The run does not read a text so often that it memorizes it. batch_seconds: that a batch takes, if known."""
+def passes(subject: Subject) -> Check:
+    """The run does not read a text so often that it memorizes it."""
     expected = Expected(f"at most {_PASSES}")
-    steps, in_epoch = _planned_steps(subject, batch_seconds)[0], subject.source.steps_in_epoch
+    steps, in_epoch = _planned_steps(subject)[0], subject.source.steps_in_epoch
     if steps is None or in_epoch is None:
         return expected.passed("a stream" if in_epoch is None else "as many as time allows")
     number = steps * subject.config.optimization.gradient_accumulation_steps / in_epoch
     if number <= _PASSES:
         return expected.passed(f"{number:.3g}")
-    return expected.warned(
-        f"{number:,.3g}",
-        f"The run goes over the text {number:,.0f} times: a model memorizes it, and its validation loss rises "
-        "long before the end (the best model is kept); lower --max-epochs or --max-steps, add --patience or text.",
-    )
+    cause = f"The run goes over the text {number:,.0f} times and memorizes it: lower --max-epochs, or add --patience."
+    return expected.warned(f"{number:,.3g}", cause)
 
 
-def forecast(subject: Subject, batch_seconds: float | None = None) -> Finding:
+def forecast(subject: Subject) -> Check:
     """Tokens, steps, time, cost, and the loss of a run like it if one was measured."""
-    run, expected = subject.config.run, Expected("for your information")
+    run, expected, batch_seconds = subject.config.run, Expected("for your information"), _batch_seconds(subject)
     most_seconds = run.budget(subject.source.steps_in_epoch).seconds
-    steps, tokens = _planned_steps(subject, batch_seconds)
+    steps, tokens = _planned_steps(subject)
     if steps is None:
         return expected.passed(f"about {most_seconds or 0:.0f} s")
     parts = [f"{steps:,} steps, {_count(steps * tokens)} tokens"]
@@ -121,8 +160,31 @@ def forecast(subject: Subject, batch_seconds: float | None = None) -> Finding:
         parts.append(f"{_duration(total)} ({seconds:.2g} s a step{', before compiling' if run.compile else ''})")
         if run.price_per_hour:
             parts.append(f"{total / 3600 * run.price_per_hour:.2f} at {run.price_per_hour:g} an hour")
-    parts.append(expected_loss(subject, steps * tokens))
+    parts.append(_expected_loss(subject, steps * tokens))
     return expected.passed(" · ".join(parts))
+
+
+def _expected_loss(subject: Subject, tokens: float) -> str:
+    """The validation loss that a run like this one had after this many tokens, in words, or that none is known."""
+    config = subject.config
+    own = str(config.text.data).lower().rstrip("/").rsplit("/", 1)[-1] + f" {config.text.data_config or ''}"
+    for reference in REFERENCES:
+        same = config.options().items() >= reference.options.items()
+        if reference.text not in own or not same or config.model.init_from or config.text.tokenizer:
+            continue
+        loss, (least, most) = loss_at(reference, tokens), (reference.curve[0][0], reference.curve[-1][0])
+        if least * (1 - _UNCERTAIN) <= tokens <= most * (1 + _UNCERTAIN):
+            low, high = (math.exp(loss * (1 + side * _UNCERTAIN)) for side in (-1, 1))
+            return f"perplexity per token {low:.0f} to {high:.0f}, after {reference.what}"
+        side = "below" if tokens > most else "above"
+        return f"perplexity per token {side} {math.exp(loss):.0f}, after {reference.what}"
+    return "no reference for the perplexity of this text, tokenizer and model"
+
+
+def loss_at(reference: Reference, tokens: float) -> float:
+    """The loss of a reference after this many tokens, interpolated in their logarithm between two measurements."""
+    measured, losses = zip(*reference.curve, strict=True)
+    return float(np.interp(math.log(tokens), np.log(measured), losses))
 
 
 def _size(n_bytes: float) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from functools import partial
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -43,14 +43,12 @@ def norm(x: Tensor, module: nn.Module, config: ModelConfig) -> Tensor:
     """LayerNorm: (x - mean) / sqrt(variance + eps) * weight + bias. RMSNorm: x / sqrt(mean square + eps) * weight."""
     if config.norm == "layer":
         x = x - x.mean(dim=-1, keepdim=True)
-    x = x / (x.square().mean(dim=-1, keepdim=True) + config.norm_eps).sqrt()
-    return _affine(x, module)
+    x = x / (x.square().mean(dim=-1, keepdim=True) + config.norm_eps).sqrt() * _double(module.weight)
+    return x if getattr(module, "bias", None) is None else x + _double(module.bias)
 
 
-def added_positions(model: nn.Module, config: ModelConfig, positions: Tensor) -> Tensor | None:
-    """(B, T, D) what is added to the embeddings at `positions` (B, T); None: nothing is."""
-    if config.positions == "rotary":
-        return None
+def added_positions(model: nn.Module, config: ModelConfig, positions: Tensor) -> Tensor:
+    """(B, T, D) what is added to the embeddings at `positions` (B, T)."""
     if config.positions == "learned":
         return _double(model.position_embedding.weight)[positions]  # type: ignore[union-attr]
     even = torch.arange(0, config.d_model, 2, dtype=torch.float64)
@@ -74,7 +72,6 @@ def attention(
     positions: Tensor,
     mask: Tensor,
     theta: float | None,
-    scaled: bool = True,
     rotated: str = "queries and keys",
     normalised: str = "queries and keys",
     strided_groups: bool = False,
@@ -103,9 +100,7 @@ def attention(
         key = rotate(key, positions, theta) if "keys" in rotated else key
     group = torch.arange(n_heads) % n_kv if strided_groups else torch.arange(n_heads) // (n_heads // n_kv)
     key, value = key[:, group], value[:, group]
-    scores = query @ key.transpose(-2, -1)
-    if scaled:
-        scores = scores / math.sqrt(config.query_pre_attn_scalar or config.key_dim)
+    scores = query @ key.transpose(-2, -1) / math.sqrt(config.query_pre_attn_scalar or config.key_dim)
     weights = scores.masked_fill(~mask[:, None], -math.inf).softmax(dim=softmax_dim).nan_to_num()
     found = weights.masked_fill(~mask[:, None], 0.0) @ value  # (B, H, T, ·)
     joined = found.reshape(batch, length, -1) if mixed_heads else found.transpose(1, 2).flatten(2)
@@ -122,70 +117,34 @@ def _norm_of_heads(x: Tensor, module: nn.Module, config: ModelConfig) -> Tensor:
     return norm(joined, module, rms).view(batch, length, heads, width).transpose(1, 2)
 
 
-@dataclasses.dataclass(frozen=True)
-class LayerSums:
-    """What enters the parts of a layer, by the placement of its norms, and the same without a residual connection.
-
-    attention: into attention. feed_forward: into the feed-forward network. out: out of the layer.
-    """
-
-    formula: str
-    attention: Tensor
-    feed_forward: Tensor
-    feed_forward_alone: Tensor
-    out: Tensor
-    out_alone: Tensor
-
-
-def layer_sums(layer: nn.Module, config: ModelConfig, x: Tensor, attended: Tensor, fed: Tensor) -> LayerSums:
-    """Of the input of a layer, and of what its attention and its feed-forward network give."""
-
-    def normed(name: str, values: Tensor) -> Tensor:
-        return norm(values, getattr(layer, name), config)
-
-    first, second = partial(normed, "attention_norm"), partial(normed, "feed_forward_norm")
-    match config.norm_placement:
-        case "pre":
-            middle, out = x + attended, x + attended + fed
-            return LayerSums("sublayer(norm(x)) + x", first(x), second(middle), second(attended), out, fed)
-        case "post":
-            middle = first(x + attended)
-            return LayerSums("norm(x + sublayer(x))", x, middle, first(attended), second(middle + fed), second(fed))
-        case "reordered":
-            middle = x + first(attended)
-            return LayerSums("norm(sublayer(x)) + x", x, middle, first(attended), middle + second(fed), second(fed))
-        case "sandwich":
-            added, last = normed("attention_output_norm", attended), normed("feed_forward_output_norm", fed)
-            middle, formula = x + added, "norm(sublayer(norm(x))) + x"
-            return LayerSums(formula, first(x), second(middle), second(added), middle + last, last)
-        case other:
-            raise ValueError(other)
+# Of each placement: the norm of what enters a sub-layer, of what it gives, and of its sum with the residual stream.
+NORMS = {
+    "pre": ("{}_norm", "", ""),
+    "post": ("", "", "{}_norm"),
+    "reordered": ("", "{}_norm", ""),
+    "sandwich": ("{}_norm", "{}_output_norm", ""),
+}
+PLACEMENTS = {
+    "pre": "sublayer(norm(x)) + x",
+    "post": "norm(x + sublayer(x))",
+    "reordered": "norm(sublayer(x)) + x",
+    "sandwich": "norm(sublayer(norm(x))) + x",
+}
 
 
-def feed_forward(x: Tensor, module: nn.Module, config: ModelConfig, activation: str | None = None) -> Tensor:
-    """(B, T, D) the two layers with the configured activation, or another."""
-    hidden = linear(x, module.up)  # type: ignore[arg-type]
-    gate = linear(x, module.gate) if config.activation in GATED else hidden  # type: ignore[arg-type]
-    match activation or config.activation:
-        case "swiglu":
-            hidden = hidden * F.silu(gate)
-        case "the gate without its activation":
-            hidden = hidden * gate
-        case "geglu":
-            hidden = hidden * _gelu(gate)
-        case "gelu":
-            hidden = _gelu(hidden)
-        case "the exact GELU":
-            hidden = F.gelu(hidden)
-        case "relu":
-            hidden = hidden.clamp(min=0)
-        case "silu":
-            hidden = F.silu(hidden)
-        case "no activation":
-            pass
-        case other:
-            raise ValueError(other)
-    return linear(hidden, module.down)  # type: ignore[arg-type]
+def sub_layer_input(layer: nn.Module, config: ModelConfig, kind: str, x: Tensor) -> Tensor:
+    """What enters "attention" or "feed_forward", of the residual stream x."""
+    return _normed(layer, config, NORMS[config.norm_placement][0].format(kind), x)
+
+
+def sub_layer_sum(layer: nn.Module, config: ModelConfig, kind: str, x: Tensor | float, given: Tensor) -> Tensor:
+    """The residual stream after a sub-layer that gave `given`; x: before it, or 0 without a residual connection."""
+    _, after, of_sum = (name.format(kind) for name in NORMS[config.norm_placement])
+    return _normed(layer, config, of_sum, x + _normed(layer, config, after, given))
+
+
+def _normed(layer: nn.Module, config: ModelConfig, name: str, x: Tensor) -> Tensor:
+    return norm(x, getattr(layer, name), config) if name else x
 
 
 def _gelu(x: Tensor) -> Tensor:
@@ -193,17 +152,33 @@ def _gelu(x: Tensor) -> Tensor:
     return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": lambda x: x.clamp(min=0),
+    "silu": F.silu,
+    "swiglu": F.silu,
+    "gelu": _gelu,
+    "geglu": _gelu,
+    "the exact GELU": F.gelu,
+    "no activation": lambda x: x,
+}
+
+
+def feed_forward(
+    x: Tensor, module: nn.Module, config: ModelConfig, activation: str | None = None, gated: bool | None = None
+) -> Tensor:
+    """(B, T, D) the two layers with the configured activation and gate, or others."""
+    hidden = linear(x, module.up)  # type: ignore[arg-type]
+    act = ACTIVATIONS[activation or config.activation]
+    if config.activation in GATED if gated is None else gated:
+        return linear(hidden * act(linear(x, module.gate)), module.down)  # type: ignore[arg-type]
+    return linear(act(hidden), module.down)  # type: ignore[arg-type]
+
+
 def linear(x: Tensor, module: nn.Module) -> Tensor:
     """x W^T + b."""
     product = x @ _double(module.weight).T
     bias = getattr(module, "bias", None)
     return product if bias is None else product + _double(bias)
-
-
-def _affine(x: Tensor, module: nn.Module) -> Tensor:
-    x = x * _double(module.weight)
-    bias = getattr(module, "bias", None)
-    return x if bias is None else x + _double(bias)
 
 
 def _double(parameter: object) -> Tensor:

@@ -1,13 +1,11 @@
-"""Does it learn? A step of the run, one batch overfitted, and the learning rate between too low and too high.
-
-All by the run's own `Stepper` and optimizers, on copies of the model.
-"""
+"""Does it learn? A step of the run, one batch overfitted, and the learning rate between too low and too high."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +13,7 @@ import torch
 from torch import nn
 
 from transformer.data.batches import IGNORE_INDEX, Batch
-from transformer.preflight.check import Expected, Finding, listed
+from transformer.preflight.check import Check, Expected, listed
 from transformer.preflight.measure import at_each_step
 from transformer.preflight.subject import Subject, cut
 from transformer.training.optimizers import set_learning_rate
@@ -30,7 +28,7 @@ _SMALL = 0.5  # nats per token: nothing is left to learn
 # Of AdamW, at which a batch is overfitted; post-norm takes less.
 _RATES = {"pre": 3e-3, "post": 1e-3, "reordered": 3e-3, "sandwich": 3e-3}
 _SECONDS = 20.0  # of processor time that overfitting, or the range test, may take at most
-_LOWEST, _HIGHEST, _PER_DECADE = 1e-5, 10.0, 5  # learning rates of the range test
+_LOWEST, _HIGHEST, _N_RATES = 1e-5, 10.0, 31  # learning rates of the range test
 _MOVED = 0.02  # of the initial loss: it falls
 _DIVERGED = 0.25  # of the initial loss above the best so far: it diverges
 _MARGIN = 2.0  # times the chosen rate are tried, to see that the loss does not diverge
@@ -43,7 +41,7 @@ _MANY = 32  # targets, of which some have something before them
 @dataclass(frozen=True)
 class RealStep:
     """A step of the run: seconds of the fastest, its targets, the norm of its gradient, and the names of parameters
-    that are frozen or whose gradients are wrong, by what is wrong with them."""
+    whose gradients are wrong, by what is wrong with them."""
 
     seconds: float
     tokens: int
@@ -65,53 +63,52 @@ def real_step(subject: Subject) -> RealStep:
         begin = time.perf_counter()
         step = stepper.step(_BEYOND + len(seconds))
         seconds.append(time.perf_counter() - begin)
-        if not names[0]["zero"] and seconds[0] > _SLOW:
+        if "zero" not in names[0] and seconds[0] > _SLOW:
             break
     return RealStep(min(seconds), step.tokens, step.gradient_norm, names[-1])
 
 
 def _wrong_gradients(model: nn.Module) -> dict[str, list[str]]:
-    """Names of the parameters that are frozen, and of the others whose gradient is missing, infinite or zero."""
-    found: dict[str, list[str]] = {"frozen": [], "missing": [], "infinite": [], "zero": []}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            found["frozen"].append(name)
-        elif parameter.grad is None:
-            found["missing"].append(name)
-        elif not torch.isfinite(parameter.grad).all():
-            found["infinite"].append(name)
-        elif not parameter.grad.any() and not name.endswith("attention.key.bias"):
-            found["zero"].append(name)
-    return found
-
-
-def gradients(subject: Subject, step: RealStep) -> Finding:
-    """Every parameter that is trained has a finite gradient that is not zero.
+    """Names of parameters by what is wrong with their gradients.
 
     The bias of the keys has none where positions are not rotary: it adds the same to all scores of a query, which the
     softmax removes.
     """
-    count = sum(1 for _ in subject.model.parameters())
-    expected = Expected("finite and not zero for every parameter")
-    names, asked = step.names, ["token_embedding.weight"] if subject.config.model.freeze_embeddings else []
-    frozen = [name for name in names["frozen"] if name not in asked]
-    certain = step.tokens >= _MANY and not subject.trained
-    for wrong, what, is_mistake, cause in (
-        (names["infinite"], "not finite", True, "the loss overflows in this precision: try --precision fp32"),
-        (names["missing"], "absent", True, "the loss does not depend on it: it is not connected"),
-        (names["zero"], "zero", certain, "nothing that it does reaches the loss: it is cut off, or its unit is dead"),
-        (frozen, "switched off", True, "it is frozen though no option says so: requires_grad is False"),
+    found: dict[str, list[str]] = {}
+    for name, parameter in model.named_parameters():
+        gradient = parameter.grad
+        if not parameter.requires_grad:
+            found.setdefault("switched off", []).append(name)
+        elif gradient is None:
+            found.setdefault("absent", []).append(name)
+        elif not torch.isfinite(gradient).all():
+            found.setdefault("not finite", []).append(name)
+        elif not gradient.any() and not name.endswith("attention.key.bias"):
+            found.setdefault("zero", []).append(name)
+    return found
+
+
+def gradients(subject: Subject) -> Check:
+    """Every parameter that is trained has a finite gradient that is not zero."""
+    count, step = sum(1 for _ in subject.model.parameters()), subject.once(real_step)
+    expected, frozen = Expected("finite and not zero for every parameter"), step.names.get("switched off", [])
+    asked = ["token_embedding.weight"] if subject.config.model.freeze_embeddings else []
+    found = {**step.names, "switched off": [name for name in frozen if name not in asked]}
+    for what, cause in (
+        ("not finite", "the loss overflows in this precision: try --precision fp32"),
+        ("absent", "the loss does not depend on it: it is not connected"),
+        ("zero", "nothing that it does reaches the loss: it is cut off, or its unit is dead"),
+        ("switched off", "it is frozen though no option says so: requires_grad is False"),
     ):
-        if wrong:
-            measured = f"{what} in {len(wrong)} of {count} parameters"
-            return expected.failed(measured, f"The gradient of {listed(wrong)} is {what}: {cause}.", is_mistake)
-    measured = f"{count - len(names['frozen'])} parameters, norm {step.norm:.3g}"
-    if names["frozen"]:
-        measured += f"; frozen as asked: {', '.join(names['frozen'])}"
-    return expected.passed(measured)
+        if names := found.get(what):
+            certain = what != "zero" or (step.tokens >= _MANY and not subject.trained)
+            measured = f"{what} in {len(names)} of {count} parameters"
+            return expected.failed(measured, f"The gradient of {listed(names)} is {what}: {cause}.", certain)
+    as_asked = f"; frozen as asked: {', '.join(frozen)}" if frozen else ""
+    return expected.passed(f"{count - len(frozen)} parameters, norm {step.norm:.3g}{as_asked}")
 
 
-def one_batch(subject: Subject) -> Finding:
+def one_batch(subject: Subject) -> Check:
     """A few rows can be overfitted: the loss falls far below the entropy of their tokens.
 
     Rows that begin alike and go on differently cannot be told apart: the entropy that is left then is not learned.
@@ -124,11 +121,9 @@ def one_batch(subject: Subject) -> Finding:
     options = dict(optimizer="adamw", learning_rate=rate, embedding_learning_rate=None, weight_decay=0.0)
     stepper = subject.stepper(subject.copy_of_model(dropout=False), batch, **options)
     losses: list[float] = []
-    begin = time.process_time()
-    while len(losses) < _MOST_STEPS and (not losses or losses[-1] > goal):
-        set_learning_rate(stepper.optimizers, min(1.0, (len(losses) + 1) / 5))
-        losses.append(_loss(stepper, len(losses)))
-        if time.process_time() - begin > _SECONDS or not math.isfinite(losses[-1]):
+    for loss in _losses(stepper, [min(1.0, (number + 1) / 5) for number in range(_MOST_STEPS)]):
+        losses.append(loss)
+        if loss <= goal:
             break
     measured = f"from {losses[0]:.2f} to {losses[-1]:.2f} in {len(losses)} steps"
     if losses[-1] <= goal:
@@ -136,15 +131,10 @@ def one_batch(subject: Subject) -> Finding:
     if len(losses) < _LEAST_STEPS and math.isfinite(losses[-1]):
         return expected.passed(f"{measured}, which is as many as this machine makes in {_SECONDS:.0f} s")
     if not abs(losses[-1] - losses[0]) > _MOVED * losses[0]:
-        cause = (
-            "The loss of a few rows does not change: the optimizer does not reach the weights; look at make_optimizers."
-        )
+        cause = "The loss of a few rows does not change: the optimizer does not move weights (make_optimizers)."
         return expected.failed(measured, cause, certain=not subject.trained)
-    return expected.warned(
-        measured,
-        "The model cannot overfit even a few rows: look for targets that do not follow from the inputs, or a branch "
-        "that is cut off; a very small model cannot either.",
-    )
+    cause = "The model cannot overfit a few rows: targets do not follow from inputs, a part is cut off, or it is tiny."
+    return expected.warned(measured, cause)
 
 
 def _entropies(batch: Batch) -> tuple[float, float]:
@@ -162,58 +152,55 @@ def _entropies(batch: Batch) -> tuple[float, float]:
     return entropy, least
 
 
-def rate(subject: Subject) -> Finding:
-    """The learning rate lies between those from which on the loss falls, and diverges.
-
-    A range test (Smith, 2017, arXiv 1506.01186): the rate of each step is higher than the last one's by a factor, until
-    it is known on which side of them the chosen rate is. All groups of parameters keep their proportions.
-    """
+def rate(subject: Subject) -> Check:
+    """The learning rate lies between those from which on the loss falls, and diverges."""
     chosen = subject.config.optimization.learning_rate
     falls, diverges = _range_test(subject, cut(subject.fullest, _ROWS, 2 * _LENGTH))
     low = f"falls from {falls:.1g} on" if falls else "falls nowhere"
     high = f"diverges at {diverges:.1g}" if diverges else "does not diverge"
-    measured = f"{chosen:.2g}; the loss {low} and {high}"
     expected = Expected(f"not {_FAR:.0f} times below the first, and below the second")
+    measured, which = f"{chosen:.2g}; the loss {low} and {high}", f"The learning rate {chosen:.2g} is"
     if diverges and chosen >= diverges:
-        return expected.failed(
-            measured,
-            f"The learning rate {chosen:.2g} is far too high: in a range test the loss diverges at {diverges:.1g}; try "
-            f"{diverges / 10:.1g}.",
-            certain=chosen >= _HOPELESS * diverges and not subject.trained,
-        )
+        cause = f"{which} far too high: in a range test the loss {high}; try {diverges / 10:.1g}."
+        return expected.failed(measured, cause, certain=chosen >= _HOPELESS * diverges and not subject.trained)
     if falls and chosen < falls / _FAR:
-        return expected.warned(
-            measured,
-            f"The learning rate {chosen:.2g} is so low that nothing changes: in a range test the loss begins to fall "
-            f"at {falls:.1g}; try that.",
-        )
+        cause = f"{which} so low that nothing changes: in a range test the loss {low}; try that."
+        return expected.warned(measured, cause)
     return expected.passed(measured)
 
 
 def _range_test(subject: Subject, batch: Batch) -> tuple[float | None, float | None]:
-    """The learning rates from which on the loss falls, and diverges; None: not up to where that matters."""
+    """The learning rates from which on the loss falls, and diverges; None: not up to where that matters.
+
+    The rate grows by a factor from step to step (Smith, 2017, arXiv 1506.01186), until it is known on which side of
+    both the chosen rate is. All groups of parameters keep their proportions.
+    """
     stepper = subject.stepper(subject.copy_of_model(dropout=False), batch)
     chosen = subject.config.optimization.learning_rate
+    rates = np.geomspace(_LOWEST, _HIGHEST, _N_RATES).tolist()
     falls: float | None = None
     first = best = math.inf
-    begin = time.process_time()
-    number_of_rates = round(math.log10(_HIGHEST / _LOWEST) * _PER_DECADE) + 1
-    for number, rate in enumerate(np.geomspace(_LOWEST, _HIGHEST, number_of_rates).tolist()):
-        set_learning_rate(stepper.optimizers, rate / chosen)
-        loss = _loss(stepper, number + 1)
-        first = loss if number == 0 else first
-        best = min(best, loss)
+    for rate, loss in zip(rates, _losses(stepper, [rate / chosen for rate in rates]), strict=False):
+        first, best = min(first, loss) if first == math.inf else first, min(best, loss)
         if falls is None and loss < first * (1 - _MOVED):
             falls = rate
         if not loss < best + _DIVERGED * max(first, 1.0):
             return falls, rate
-        if (falls is not None and rate > _MARGIN * chosen) or time.process_time() - begin > _SECONDS:
+        if falls is not None and rate > _MARGIN * chosen:
             break
     return falls, None
 
 
-def _loss(stepper: Stepper, number: int) -> float:
-    try:
-        return stepper.step(_BEYOND + number).loss
-    except Diverged:
-        return math.inf
+def _losses(stepper: Stepper, rates: Sequence[float]) -> Iterator[float]:
+    """The losses of steps with these learning rates, relative to that of the optimizer: until one is not finite, or
+    they have taken too long."""
+    begin = time.process_time()
+    for number, rate in enumerate(rates):
+        set_learning_rate(stepper.optimizers, rate)
+        try:
+            loss = stepper.step(_BEYOND + number).loss
+        except Diverged:
+            loss = math.inf
+        yield loss
+        if not math.isfinite(loss) or time.process_time() - begin > _SECONDS:
+            return

@@ -15,7 +15,8 @@ from torch import Tensor
 from transformer.data.batches import IGNORE_INDEX, Batch
 from transformer.model import Transformer
 from transformer.model.attention import MultiHeadAttention
-from transformer.preflight.check import Expected, Finding
+from transformer.preflight import formulas
+from transformer.preflight.check import Check, Expected
 from transformer.preflight.measure import recorded
 from transformer.preflight.subject import Subject, cut, n_targets
 
@@ -25,57 +26,39 @@ _RATIO, _LOST = 5.0, 50.0  # of the norms of positions and tokens: to warn, and 
 # Times the norm of the residual stream that may be added to it: before a norm it begins as small as the embeddings.
 # Other placements normalise what is added, which is of one size however the weights are drawn.
 _LIMITS = {"post": 1.5, "pre": 8.0}
-# The modules whose outputs are added to the stream, by the placement of norms.
-_ADDED = {
-    "pre": ("attention", "feed_forward"),
-    "post": ("attention", "feed_forward"),
-    "reordered": ("attention_norm", "feed_forward_norm"),
-    "sandwich": ("attention_output_norm", "feed_forward_output_norm"),
-}
 _GAIN = 1.5  # times the values of one head may be the output of attention if all heads agree
 
 
-def initial_loss(subject: Subject) -> Finding:
-    """A model with random weights has a loss of ln(vocabulary) nats per token.
+def initial_loss(subject: Subject) -> Check:
+    """A model with random weights has a loss of ln(vocabulary) nats per token, by the run's own loss.
 
-    Measured by the run's own loss. How sure a new model is of what it cannot know is measured without the score of each
-    position's own token, which is high from the start where the vocabulary projection is tied to the embedding.
+    Where the vocabulary projection is tied to the embedding, the score of each position's own token is high from the
+    start: how sure a new model is of what it cannot know is measured without it.
     """
     size = subject.model.config.vocab_size
     uniform = math.log(size)
     batch, model = cut(subject.fullest, _LOSS_ROWS, _LOSS_LENGTH), subject.copy_of_model(dropout=False)
-    stepper, count = subject.stepper(model, batch), n_targets(batch)
+    stepper = subject.stepper(model, batch)
     with torch.no_grad():
-        loss = float(stepper.nats(batch, stepper.module)) / max(1, count)
+        loss = float(stepper.nats(batch, stepper.module)) / n_targets(batch)
     measured = f"{loss:.2f} nats per token"
-    if not count:
-        return Expected(f"ln({size:,}) = {uniform:.2f}").passed("there are no targets")
     if subject.config.model.init_from or subject.config.model.start_from_bigrams:
         expected = Expected(f"below ln({size:,}) = {uniform:.2f}: the weights are trained")
         if loss < uniform:
             return expected.passed(measured)
-        return expected.warned(
-            measured,
-            "The model starts worse than chance although it is trained: its tokenizer is not the one of this text's "
-            "tokens, or its weights were not loaded.",
-        )
+        cause = "The trained model is worse than chance: its tokenizer is another, or its weights were not loaded."
+        return expected.warned(measured, cause)
     expected = Expected(f"ln({size:,}) = {uniform:.2f} ± {_LOSS_WARN:.0f}")
     if abs(loss - uniform) <= _LOSS_WARN:
         return expected.passed(measured)
     if loss < uniform:
-        return expected.warned(
-            measured,
-            "A new model is better than chance: it sees what it is to predict, or the text repeats its tokens so that "
-            "they are their own targets; look at causality, targets follow inputs and repeated tokens.",
-        )
+        cause = "A new model is better than chance: it sees its targets (see causality), or the text repeats tokens."
+        return expected.warned(measured, cause)
     without_own = _loss_without_own_token(model, batch)
     if without_own <= uniform + _LOSS_WARN:
         return expected.passed(f"{measured}, {without_own:.2f} without each position's own token")
-    return expected.failed(
-        measured,
-        "The weights are drawn too large, so that a new model is sure of wrong tokens: look at the initialisation.",
-        certain=without_own > uniform + _LOSS_FAIL,
-    )
+    cause = "The weights are drawn too large: a new model is sure of wrong tokens; look at the initialisation."
+    return expected.failed(measured, cause, certain=without_own > uniform + _LOSS_FAIL)
 
 
 def _loss_without_own_token(model: Transformer, batch: Batch) -> float:
@@ -90,7 +73,7 @@ def _loss_without_own_token(model: Transformer, batch: Batch) -> float:
     return float(F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX))
 
 
-def positions(subject: Subject) -> Finding:
+def positions(subject: Subject) -> Check:
     """Token embeddings and positions that are added to them have norms of a similar size."""
     expected = Expected(f"norms between 1 : {_RATIO:.0f} and {_RATIO:.0f} : 1")
     model = subject.copy_of_model(dropout=False)
@@ -106,21 +89,16 @@ def positions(subject: Subject) -> Finding:
     if 1 / _RATIO <= ratio <= _RATIO:
         return expected.passed(measured)
     small, large = ("tokens", "positions") if ratio > _RATIO else ("positions", "tokens")
-    return expected.failed(
-        measured,
-        f"The vectors of the {large} are {max(ratio, 1 / max(ratio, 1e-12)):.0f} times as large as those of the "
-        f"{small}, so that the {small} have little effect: scale the embeddings (scale_embeddings, or their "
-        "initialisation).",
-        certain=ratio > _LOST,
-    )
+    times = max(ratio, 1 / max(ratio, 1e-12))
+    cause = f"The {large} are {times:.0f} times as large as the {small}: {small} have little effect; scale embeddings."
+    return expected.failed(measured, cause, certain=ratio > _LOST)
 
 
-def residual(subject: Subject) -> Finding:
+def residual(subject: Subject) -> Check:
     """What attention and feed-forward add is not much larger than the residual stream that it is added to.
 
-    Two ratios, on the text of the run: the norm of what each sub-layer adds by that of the stream; and the root mean
-    square of attention's output by that of its values, when all heads have the same values. The second is about 1 where
-    heads are concatenated and projected or averaged, and their number where they are summed.
+    When all heads have the same values, attention's output is about as large as one head's values where heads are
+    concatenated and projected or averaged, and as many times larger as there are heads where they are summed.
     """
     limit = _LIMITS.get(subject.model.config.norm_placement, math.inf)
     of_stream = f"less than {limit:.3g} of the stream; " if limit < math.inf else ""
@@ -135,24 +113,17 @@ def residual(subject: Subject) -> Finding:
     spans = (f"{min(values):.2g} to {max(values):.2g}" for values in (*shares.values(), gains))
     measured = "attention {}, feed-forward {}; heads agreeing {}".format(*spans)
     if max(gains) > _GAIN and not all(hasattr(module, "output") for module in attentions):
-        return expected.failed(
-            measured,
-            f"Attention sums its {subject.model.config.n_heads} heads without scaling: when they agree its output is "
-            f"{max(gains):.3g} times that of one, much larger than the residual stream; average the heads, or "
-            "concatenate and project them.",
-            certain=not subject.trained,
-        )
+        n_heads = subject.model.config.n_heads
+        cause = f"Attention sums its {n_heads} heads without scaling: average them, or concatenate and project them."
+        return expected.failed(measured, cause, certain=not subject.trained)
     if subject.trained:
         return Expected("for your information: these weights are trained").passed(measured)
     for kind, by_layer in shares.items():
         worst = int(np.argmax(np.nan_to_num(by_layer, nan=np.inf)))
         if not by_layer[worst] < limit:
-            return expected.warned(
-                measured,
-                f"In layer {worst} {kind} adds {by_layer[worst]:.3g} times the norm of the residual stream, in which "
-                "the tokens have little effect: initialise its output projection smaller, or average or concatenate "
-                "heads instead of summing them.",
-            )
+            times = f"{by_layer[worst]:.3g} times the norm of the residual stream"
+            cause = f"In layer {worst} {kind} adds {times}: draw its output projection smaller, or do not sum heads."
+            return expected.warned(measured, cause)
     return expected.passed(measured)
 
 
@@ -166,8 +137,10 @@ def _added(model: Transformer, tokens: Tensor) -> tuple[dict[str, list[float]], 
     gains = []
     for layer in (f"layers.{i}" for i in range(model.config.n_layers)):
         stream = recording[layer][0].float()
-        for kind, module in zip(shares, _ADDED[model.config.norm_placement], strict=True):
-            given, added = (tensor.float() for tensor in recording[f"{layer}.{module}"])
+        for kind in shares:
+            module = kind.replace("-", "_")
+            after = formulas.NORMS[model.config.norm_placement][1].format(module)  # is what is added, or the sub-layer
+            given, added = (tensor.float() for tensor in recording[f"{layer}.{after or module}"])
             if model.config.norm_placement == "post":  # a sub-layer is given the stream itself
                 stream = given
             shares[kind].append(float((added.norm(dim=-1) / stream.norm(dim=-1).clamp(min=1e-12)).mean()))

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from transformer.preflight.check import Expected, Finding
+from transformer.preflight.check import Check, Expected
 from transformer.preflight.subject import Subject
 
 _NEARLY_ALL = 0.9  # of the documents or lines that a marker is at the end of
@@ -24,11 +24,11 @@ _WORDS_BETWEEN = 300  # on average, or less, from one written special token to t
 _SAME_LINE = 0.2  # of the lines are one
 _PLAIN_END = " \t\n\r.,;:!?…\"'’”»)]}>=|*_-"  # what lines of an ordinary text may end with, all of them
 _PLAIN_BEGINNING = " \t\n\r\"'‘“«([{<=#*>|_-•·0123456789"
-_ENCODED = 200  # documents or lines whose tokens are counted
+_CURE = "the model learns and then generates: take it out if that is not wanted; documents have an end token already."
 _SHOWN = 40  # characters of an example
 
 
-def markers(subject: Subject) -> Finding:
+def markers(subject: Subject) -> Check:
     """No text that is at the beginning or end of nearly every document or line, like a written "[SEP]"."""
     expected = Expected("none at the ends of nearly all documents or lines, or again and again")
     texts = ["".join(text for text, learned in document.parts if learned) for document, _ in subject.documents]
@@ -42,23 +42,13 @@ def markers(subject: Subject) -> Finding:
             share = sum(unit.endswith(marker) if at_end else unit.startswith(marker) for unit in units) / len(units)
             if marker and share >= _NEARLY_ALL:
                 verb = "end" if at_end else "begin"
-                marker_tokens, *encoded = map(len, subject.tokenizer.encode_documents([marker, *units[:_ENCODED]]))
-                return expected.failed(
-                    f"{marker!r}: {share:.0%} of {len(units):,} {what}s {verb} with it",
-                    f"Nearly every {what} {verb}s with {marker!r} ({marker_tokens} tokens, "
-                    f"{marker_tokens * len(encoded) / max(1, sum(encoded)):.1%} of the targets), which the model "
-                    "learns at once and then generates: if that is not wanted, take it out of the text; the end of a "
-                    "document has a token already.",
-                    certain=_is_never_text(marker),
-                )
+                measured = f"{marker!r}: {share:.0%} of {len(units):,} {what}s {verb} with it"
+                cause = f"Nearly every {what} {verb}s with {marker!r}, which {_CURE}"
+                return expected.failed(measured, cause, certain=_is_never_text(marker))
     if repeated := _repeated(texts):
         marker, often = repeated
-        return expected.failed(
-            f"{marker!r}: {often}",
-            f"{marker!r} is in the text again and again ({often}), which the model learns to generate: if that is not "
-            "wanted, take it out; the end of a document has a token already.",
-            certain=_is_never_text(marker),
-        )
+        cause = f"{marker!r} is in the text again and again ({often}), which {_CURE}"
+        return expected.failed(f"{marker!r}: {often}", cause, certain=_is_never_text(marker))
     return expected.passed(f"none in {len(documents):,} documents, {len(lines):,} lines")
 
 

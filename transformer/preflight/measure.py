@@ -19,21 +19,19 @@ def max_difference(found: Tensor, expected: Tensor) -> float:
     """The largest absolute difference, divided by the standard deviation of `expected`; infinite if there is none."""
     if found.shape != expected.shape:
         return math.inf
-    return _finite((found - expected).abs().max() / expected.std().clamp(min=1e-12))
+    distance = float((found - expected).abs().max() / expected.std().clamp(min=1e-12))
+    return math.inf if math.isnan(distance) else distance
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
     """The norm of the difference, divided by the norm of `expected`."""
-    return _finite((found - expected).norm() / expected.norm().clamp(min=1e-30))
+    distance = float((found - expected).norm() / expected.norm().clamp(min=1e-30))
+    return math.inf if math.isnan(distance) else distance
 
 
 def differing(left: Tensor, right: Tensor) -> Tensor:
     """(B, T) bool: where hidden states (B, T, D) differ by more than rounding, or are not finite."""
     return ~((left - right).abs().amax(dim=-1) <= _NOISE * float(left.std()))
-
-
-def _finite(distance: Tensor) -> float:
-    return float(distance) if math.isfinite(distance) else math.inf
 
 
 class NotCalledError(Exception):

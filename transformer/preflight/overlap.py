@@ -8,14 +8,16 @@ Dimensions: N tokens
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from transformer.data.batches import Windows
-from transformer.preflight.check import Expected, Finding
+from transformer.preflight.check import Check, Expected
 from transformer.preflight.subject import Subject
-from transformer.preflight.token_runs import CHUNK, HashSet, hashes
+from transformer.preflight.token_runs import RunSearch, hashes
 
-LENGTH = 16  # tokens at least, a power of two
+LENGTH, _LONGEST = 16, 64  # tokens in a run, powers of two
 _BYTES = 60  # of text in a run: about a dozen words
 _MOST = 2**29  # training tokens searched
 _MOST_VALIDATION = 2**19
@@ -27,12 +29,13 @@ _LEAST_TOKENS, _LEAST_RUNS = 48, 8  # of a document; a shorter one may well occu
 _SHOWN = 60
 
 
-def overlap(subject: Subject) -> Finding:
+def overlap(subject: Subject) -> Check:
     """Few runs of tokens of the validation text are in the training text, and no document is."""
     validation, tokenizer = subject.validation, subject.tokenizer
     tokens = np.asarray(validation.stream.tokens[validation.first : validation.stop][:_MOST_VALIDATION])
-    measured_tokens = tokens[:_MEASURED].tolist()
-    length = _length(len(tokenizer.decode(measured_tokens).encode()), len(measured_tokens))
+    sample = tokens[:_MEASURED].tolist()
+    bytes_per_token = max(1, len(tokenizer.decode(sample).encode())) / max(1, len(sample))
+    length = min(_LONGEST, max(LENGTH, 2 ** math.ceil(math.log2(_BYTES / bytes_per_token))))
     expected = Expected(f"less than {_SHARE:.0%} of its runs of {length} tokens, and no document")
     if len(tokens) < length:
         return expected.passed("the validation text is too short to tell")
@@ -47,13 +50,10 @@ def overlap(subject: Subject) -> Finding:
     start = copies[0] if copies else int(known.argmax())
     example = tokenizer.decode(tokens[start : start + length].tolist())
     example = " ".join(example.split())[:_SHOWN] or example[:_SHOWN]
-    many = len(copies) > 1
-    what = f"{len(copies)} document{'s' * many} of" if copies else f"{share:.0%} of"
-    return expected.warned(
-        measured,
-        f"{what} the validation text {'are' if many else 'is'} in the training text too, such as {example!r}: its loss "
-        "will measure memorization; take them out of one of the two, or give other --validation-data.",
-    )
+    what = f"{len(copies)} documents" if len(copies) > 1 else "1 document" if copies else f"{share:.0%}"
+    what = f"Of the validation text {what} is in the training text too, such as {example!r}"
+    cause = f"{what}: its loss measures memorization; take it out, or give other --validation-data."
+    return expected.warned(measured, cause)
 
 
 def _varied(tokens: np.ndarray, length: int) -> np.ndarray:
@@ -62,23 +62,12 @@ def _varied(tokens: np.ndarray, length: int) -> np.ndarray:
     return changes[length - 1 :] - changes[: len(tokens) - length + 1] >= _DIFFERENT * (length - 1)
 
 
-def _length(n_bytes: int, n_tokens: int) -> int:
-    """Tokens in a run, a power of two: as many as `_BYTES` of this text take."""
-    length = LENGTH
-    while length < _BYTES and length * n_bytes < _BYTES * n_tokens:
-        length *= 2
-    return length
-
-
 def _known(wanted: np.ndarray, subject: Subject, length: int) -> np.ndarray:
     """Which of these hashes are those of some run in the training text, without what is held out from it."""
     span = (0, None) if subject.training is None else (subject.training.first, subject.training.stop)
     tokens = subject.text.tokens[slice(*span)][:_MOST]
-    looked_for = HashSet(wanted)
-    seen = np.zeros(len(looked_for.values), bool)
-    for start in range(0, max(0, len(tokens) - length + 1), CHUNK):
-        seen[looked_for.find(hashes(tokens[start : start + CHUNK + length - 1], length))[1]] = True
-    return seen[looked_for.number]
+    search = RunSearch(wanted, length)
+    return np.array([len(places) > 0 for places in search.find(tokens)])[search.number]
 
 
 def _starts(windows: Windows) -> np.ndarray:

@@ -1,8 +1,7 @@
 """Where the rows of a batch are in the tokenized text, word for word, and which of their positions are padding.
 
-A run of spaces, dashes or equal lines is text if the text has it there, and padding if it has not: so a row is looked
-up as it is first, and without the runs at its ends only if it is not found. All of the text is searched by hashes, so
-that a row that is not found is not in it.
+A run of spaces, dashes or equal lines is text if the text has it there, and padding if it has not. All of the text is
+searched by hashes, so that a row that is not found is not in it.
 
 Dimensions: N tokens of text · R rows · T positions in the longest of them
 """
@@ -16,26 +15,31 @@ import numpy as np
 
 from transformer.data.batches import IGNORE_INDEX
 from transformer.data.tokenize import TokenStream
-from transformer.preflight.damaged_rows import NOWHERE, locate, text_at
-from transformer.preflight.rows import ABSENT, Rows, end_runs
-from transformer.preflight.token_runs import CHUNK, HashSet, hashes
+from transformer.preflight import damaged_rows
+from transformer.preflight.damaged_rows import NOWHERE, text_at
+from transformer.preflight.rows import Rows
+from transformer.preflight.token_runs import RunSearch, hashes
 
 SEARCHED = 2**27  # tokens of the text, at most
 _COMPARED = 2**12  # of the places where a row's inputs are, compared with its targets
+_RUN_OF_PADDING = 3  # of a padding token, in a row that is not in the text; two may be how a document begins
 _RUN_OF_ANYTHING = 8  # the shortest run of a token that may be padding, if it is no padding token
 
 Segment = tuple[int, int, int]  # a row, its first position, and the one after its last
 
 
 @dataclass(frozen=True)
-class Places:
-    """offsets: (R,) where the first position of each row is in the text, or NOWHERE.
+class LocatedRows(Rows):
+    """Rows beside the text that they are of.
 
-    exact: (R,) bool, the inputs of the row are there word for word, padding aside. count: (R,) how often they are.
+    stream: the text; is_whole: all of it, not the beginning of a stream. offsets: (R,) where the first position of each
+    row is in it, or NOWHERE. exact: (R,) bool, the inputs are there word for word, padding aside; count: how often.
     real, padding: (R, T) bool. text, there: (R, T + 1) the tokens of the text from each offset on, and which of them
-    there are. searched_all: the text was searched to its end.
+    there are.
     """
 
+    stream: TokenStream
+    is_whole: bool
     offsets: np.ndarray
     exact: np.ndarray
     count: np.ndarray
@@ -43,80 +47,97 @@ class Places:
     padding: np.ndarray
     text: np.ndarray
     there: np.ndarray
-    searched_all: bool
+
+    @property
+    def searched_all(self) -> bool:
+        """Whether the text was searched to its end."""
+        return len(self.stream.tokens) <= SEARCHED
 
     @property
     def lost(self) -> np.ndarray:
         """(R,) bool: rows that are nowhere, not even damaged."""
         return (self.offsets == NOWHERE) & self.real.any(axis=1)
 
-    def is_text(self, rows: Rows) -> bool:
+    @property
+    def are_text(self) -> bool:
         """Whether all rows are in the text word for word, with the targets that it has."""
-        wrong = rows.learned & self.there[:, 1:] & (rows.targets != self.text[:, 1:])
+        wrong = self.learned & self.there[:, 1:] & (self.targets != self.text[:, 1:])
         return bool(self.exact.all() and not self.padding.any() and not wrong.any())
 
 
-def places(rows: Rows, stream: TokenStream, padding_ids: Collection[int], first_differs: int | None = None) -> Places:
-    """Look up rows.
+def places(
+    rows: Rows,
+    stream: TokenStream,
+    padding_ids: Collection[int],
+    is_whole: bool = True,
+    first_differs: int | None = None,
+) -> LocatedRows:
+    """Look up rows. padding_ids: tokens that may be padding, in shorter runs than others. first_differs: a token that
+    may be at a row's first position instead of that of the text."""
+    length, stops = rows.inputs.shape[1], rows.present.sum(axis=1).tolist()
+    tokens = [row[:stop] for row, stop in zip(rows.inputs, stops, strict=True)]
+    skips = np.array([first_differs is not None and len(row) > 1 and row[0] == first_differs for row in tokens])
+    offsets, count, spans = _look_up(rows, tokens, stream, padding_ids, skips)
+    exact = offsets != NOWHERE
+    text, there = text_at(stream.tokens, offsets, length)
+    agrees = (text[:, :-1] == rows.inputs) & there[:, :-1]
+    real = np.zeros_like(rows.present)
+    for row, (begin, end) in enumerate(spans):
+        if exact[row]:  # of a run that was left out, the part that agrees with the text beside it is text
+            while begin > 0 and agrees[row, begin - 1]:
+                begin -= 1
+            while end < stops[row] and agrees[row, end]:
+                end += 1
+        elif stops[row]:
+            at_end = 1 if rows.targets[row, end - 1] == IGNORE_INDEX else _RUN_OF_PADDING
+            left, right = _padding_runs(tokens[row], padding_ids, _RUN_OF_PADDING, at_end)
+            begin, end = max(left, int(skips[row])), end - right
+        real[row, begin:end] = True
+    padding = rows.present & ~real
+    padding[skips, 0] = False
+    if not exact.all():
+        damaged = rows.inputs[~exact], rows.targets[~exact], real[~exact]
+        offsets[~exact] = damaged_rows.locate(stream.tokens, *damaged, stream.loss_mask)
+        text, there = text_at(stream.tokens, offsets, length)
+    stacked = rows.inputs, rows.targets, rows.segment_ids, rows.batch, rows.place
+    return LocatedRows(*stacked, stream, is_whole, offsets, exact, count, real, padding, text, there)
 
-    Args:
-        padding_ids: tokens that may be padding, in shorter runs than others.
-        first_differs: a token that may be at a row's first position instead of that of the text; None: there is none.
+
+def _look_up(
+    rows: Rows, tokens: Sequence[np.ndarray], stream: TokenStream, padding_ids: Collection[int], skips: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int]]]:
+    """(R,) the offset of each row or NOWHERE, (R,) how often it is there, and which part of the row is.
+
+    A row is looked up as it is, and if it is not found without its first token (skips), and without runs at its ends.
     """
-    n_rows, length = rows.inputs.shape
-    present, columns = rows.inputs != ABSENT, np.arange(rows.inputs.shape[1])
-    starts, stops = np.zeros(n_rows, np.int64), present.sum(axis=1)
-    left, right, long_runs = _without_runs(rows, stops, padding_ids)
-    skipped = np.zeros(n_rows, np.int64)
-    if first_differs is not None:
-        skipped[(rows.inputs[:, 0] == first_differs) & (stops > 1)] = 1
-    offsets, count = np.full(n_rows, NOWHERE), np.zeros(n_rows, np.int64)
-    first, last = starts.copy(), stops.copy()  # of the text in each row
-    for attempts in (((starts, stops),), ((skipped, stops), (left, stops), (starts, right), (left, right))):
-        todo = np.flatnonzero((offsets == NOWHERE) & (stops > 0)).tolist()
-        segments = dict.fromkeys((row, int(begin[row]), int(end[row])) for row in todo for begin, end in attempts)
-        found = _search(stream.tokens[:SEARCHED], rows.inputs, [s for s in segments if s[2] > s[1]])
-        for row, begin, end in segments:  # in the order of the attempts
+    spans = [(0, len(row)) for row in tokens]
+    offsets, count = np.full(len(tokens), NOWHERE), np.zeros(len(tokens), np.int64)
+    for is_first in (True, False):
+        segments: list[Segment] = []
+        for row, text in enumerate(tokens):
+            if offsets[row] == NOWHERE and len(text):
+                stop, (left, right) = len(text), _padding_runs(text, padding_ids, 1, 1)
+                without = (int(skips[row]), stop), (left, stop), (0, stop - right), (left, stop - right)
+                segments += [(row, *span) for span in ([(0, stop)] if is_first else without) if span[0] < span[1]]
+        found = _search(stream.tokens[:SEARCHED], rows.inputs, segments)
+        for row, begin, end in segments:
             if offsets[row] == NOWHERE and (row, begin, end) in found:
                 where = found[row, begin, end]
                 offsets[row] = _best(stream, where - begin, rows.targets[row, begin:end], begin)
-                count[row], first[row], last[row] = len(where), begin, end
-    exact = offsets != NOWHERE
-    # Of a run that was left out, the part that agrees with the text beside it is text.
-    text, there = text_at(stream.tokens, offsets, length)
-    agrees = (text[:, :-1] == rows.inputs) & there[:, :-1]
-    for row in np.flatnonzero(exact & ((first > 0) | (last < stops))).tolist():
-        while first[row] > 0 and agrees[row, first[row] - 1]:
-            first[row] -= 1
-        while last[row] < stops[row] and agrees[row, last[row]]:
-            last[row] += 1
-    real = present & (columns >= first[:, None]) & (columns < last[:, None])
-    padding = present & ~real
-    padding[skipped == 1, 0] = False
-    if not exact.all():
-        damaged = np.flatnonzero(~exact)
-        padding[damaged] = ((long_runs | rows.padding) & present)[damaged]
-        real[damaged] = present[damaged] & ~padding[damaged]
-        real[damaged[skipped[damaged] == 1], 0] = False
-        inputs, targets = rows.inputs[damaged], rows.targets[damaged]
-        offsets[damaged] = locate(stream.tokens, inputs, targets, real[damaged], stream.loss_mask)
-        text, there = text_at(stream.tokens, offsets, length)
-    return Places(offsets, exact, count, real, padding, text, there, len(stream.tokens) <= SEARCHED)
+                count[row], spans[row] = len(where), (begin, end)
+    return offsets, count, spans
 
 
-def _without_runs(
-    rows: Rows, stops: np.ndarray, padding_ids: Collection[int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(R,), (R,) where the text of each row begins and ends if a run of one token at its ends is none; and (R, T) bool,
-    runs that are long, whatever their token."""
-    inputs, ids = rows.inputs, sorted(padding_ids)
-    at_left, at_right = end_runs(inputs)
-    left, right = at_left.sum(axis=1), at_right.sum(axis=1) - (inputs.shape[1] - stops)
-    last = np.take_along_axis(inputs, (stops - 1)[:, None], axis=1)[:, 0]
-    is_long_left, is_long_right = left >= _RUN_OF_ANYTHING, right >= _RUN_OF_ANYTHING
-    begins = np.where(np.isin(inputs[:, 0], ids) | is_long_left, left, 0)
-    ends = stops - np.where(np.isin(last, ids) | is_long_right, right, 0)
-    return begins, ends, (at_left & is_long_left[:, None]) | (at_right & is_long_right[:, None])
+def _padding_runs(row: np.ndarray, ids: Collection[int], at_begin: int, at_end: int) -> tuple[int, int]:
+    """How many tokens at the beginning and at the end of a row may be padding: a run of one of `ids`, or a long one.
+
+    at_begin, at_end: the shortest run of `ids` that may be.
+    """
+    changes = np.flatnonzero(row[1:] != row[:-1])
+    left, right = (int(changes[0]) + 1, len(row) - 1 - int(changes[-1])) if len(changes) else (len(row), len(row))
+    is_left = left >= (at_begin if row[0] in ids else _RUN_OF_ANYTHING)
+    is_right = right >= (at_end if row[-1] in ids else _RUN_OF_ANYTHING)
+    return left * is_left, right * is_right
 
 
 def _search(tokens: np.ndarray, inputs: np.ndarray, segments: Sequence[Segment]) -> dict[Segment, np.ndarray]:
@@ -125,29 +146,22 @@ def _search(tokens: np.ndarray, inputs: np.ndarray, segments: Sequence[Segment])
     A segment of m tokens is where the hashes of its first and of its last 2^k tokens are, 2^k <= m < 2^(k + 1).
     """
     by_size: dict[int, list[Segment]] = {}
-    for segment in segments:
+    for segment in dict.fromkeys(segments):
         by_size.setdefault(1 << ((segment[2] - segment[1]).bit_length() - 1), []).append(segment)
-    found: dict[Segment, list[np.ndarray]] = {}
+    found: dict[Segment, np.ndarray] = {}
     for size, group in by_size.items():
-        longest = max(end - begin for _, begin, end in group)
         ends = [(inputs[row, begin : begin + size], inputs[row, end - size : end]) for row, begin, end in group]
-        wanted = hashes(np.array(ends), size)[..., 0]  # (segments, 2)
-        heads, tails = HashSet(wanted[:, 0]), wanted[:, 1].tolist()
-        for start in range(0, max(0, len(tokens) - size + 1), CHUNK):
-            hashed = hashes(tokens[start : start + CHUNK + longest], size)
-            hits, number = heads.find(hashed[:CHUNK])
-            order = np.argsort(number, kind="stable")
-            bounds = np.searchsorted(number[order], np.arange(len(heads.values) + 1))
-            same: dict[tuple[int, int, int], np.ndarray] = {}  # rows of a text of repetitions are equal
-            for segment, head, tail in zip(group, heads.number.tolist(), tails, strict=True):
-                beyond = segment[2] - segment[1] - size
-                if (head, tail, beyond) not in same:
-                    where = hits[order[bounds[head] : bounds[head + 1]]]
-                    where = where[where + beyond < len(hashed)]
-                    same[head, tail, beyond] = start + where[hashed[where + beyond] == np.uint64(tail)]
-                if len(where := same[head, tail, beyond]):
-                    found.setdefault(segment, []).append(where)
-    return {segment: np.concatenate(parts) for segment, parts in found.items()}
+        search = RunSearch(hashes(np.array(ends), size)[..., 0], size)  # (segments, 2)
+        hits = search.find(tokens)
+        same: dict[Segment, np.ndarray] = {}  # rows of a text of repetitions are equal
+        for (row, begin, end), (head, tail) in zip(group, search.number, strict=True):
+            key = head, tail, end - begin - size
+            if key not in same:
+                matches = np.isin(hits[head] + key[2], hits[tail], assume_unique=True)
+                same[key] = hits[head][matches]
+            if len(same[key]):
+                found[row, begin, end] = same[key]
+    return found
 
 
 def _best(stream: TokenStream, offsets: np.ndarray, targets: np.ndarray, begin: int) -> int:

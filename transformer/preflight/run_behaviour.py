@@ -1,7 +1,4 @@
-"""Do the parts of a run around its steps do what they should: tied weights, dropout, validation, resuming?
-
-The run's own `Stepper` and `Trainer` train a small model, and save and load it.
-"""
+"""Do the parts of a run around its steps do what they should: tied weights, dropout, validation, resuming?"""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ import torch
 from torch import Tensor
 
 from transformer.hub import checkpoint
-from transformer.preflight.check import Expected, Finding
+from transformer.preflight.check import Check, Expected
 from transformer.preflight.small_run import (
     DROPOUT,
     output_folder,
@@ -21,19 +18,18 @@ from transformer.preflight.small_run import (
     small_model,
     small_stepper,
     small_trainer,
-    state_of,
 )
 from transformer.preflight.subject import Subject, n_targets
 
 _CLOSE = {True: 0.01, False: 2e-4}  # of a validation loss, by whether the run multiplies in bf16
 
 
-def tied(subject: Subject) -> Finding:
+def tied(subject: Subject) -> Check:
     """Embedding and vocabulary projection are one matrix if that is configured, also after a step."""
     configured = subject.model.config.tie_embeddings
     expected = Expected("one matrix (tie_embeddings)" if configured else "two matrices (no tie_embeddings)")
     model = small_model(subject)
-    small_stepper(subject, model, small_batches(subject, model), gradient_accumulation_steps=1).step(1)
+    small_stepper(subject, model, small_batches(subject, model)).step(1)
     for what, one in (("the model of the run", subject.model), ("a model after a step", model)):
         if (one.head.weight is one.token_embedding.weight) != configured:
             apart = "are two matrices" if configured else "are one matrix"
@@ -42,13 +38,13 @@ def tied(subject: Subject) -> Finding:
     return expected.passed("as configured")
 
 
-def dropout(subject: Subject) -> Finding:
+def dropout(subject: Subject) -> Check:
     """Dropout is drawn again in each step, the same again for the same step, and absent in evaluation mode."""
     p = subject.model.config.dropout
     expected = Expected("another in each step, the same for the same step, none in evaluation mode")
     if not p:
         return expected.passed("none")
-    model = small_model(subject, max(p, DROPOUT))
+    model = small_model(subject, dropout=max(p, DROPOUT))
     batches = small_batches(subject, model)[:1]
     stepper = small_stepper(subject, model, batches)
 
@@ -66,25 +62,21 @@ def dropout(subject: Subject) -> Finding:
         return expected.failed("none in training mode", cause)
     losses = []
     for number in (1, 2, 1):
-        again = small_model(subject, max(p, DROPOUT))
-        losses.append(small_stepper(subject, again, batches, gradient_accumulation_steps=1).step(number).loss)
+        again = small_model(subject, dropout=max(p, DROPOUT))
+        losses.append(small_stepper(subject, again, batches).step(number).loss)
     if not _alike(losses[0], losses[2]):
-        cause = (
-            "The same step drops other numbers each time, so that a resumed run ends with other weights: seed each "
-            "step by its number."
-        )
+        cause = "The same step drops other numbers each time, also in a resumed run: seed each step by its number."
         return expected.failed("not the same for the same step", cause)
     if _alike(losses[0], losses[1]):
-        cause = "Every step drops the same numbers: seed each step by its number."
-        return expected.failed("the same in each step", cause)
+        return expected.failed("the same in each step", "Every step drops the same: seed each step by its number.")
     return expected.passed(f"{p:g}")
 
 
-def evaluation(subject: Subject) -> Finding:
+def evaluation(subject: Subject) -> Check:
     """Validation is made in evaluation mode, is the mean over all targets, and leaves the model in training mode."""
     expected = Expected("the mean over all its targets, without dropout, and training goes on")
     dropout = subject.model.config.dropout
-    model = small_model(subject, dropout or DROPOUT)
+    model = small_model(subject, dropout=dropout or DROPOUT)
     batches = small_batches(subject, model)
     modes: list[bool] = []
     with output_folder() as folder, small_trainer(subject, model, batches, batches, folder) as trainer:
@@ -101,10 +93,7 @@ def evaluation(subject: Subject) -> Finding:
         cause = "Validation runs in training mode, so that dropout changes the loss: call model.eval() before it."
         return expected.failed("in training mode", cause, certain=bool(dropout))
     if not was_training:
-        cause = (
-            "After a validation the model stays in evaluation mode, so that the rest of the run has no dropout: call "
-            "model.train() after it."
-        )
+        cause = "After a validation the model stays in evaluation mode: call model.train(), or nothing drops out."
         return expected.failed("training goes on in evaluation mode", cause, certain=bool(dropout))
     if not abs(found - wanted) <= _CLOSE[subject.bf16] * wanted:
         means = sum(one / count for one, count in zip(nats, counts, strict=True)) / len(counts)
@@ -115,13 +104,13 @@ def evaluation(subject: Subject) -> Finding:
     return expected.passed(f"{found:.4f}, by hand {wanted:.4f}")
 
 
-def resumed(subject: Subject) -> Finding:
+def resumed(subject: Subject) -> Check:
     """A run that goes on from its checkpoint has the weights, optimizer state and position of the one that wrote it."""
     expected = Expected("a run from a checkpoint goes on as the one that wrote it")
     runs = []
     with output_folder() as folder:
         for seed in (0, 1):  # the second begins with other weights, and has to load those of the first
-            model = small_model(subject, subject.model.config.dropout, seed)
+            model = small_model(subject, dropout=subject.model.config.dropout, seed=seed)
             batches = small_batches(subject, model)
             options = dict(gradient_accumulation_steps=2)
             # In a thread of its own, where a run ignores signals: one that asks to stop is for the real run.
@@ -132,8 +121,7 @@ def resumed(subject: Subject) -> Finding:
         saved = parameters_of(checkpoint.load_model(folder))
     first, second = runs
     if second.progress.step != first.progress.step:
-        cause = "A run with a checkpoint does not go on from it: it begins with step 1; look at how it is loaded."
-        return expected.failed("it begins again", cause)
+        return expected.failed("it begins again", "A run does not go on from its checkpoint: look at how it is loaded.")
     weights, loaded = parameters_of(first.model), parameters_of(second.model)
     if other := [name for name, value in weights.items() if not torch.equal(value, loaded[name])]:
         cause = f"A run that goes on has another {other[0]} than the one that wrote the checkpoint: look at restore."
@@ -142,7 +130,7 @@ def resumed(subject: Subject) -> Finding:
         cause = "A run that goes on reads its text from another position: look at the source's restore."
         return expected.failed("another position in the text", cause)
     for one, two in zip(first.optimizers, second.optimizers, strict=True):
-        left, right = state_of(one), state_of(two)
+        left, right = _state_of(one), _state_of(two)
         if len(left) != len(right) or not all(map(torch.equal, left, right)):
             cause = "A run that goes on begins with another optimizer state: its moments are not saved or not restored."
             return expected.failed("another optimizer state", cause)
@@ -164,3 +152,10 @@ def _alike(left: float, right: float) -> bool:
 
 def _same(left: Tensor, right: Tensor) -> bool:
     return left.shape == right.shape and torch.allclose(left.float(), right.float(), rtol=1e-4, atol=1e-6)
+
+
+def _state_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The tensors of an optimizer's state, in the order of its parameters."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    entries = [optimizer.state[p] for p in parameters if p in optimizer.state]
+    return [value.cpu() for entry in entries for _, value in sorted(entry.items()) if isinstance(value, Tensor)]

@@ -1,10 +1,16 @@
-"""A small model, a few batches and a short configuration, with which the run's own step and trainer are tried."""
+"""A small model of the run's architecture, a few batches, and the run's own step and trainer for them.
+
+At the beginning of a run scores and sub-layers are so small that a wrong factor hardly changes anything, and in a large
+model a look takes long. What is a matter of the code, not of the weights, is therefore checked on this model, whose
+weights are drawn so that every part of it can be seen.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,38 +21,95 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transformer.data.batches import Batch
-from transformer.model import Transformer
-from transformer.preflight import probe
-from transformer.preflight.subject import FixedBatches, Subject, set_dropout
+from transformer.data.batches import IGNORE_INDEX, Batch
+from transformer.model import ModelConfig, Transformer
+from transformer.preflight.subject import FixedBatches, Subject
 from transformer.training.distributed import Engine
 from transformer.training.step import Stepper
 from transformer.training.train_config import TrainConfig
 from transformer.training.trainer import Trainer
 
-_LENGTH = 12  # tokens in a row
-_RATE = 1e-3
+WINDOW = 300  # long enough for an attention kernel that works in blocks of 128 or 256
 DROPOUT = 0.25  # where the run has none, so that it can be told whether it is switched on
+_LENGTH = 12  # tokens in a row of the batches
 _OF_THE_RUN = ("data", "optimizer", "precision", "separate_documents", "seed")
+# A step of a constant learning rate, and no other choices.
+_FIXED = dict(learning_rate=1e-3, schedule="linear", warmup_ratio=0.0, final_learning_rate=1.0, output="")
 
 
-def small_model(subject: Subject, dropout: float = 0.0, seed: int = 0) -> Transformer:
-    """In training mode on the device of the run."""
-    model = probe.small_model(subject.model, subject.model.config.vocab_size, _LENGTH, seed)
-    set_dropout(model, dropout)
-    return model.to(subject.engine.device).train()
+def small_model(
+    subject: Subject, vocab_size: int = 0, length: int = _LENGTH, dropout: float = 0.0, seed: int = 0
+) -> Transformer:
+    """In training mode on the device of the run. vocab_size: 0 for that of the run."""
+    model = subject.model
+    config = _small_config(model.config, vocab_size or model.config.vocab_size, length)
+    small, chance = type(model)(replace(config, dropout=dropout)), torch.Generator().manual_seed(seed)
+
+    def draw(parameter: Tensor, std: float, mean: float = 0.0) -> None:
+        parameter.copy_(mean + std * torch.randn(parameter.shape, generator=chance))
+
+    embedding = config.d_model**-0.5 if config.scale_embeddings else 0.5
+    with torch.no_grad():
+        for name, parameter in small.named_parameters():
+            if "embedding" in name:
+                draw(parameter, embedding if name.startswith("token") else 1.0)
+            elif parameter.dim() > 1:
+                draw(parameter, 1.2 / math.sqrt(parameter.shape[1]))
+            elif name.endswith("bias"):
+                draw(parameter, 0.3)
+            else:
+                draw(parameter, 0.2, 1.0)
+    small.token_embedding.weight.requires_grad_(model.token_embedding.weight.requires_grad)
+    return small.to(subject.engine.device).train()
+
+
+def _small_config(config: ModelConfig, vocab_size: int, context_length: int) -> ModelConfig:
+    """The architecture with few, narrow layers: every choice the same, every size smaller."""
+    n_kv_heads = min(config.kv_heads, 2)
+    n_heads, head_dim = n_kv_heads * min(config.n_heads // config.kv_heads, 2), min(config.key_dim, 16)
+    # What fits together in the model fits together here: not every format knows other sizes.
+    width = n_heads * head_dim if config.d_model == config.n_heads * config.key_dim else min(config.d_model, 32)
+    is_fourfold = config.feed_forward_dim == 4 * config.d_model
+    context_length = min(config.context_length, context_length)
+    # The first layer of each kind, and at least two layers if there are two.
+    kinds = [(config.is_local(layer), config.rotates(layer)) for layer in range(config.n_layers)]
+    layers = sorted({kind: kinds.index(kind) for kind in kinds}.values())
+    layers = layers if len(layers) > 1 else list(range(min(config.n_layers, 2)))
+    return replace(
+        config,
+        # A model of another kind may give meaning to ids of its own vocabulary.
+        vocab_size=vocab_size if type(config) is ModelConfig else config.vocab_size,
+        context_length=context_length,
+        d_model=width,
+        n_layers=len(layers),
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        head_dim=head_dim,
+        d_feed_forward=4 * width if is_fourfold else min(config.feed_forward_dim, 2 * width),
+        sliding_window=max(1, context_length // 4) if config.has_window else config.sliding_window,
+        sliding_window_layers=None if config.sliding_window is None else tuple(map(config.is_local, layers)),
+        rope_layers=None if config.rope_layers is None else tuple(map(config.rotates, layers)),
+    )
+
+
+def random_batch(model: Transformer, rows: int, seed: int = 0, every: int = 1, vocab_size: int = 0) -> Batch:
+    """(rows, context length) random tokens, each `every`-th target learned; one document in a row."""
+    length, size = model.config.context_length, min(vocab_size or model.config.vocab_size, model.config.vocab_size)
+    tokens = torch.randint(0, size, (rows, length + 1), generator=torch.Generator().manual_seed(seed))
+    targets = tokens[:, 1:].clone()
+    targets[:, torch.arange(length) % every != 0] = IGNORE_INDEX
+    return Batch(tokens[:, :-1].contiguous(), targets, torch.zeros(rows, length).long())
 
 
 def small_batches(subject: Subject, model: Transformer) -> list[Batch]:
     """As many as two steps of three batches take, with different numbers of targets."""
-    length, known = model.config.context_length, min(model.config.vocab_size, subject.tokenizer.vocab_size)
-    config = replace(model.config, vocab_size=known)
-    rows = [(2, 1), (1, 2), (3, 3), (1, 1), (2, 2), (2, 1)]
-    return [probe.batch_of(config, n, length, seed, every) for seed, (n, every) in enumerate(rows)]
+    sizes = [(2, 1), (1, 2), (3, 3), (1, 1), (2, 2), (2, 1)]
+    known = subject.tokenizer.vocab_size
+    return [random_batch(model, n, seed, every, known) for seed, (n, every) in enumerate(sizes)]
 
 
 def small_stepper(subject: Subject, model: Transformer, batches: Sequence[Batch], **options: Any) -> Stepper:
-    """The step of such a run."""
+    """The step of such a run. options: of its configuration; without them a step takes one batch."""
     engine = Engine(subject.engine.device)
     return Stepper(model, FixedBatches(batches), subject.tokenizer, _config(subject, **options), engine)
 
@@ -67,10 +130,9 @@ def small_trainer(
 
 
 def _config(subject: Subject, **options: Any) -> TrainConfig:
-    """Two steps with the run's optimizer and precision, a constant learning rate, and no other choices."""
+    """Two steps with the run's optimizer and precision."""
     taken = {name: value for name, value in subject.config.options().items() if name in _OF_THE_RUN}
-    constant = dict(learning_rate=_RATE, schedule="linear", warmup_ratio=0.0, final_learning_rate=1.0)
-    fixed = dict(constant, output="", max_steps=2, validate_every=2, max_loss=1e30)
+    fixed = dict(_FIXED, max_steps=2, validate_every=2, max_loss=1e30, gradient_accumulation_steps=1)
     return TrainConfig.from_options(**{**taken, **fixed, **options})
 
 
@@ -86,8 +148,6 @@ def parameters_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach().cpu().clone() for name, parameter in model.named_parameters()}
 
 
-def state_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """The tensors of an optimizer's state, in the order of its parameters."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    entries = [optimizer.state[p] for p in parameters if p in optimizer.state]
-    return [value.cpu() for entry in entries for _, value in sorted(entry.items()) if isinstance(value, Tensor)]
+def gradients_of(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of all gradients that there are, on the CPU."""
+    return {name: p.grad.detach().cpu().clone() for name, p in model.named_parameters() if p.grad is not None}

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from transformer.data.batches import IGNORE_INDEX, Batch, BatchSource, Windows, validation_batches
+from transformer.data import batches as batching
+from transformer.data.batches import IGNORE_INDEX, Batch, BatchSource, Windows
 from transformer.data.document import Document, join_pieces
 from transformer.data.tokenize import TokenStream, tokenize
 from transformer.data.tokenizer import Tokenizer
@@ -22,7 +23,8 @@ from transformer.device import computes_in_bf16
 from transformer.hub.text_sources import pieces
 from transformer.model import Transformer
 from transformer.model.linear import Linear
-from transformer.preflight.rows import Rows
+from transformer.preflight.places import LocatedRows, places
+from transformer.preflight.rows import ABSENT, Rows
 from transformer.training.distributed import Engine
 from transformer.training.run_components import RunComponents
 from transformer.training.step import Stepper
@@ -67,7 +69,7 @@ class FixedBatches:
 class Subject:
     """A run before its first step.
 
-    batches: the next ones of the source, which is put back to where it was; places: where they stand.
+    batches: the next ones of the source, which is put back to where it was; where: the position of the first.
     """
 
     model: Transformer
@@ -78,24 +80,22 @@ class Subject:
     config: TrainConfig
     engine: Engine
     batches: list[Batch]
-    places: list[str]
+    where: str
     kept: dict[Callable[..., Any], Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, parts: RunComponents, config: TrainConfig, engine: Engine) -> Subject:
         """Read the batches that are checked."""
-        batches: list[Batch] = []
-        places: list[str] = []
         source = parts.source
         before = source.state()
-        tokens, most = 0, min(_BATCHES, source.steps_in_epoch or _BATCHES)
+        batches, most = [source.next()], min(_BATCHES, source.steps_in_epoch or _BATCHES)
+        where, tokens = source.describe_last(), batches[0].inputs.numel()
         while len(batches) < most and (tokens < _TOKENS or len(batches) < 2):
             batches.append(source.next())
-            places.append(source.describe_last())
             tokens += batches[-1].inputs.numel()
         source.restore(before)
         run = parts.model, parts.tokenizer, source, parts.training, parts.validation
-        return cls(*run, config, engine, batches, places)
+        return cls(*run, config, engine, batches, where)
 
     def once(self, compute: Callable[[Subject], T]) -> T:
         """The result of `compute` for this subject, kept for the checks that share it."""
@@ -109,27 +109,29 @@ class Subject:
     @cached_property
     def validation_batches(self) -> list[Batch]:
         """The batches that the run is validated on."""
-        return validation_batches(self.validation, self.config.run.validation_windows, _VALIDATION_ROWS)
+        return batching.validation_batches(self.validation, self.config.run.validation_windows, _VALIDATION_ROWS)
 
     @cached_property
-    def rows(self) -> Rows:
-        """The rows of `batches`."""
-        return Rows.of(self.batches, self.padding_ids)
+    def rows(self) -> LocatedRows:
+        """The rows of `batches`. Of windows with a `prompt_share`, and of the first window of each block of a stream,
+        the first input is the end-of-text token, whatever the text has there."""
+        begins = bool(self.config.text.prompt_share) or self.training is None
+        first = self.tokenizer.end_of_text_id if begins else None
+        return places(Rows.of(self.batches), self.text, self.padding_ids, self.training is not None, first)
 
     @cached_property
-    def validation_rows(self) -> Rows:
+    def validation_rows(self) -> LocatedRows:
         """The rows of `validation_batches`."""
-        return Rows.of(self.validation_batches, self.padding_ids)
+        return places(Rows.of(self.validation_batches), self.validation.stream, self.padding_ids)
 
     @cached_property
     def text_row(self) -> Tensor:
-        """(1, T) tokens without padding: the row that has most text."""
-        rows = self.rows
-        row = int(rows.real.sum(axis=1).argmax())
-        text = rows.inputs[row][rows.real[row]]
+        """(1, T) tokens: of the row that has most of them, those that are no padding."""
+        rows = Rows.of(self.batches).inputs
+        text = max((row[~np.isin(row, [ABSENT, *self.padding_ids])] for row in rows), key=len)
         if len(text) < 2:  # nothing but padding
-            text = np.arange(rows.inputs.shape[1]) % self.model.config.vocab_size
-        return torch.from_numpy(np.array(text, np.int64))[None]
+            text = np.arange(rows.shape[1]) % self.model.config.vocab_size
+        return torch.from_numpy(text)[None]
 
     @cached_property
     def text(self) -> TokenStream:
@@ -148,8 +150,7 @@ class Subject:
     def read(self, characters: int) -> Iterator[Document]:
         """The beginning of the corpus, in pieces, as the run reads it."""
         data, read = self.config.text, 0
-        text = (data.data, data.data_config, "train", data.clean, data.text_column, data.max_documents)
-        for piece in pieces(*text):
+        for piece in pieces(data.data, data.data_config, "train", data.clean, data.text_column, data.max_documents):
             yield piece
             read += len(piece.text)
             if read > characters:
@@ -163,8 +164,16 @@ class Subject:
 
     @cached_property
     def fullest(self) -> Batch:
-        """Of `batches` the one with the most targets."""
-        return max(self.batches, key=n_targets)
+        """Of `batches` the one with the most targets; if none has any, windows of the text that have, if there are."""
+        fullest = max(self.batches, key=n_targets)
+        if self.training is None or n_targets(fullest):
+            return fullest
+        usable = batching.with_targets(self.training)
+        return self.training.batch(usable[: len(fullest.inputs)]) if len(usable) else fullest
+
+    def decoded(self, token: int) -> str:
+        """A token as text, a special one too."""
+        return self.tokenizer.decode([int(token)], skip_special=False)
 
     # ---- model and step ----
 
@@ -187,8 +196,9 @@ class Subject:
     def copy_of_model(self, dropout: bool = True) -> Transformer:
         """A copy on the device of the run, in training mode, that a check may change."""
         model = copy.deepcopy(self.model).to(self.engine.device).train()
-        if not dropout:
-            set_dropout(model, 0.0)
+        for module in model.modules():
+            if isinstance(module, nn.Dropout) and not dropout:
+                module.p = 0.0
         return model
 
     def hidden_stepper(self, dropout: bool = False) -> Stepper:
@@ -225,13 +235,6 @@ def n_targets(batch: Batch) -> int:
     return int((batch.targets != IGNORE_INDEX).sum())
 
 
-def set_dropout(model: nn.Module, p: float) -> None:
-    """Change the probability of every dropout."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = p
-
-
 def cut(batch: Batch, rows: int, length: int) -> Batch:
     """The first rows of a batch that have targets, `length` positions of them, from where there is a target."""
     learned = batch.targets != IGNORE_INDEX
@@ -256,13 +259,10 @@ def other_tokens(tokens: Tensor, first: int, stop: int, subject: Subject) -> Ten
 @contextmanager
 def random_states_restored() -> Iterator[None]:
     """After it all random generators are in the state from before."""
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    on_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    try:
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
-        if on_cuda:
-            torch.cuda.set_rng_state_all(on_cuda)
+    states = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        try:
+            yield
+        finally:
+            np.random.set_state(states[0])
+            random.setstate(states[1])

@@ -1,4 +1,4 @@
-"""Is the tokenized text the text, and does its tokenizer fit it?"""
+"""Is the tokenized text the text, does its tokenizer fit it, and are its completions answers?"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from difflib import SequenceMatcher
 
 import numpy as np
 
-from transformer.preflight.check import Expected, Finding
+from transformer.preflight.check import Check, Expected
 from transformer.preflight.subject import Subject
 
 _DOCUMENTS = 200  # compared with their tokens
@@ -24,10 +24,13 @@ _COMPARED = 5000  # characters of a document that cannot be decoded exactly
 _DECODED = 2**18  # characters whose encoding is checked
 _CODECS = ("cp1252", "cp1251", "latin-1")  # what UTF-8 is most often mistaken for
 _WRONG, _LEAST_WRONG = 0.2, 20  # of the characters beyond ASCII, and how many at least
+_LEAST_COMPLETIONS = 8  # with fewer nothing is said of them
+_COPIES, _ONE = 0.5, 0.9  # of the completions that may be in their prompts, and that may be one
+_LONG = 20  # characters of a completion; a shorter one may well be in a long prompt
 _SHOWN = 40  # characters of an example
 
 
-def round_trip(subject: Subject) -> Finding:
+def round_trip(subject: Subject) -> Check:
     """The tokens of the first documents, decoded with their special tokens, are those documents."""
     expected = Expected("the documents as they are in the corpus")
     stream, tokenizer = subject.text, subject.tokenizer
@@ -49,25 +52,23 @@ def round_trip(subject: Subject) -> Finding:
         made = tokenizer.decode(tokenizer.encode_documents([text])[0], skip_special=False)
         if made == text or not _same_but_for_space(decoded, made, is_whole):
             place = _agreed(decoded, made)
-            return expected.failed(
-                f"document {number} is another",
-                f"Document {number} differs from its tokens at character {place:,}: the corpus has "
-                f"{made[place : place + _SHOWN]!r}, the tokens {decoded[place : place + _SHOWN]!r}; the text was "
-                "changed, or something was put into it, before or while it was tokenized.",
+            text, token_text = (repr(one[place : place + _SHOWN]) for one in (made, decoded))
+            cause = (
+                f"Document {number} differs from its tokens at character {place:,}: the corpus has {text}, the tokens "
+                f"{token_text}; the text was changed, or something was put into it, before or while it was tokenized."
             )
+            return expected.failed(f"document {number} is another", cause)
         similarity = (_similarity(made, text), number)
         worst = min(worst or similarity, similarity)
     if worst and worst[0] < _LIKE:
-        return expected.warned(
-            f"{worst[0]:.0%} of document {worst[1]}",
-            f"Only {worst[0]:.0%} of document {worst[1]} is decoded from its tokens, apart from case, accents and "
-            "spaces: this tokenizer does not fit the text, like one of another language or alphabet.",
-        )
+        share = f"{worst[0]:.0%} of document {worst[1]}"
+        cause = f"Only {share} is decoded from its tokens: this tokenizer is for another language or alphabet."
+        return expected.warned(share, cause)
     how = "the same but for case, accents and spaces, which this tokenizer does not keep" if worst else "the same"
     return expected.passed(f"{len(compared)} documents, {characters:,} characters, {how}")
 
 
-def unknown(subject: Subject) -> Finding:
+def unknown(subject: Subject) -> Check:
     """The tokenizer has tokens for the text. (A written "<unk>", as in WikiText, is text like any other.)"""
     expected = Expected(f"less than {_UNKNOWN_WARN:.0%} of the text")
     token = getattr(subject.tokenizer.backend.model, "unk_token", None)
@@ -78,15 +79,11 @@ def unknown(subject: Subject) -> Finding:
     share = float((tokens[:: max(1, len(tokens) // _SAMPLE)] == id).mean())
     if share < _UNKNOWN_WARN:
         return expected.passed(f"{share:.3%}")
-    return expected.failed(
-        f"{share:.1%}",
-        f"{share:.1%} of the tokens are {token}, whatever they stand for: this tokenizer was made for another "
-        "language or alphabet; take one made for this text, or train one on it (no --tokenizer).",
-        certain=share > _UNKNOWN_FAIL,
-    )
+    cause = f"{share:.1%} of the tokens are {token}: it is for another language; train a tokenizer (no --tokenizer)."
+    return expected.failed(f"{share:.1%}", cause, certain=share > _UNKNOWN_FAIL)
 
 
-def bytes_per_token(subject: Subject) -> Finding:
+def bytes_per_token(subject: Subject) -> Check:
     """A token stands for as much text as its vocabulary allows."""
     stream, config, vocab_size = subject.text, subject.config, subject.tokenizer.vocab_size
     n_learned = len(stream.tokens) if stream.loss_mask is None else int(np.count_nonzero(stream.loss_mask))
@@ -96,15 +93,11 @@ def bytes_per_token(subject: Subject) -> Finding:
     foreign = bool(config.text.tokenizer or config.model.init_from)
     if not foreign or vocab_size < _LARGE_VOCABULARY or ratio >= _LEAST_BYTES or stream.n_bytes < _LEAST_TEXT:
         return expected.passed(f"{ratio:.2f}, vocabulary {vocab_size:,}")
-    return expected.warned(
-        f"{ratio:.2f}",
-        f"{ratio:.2f} bytes in a token: the vocabulary was made for another kind of text or language, so the context "
-        "holds little of it and training takes longer; train a tokenizer on this text (no --tokenizer, no "
-        "--init-from).",
-    )
+    cause = "The vocabulary is for another kind of text or language: train a tokenizer (no --tokenizer, --init-from)."
+    return expected.warned(f"{ratio:.2f}", cause)
 
 
-def encoding(subject: Subject) -> Finding:
+def encoding(subject: Subject) -> Check:
     """The text was decoded as what it was encoded as: no "Ã©" for "é", and no replacement characters."""
     expected = Expected(f"less than {_WRONG:.0%} of the letters beyond ASCII misread")
     text = "".join(document.text for document, _ in subject.documents)[:_DECODED]
@@ -116,18 +109,50 @@ def encoding(subject: Subject) -> Finding:
     measured = f"{wrong:,} of {characters:,} misread, {replaced:,} replaced"
     if wrong >= least:
         run = Counter(misread[codec]).most_common(1)[0][0]
-        return expected.warned(
-            measured,
-            f"The text is UTF-8 that was read as {codec}: {run!r} was {_reread(run, codec)!r}, in "
-            f"{len(misread[codec]):,} places; read the original as UTF-8 and write it again.",
-        )
+        cause = f"The text is UTF-8 that was read as {codec}: {run!r} was {_reread(run, codec)!r}; read it as UTF-8."
+        return expected.warned(measured, cause)
     if replaced >= least:
-        return expected.warned(
-            measured,
-            f"{replaced:,} characters are U+FFFD, which stands for bytes that could not be decoded: read the original "
-            "in the encoding that it has.",
-        )
+        cause = f"{replaced:,} characters are U+FFFD: bytes that could not be decoded; read the text in its encoding."
+        return expected.warned(measured, cause)
     return expected.passed(measured)
+
+
+def completions(subject: Subject) -> Check:
+    """Completions are neither all the same nor copies of their prompts."""
+    expected = Expected("different from one another, and not to be found in their prompts")
+    pairs = _prompts_and_completions(subject)
+    if len(pairs) < _LEAST_COMPLETIONS:
+        return expected.passed(f"{len(pairs)} with a prompt: too few to tell")
+    counts = Counter(answer for _, answer in pairs)
+    (answer, count), n_pairs = counts.most_common(1)[0], len(pairs)
+    equal = sum(prompt == answer for prompt, answer in pairs) / n_pairs
+    inside = sum(len(answer) >= _LONG and answer in prompt for prompt, answer in pairs) / n_pairs
+    measured = (
+        f"{len(counts):,} different of {n_pairs:,}; {inside:.0%} are in their prompts, {equal:.0%} are the prompt"
+    )
+    for share, most, what in (
+        (count / n_pairs, _ONE, f"{answer[:_SHOWN]!r}, which becomes the answer to everything"),
+        (equal, _COPIES, "their prompt again, which the model learns to repeat"),
+        (inside, _COPIES, "in their prompts word for word, which is right only if answers are to be quoted"),
+    ):
+        if share >= most:
+            cause = f"{share:.0%} of the completions are {what}; look at the columns of prompts and completions."
+            return expected.warned(measured, cause)
+    return expected.passed(measured)
+
+
+def _prompts_and_completions(subject: Subject) -> list[tuple[str, str]]:
+    """Prompts, each with what is learned after it, of the first documents of the corpus."""
+    found: list[tuple[str, str]] = []
+    for document, _ in subject.documents:
+        prompt = ""
+        for text, learned in document.parts:
+            if not learned:
+                prompt += text
+            elif prompt and text.strip():
+                found.append((prompt.strip(), text.strip()))
+                prompt = ""
+    return found
 
 
 def _reread(run: str, codec: str) -> str | None:

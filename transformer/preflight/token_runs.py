@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-CHUNK = 2**22  # tokens hashed at once
-_TABLE_BITS = 24
+_CHUNK = 2**22  # tokens hashed at once
+_TABLE_BITS = np.uint64(24)
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, from the golden ratio: a multiplier that mixes well
 
 
@@ -26,17 +26,35 @@ def hashes(tokens: np.ndarray, length: int) -> np.ndarray:
     return run
 
 
-class HashSet:
-    """Hashes that are looked for. number: for each of those given, its place among the different ones."""
+class RunSearch:
+    """Searches a text for runs of `length` tokens.
 
-    def __init__(self, wanted: np.ndarray) -> None:
-        self.values, self.number = np.unique(wanted, return_inverse=True)
-        self._table = np.zeros(2**_TABLE_BITS, bool)  # leaves out nearly all others without a search
-        self._table[self.values >> np.uint64(64 - _TABLE_BITS)] = True
+    number: of each run that is searched for, which one it is of the different ones.
+    """
 
-    def find(self, hashed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where in `hashed` a wanted one is, and its number."""
-        places = np.flatnonzero(self._table[hashed >> np.uint64(64 - _TABLE_BITS)])
-        number = np.searchsorted(self.values, hashed[places]).clip(0, len(self.values) - 1)
-        same = self.values[number] == hashed[places]
-        return places[same], number[same]
+    def __init__(self, wanted: np.ndarray, length: int) -> None:
+        """wanted: the runs' hashes, of any shape."""
+        self.length = length
+        self._values, number = np.unique(wanted, return_inverse=True)
+        self.number: np.ndarray = number.reshape(wanted.shape)
+        self._table = np.zeros(1 << int(_TABLE_BITS), bool)  # leaves out nearly all other runs without a search
+        self._table[_slot(self._values)] = True
+
+    def find(self, tokens: np.ndarray) -> list[np.ndarray]:
+        """For each of the different runs, where it begins in `tokens` (N,), in ascending order."""
+        places, numbers = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        for start in range(0, max(0, len(tokens) - self.length + 1), _CHUNK):
+            hashed = hashes(tokens[start : start + _CHUNK + self.length - 1], self.length)
+            place = np.flatnonzero(self._table[_slot(hashed)])
+            number = np.searchsorted(self._values, hashed[place]).clip(0, len(self._values) - 1)
+            same = self._values[number] == hashed[place]
+            places.append(start + place[same])
+            numbers.append(number[same])
+        number = np.concatenate(numbers)
+        order = np.argsort(number, kind="stable")
+        return np.split(np.concatenate(places)[order], np.searchsorted(number[order], range(1, len(self._values))))
+
+
+def _slot(hashed: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return (hashed * _BASE) >> (np.uint64(64) - _TABLE_BITS)

@@ -1,8 +1,7 @@
 """Targets that are predicted without reading the text: padding, special tokens, repetitions, constant columns.
 
-They are learned within minutes and then cost nothing, so that a loss over all targets is too low. If a share s of the
-targets is trivial and the others cost L nats each, what is reported is the perplexity exp((1 - s) L): with two thirds
-of padding (s = 0.66) a reported 3 is a perplexity of 3^(1 / 0.34) = 25 per real token.
+They soon cost nothing, so that a loss over all targets is too low. If a share s of them is trivial and the others
+cost L nats each, what is reported is the perplexity exp((1 - s) L): with two thirds of padding a reported 3 is 25.
 
 Dimensions: R rows · T positions
 """
@@ -12,10 +11,8 @@ from __future__ import annotations
 import numpy as np
 
 from transformer.data.batches import IGNORE_INDEX
-from transformer.preflight.alignment import placed, validation_placed
-from transformer.preflight.check import Expected, Finding
-from transformer.preflight.places import Places
-from transformer.preflight.rows import Rows
+from transformer.preflight.check import Check, Expected
+from transformer.preflight.places import LocatedRows
 from transformer.preflight.subject import Subject
 
 _REPORTED = 3.0  # the perplexity of the example
@@ -31,32 +28,27 @@ def real_perplexity(reported: float, trivial: float) -> float:
     return reported ** (1 / (1 - trivial)) if trivial < 1 else float("inf")
 
 
-def padding_counted(subject: Subject) -> Finding:
+def padding_counted(subject: Subject) -> Check:
     """No target is padding, in training batches and validation batches."""
     expected = Expected("none: IGNORE_INDEX wherever a row is filled up")
-    found = subject.once(placed)
-    for what, rows, where in (
-        ("training", subject.rows, found),
-        ("validation", subject.validation_rows, subject.once(validation_placed)),
-    ):
-        padding = _padded_targets(subject, rows, where)
+    for what, rows in (("training", subject.rows), ("validation", subject.validation_rows)):
+        padding = _padded_targets(subject, rows)
         if padding.any():
             share = float(padding.sum() / rows.learned.sum())
-            text = subject.tokenizer.decode([int(rows.targets[padding][0])], skip_special=False)
+            text, real = subject.decoded(rows.targets[padding][0]), real_perplexity(_REPORTED, share)
             return expected.failed(
                 f"{share:.1%} of the {what} targets",
                 f"{share:.1%} of the targets are padding ({text!r}), which is learned at once: a perplexity of "
-                f"{_REPORTED:.0f} reported is {real_perplexity(_REPORTED, share):.3g} per real token; "
-                f"give padding the target {IGNORE_INDEX}.",
+                f"{_REPORTED:.0f} reported is {real:.3g} per real token; give padding the target {IGNORE_INDEX}.",
             )
-    return expected.passed(f"none ({float(found.padding.mean()):.1%} of the inputs are padding)")
+    return expected.passed(f"none ({float(subject.rows.padding.mean()):.1%} of the inputs are padding)")
 
 
-def _padded_targets(subject: Subject, rows: Rows, found: Places) -> np.ndarray:
+def _padded_targets(subject: Subject, rows: LocatedRows) -> np.ndarray:
     """(R, T) bool: targets that are padding: the text has nothing there, or they have an id that no text can have."""
     own = {subject.tokenizer.pad_id} - {None, subject.tokenizer.end_of_text_id}
     by_id = np.isin(rows.targets, [id for id in own if id is not None and not _may_be_text(subject, id)])
-    return rows.learned & (by_id | (found.padding & (rows.targets == rows.inputs)))
+    return rows.learned & (by_id | (rows.padding & (rows.targets == rows.inputs)))
 
 
 def _may_be_text(subject: Subject, id: int) -> bool:
@@ -67,7 +59,7 @@ def _may_be_text(subject: Subject, id: int) -> bool:
     return id in subject.tokenizer.encode_documents([token])[0]
 
 
-def special(subject: Subject) -> Finding:
+def special(subject: Subject) -> Check:
     """The only special token in the targets is the end of text, once for each document."""
     tokenizer, targets = subject.tokenizer, subject.rows.targets[subject.rows.learned]
     expected = Expected("end-of-text once for each document, no other")
@@ -77,12 +69,8 @@ def special(subject: Subject) -> Finding:
             continue
         count = int((targets == id).sum())
         if count and not _may_be_text(subject, id):
-            return expected.failed(
-                f"{token.content} in {count:,} of {len(targets):,} targets",
-                f"The special token {token.content!r} is {count / len(targets):.1%} of the targets, which the model "
-                "learns to generate: leave it out of the text (add_special_tokens=False), or give it the target "
-                "IGNORE_INDEX.",
-            )
+            cause = f"{token.content!r} is {count / len(targets):.1%} of the targets: set add_special_tokens=False."
+            return expected.failed(f"{token.content} in {count:,} of {len(targets):,} targets", cause)
     measured = f"end-of-text {float((targets == end).mean()) if len(targets) else 0.0:.2%} of the targets"
     if subject.training is None:
         return expected.passed(measured)
@@ -90,50 +78,42 @@ def special(subject: Subject) -> Finding:
     ends = sum(int((tokens[i : i + _CHUNK] == end).sum()) for i in range(0, len(tokens), _CHUNK))
     measured += f", {ends:,} in the text of {n_documents:,} documents"
     if ends > n_documents + 1 and not _may_be_text(subject, end):
-        return expected.failed(
-            measured,
-            f"{tokenizer.end_of_text!r} is in the text {ends:,} times, but there are only {n_documents:,} documents: "
-            "it is put where no document ends, and the model will generate it there; take it out.",
-        )
+        cause = f"{tokenizer.end_of_text!r} is also where no document ends, and will be generated there: take it out."
+        return expected.failed(measured, cause)
     return expected.passed(measured)
 
 
-def repeated(subject: Subject) -> Finding:
+def repeated(subject: Subject) -> Check:
     """Few targets are the token before them."""
-    rows, found = subject.rows, subject.once(placed)
-    considered = rows.learned & ~_padded_targets(subject, rows, found)
+    rows = subject.rows
+    considered = rows.learned & ~_padded_targets(subject, rows)
     again = considered & (rows.targets == rows.inputs)
     share = float(again.sum() / max(1, considered.sum()))
     expected = Expected(f"less than {_REPEATED:.0%} of the targets are their own input")
     if share < _REPEATED:
         return expected.passed(f"{share:.2%}")
-    if found.exact.all():
+    why = "look for targets that are not shifted, or padding that is not known as such"
+    if rows.exact.all():
         values, counts = np.unique(rows.targets[again], return_counts=True)
-        often = subject.tokenizer.decode([int(values[counts.argmax()])], skip_special=False)
-        why = (
-            f"the text is like that, above all with {often!r} ({counts.max() / again.sum():.0%} of them); a larger "
-            "vocabulary has fewer"
-        )
-    else:
-        why = "look for targets that are not shifted, or padding that is not known as such"
-    return expected.warned(
-        f"{share:.1%}",
-        f"{share:.0%} of the targets are the token before them, which is learned at once: {why}; a perplexity of "
-        f"{_REPORTED:.0f} reported is {real_perplexity(_REPORTED, share):.3g} for the others.",
+        why = f"the text repeats above all {subject.decoded(values[counts.argmax()])!r}; try a larger vocabulary"
+    cause = (
+        f"{share:.0%} of the targets are the token before them: {why}; a perplexity of {_REPORTED:.0f} reported is "
+        f"{real_perplexity(_REPORTED, share):.3g} for the others."
     )
+    return expected.warned(f"{share:.1%}", cause)
 
 
-def constant_columns(subject: Subject) -> Finding:
+def constant_columns(subject: Subject) -> Check:
     """No column, and not the last target of each row, is nearly always the same token, unless the text is like that.
 
     Lines of one length, or records, end in the same column of every row: so nothing is said of what is in the text.
     """
     expected = Expected(f"no column with one target in {_ALWAYS:.0%} of its rows")
-    rows, found = subject.rows, subject.once(placed)
-    if found.is_text(rows):
+    rows = subject.rows
+    if rows.are_text:
         return expected.passed("every target is that of the text")
     _, unique = np.unique(rows.inputs, axis=0, return_index=True)
-    targets, learned = rows.targets[unique], rows.learned[unique] & ~_padded_targets(subject, rows, found)[unique]
+    targets, learned = rows.targets[unique], rows.learned[unique] & ~_padded_targets(subject, rows)[unique]
     if len(unique) < _LEAST_ROWS:
         return expected.passed(f"only {len(unique)} different rows: too few to tell")
     positions = np.arange(targets.shape[1])
@@ -147,12 +127,9 @@ def constant_columns(subject: Subject) -> Finding:
         what = "the last target of each row"
     else:
         return expected.passed(f"none in {len(unique)} different rows")
-    text = subject.tokenizer.decode([token], skip_special=False)
-    return expected.failed(
-        f"{text!r}: {what}",
-        f"In nearly every row {what} is {text!r} (id {token}), which a model learns at once and then generates: take "
-        "it out of the examples, or give it the target IGNORE_INDEX.",
-    )
+    text = subject.decoded(token)
+    cause = f"In nearly every row {what} is {text!r} (id {token}), which is learned at once: leave it out, or mask it."
+    return expected.failed(f"{text!r}: {what}", cause)
 
 
 def _constant(targets: np.ndarray, learned: np.ndarray, where: np.ndarray) -> int:
