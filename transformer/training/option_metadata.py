@@ -6,9 +6,9 @@ max_grad_norm: Annotated[float, POSITIVE, FormerName("clip")] = 1.0
 from __future__ import annotations
 
 import dataclasses
-import functools
 import sys
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated, Any, Literal, TypeVar
@@ -143,17 +143,23 @@ class OptionGroup:
             option.check(getattr(self, option.name))
 
 
-@functools.cache
 def options_of(group: type) -> tuple[Option, ...]:
     """The fields of a group of options."""
+    if group not in _known:
+        _known[group] = tuple(_read_options(group))
+    return _known[group]
+
+
+def _read_options(group: type) -> Iterator[Option]:
     hints = typing.get_type_hints(group, include_extras=True)
-    found = []
     for field in dataclasses.fields(group):
         hint = hints[field.name]
         annotated = typing.get_origin(hint) is Annotated
         kind, metadata = (hint.__origin__, hint.__metadata__) if annotated else (hint, ())
-        found.append(Option(field.name, kind, field.default, metadata))
-    return tuple(found)
+        yield Option(field.name, kind, field.default, metadata)
+
+
+_known: dict[type, tuple[Option, ...]] = {}  # the hints of a class take milliseconds to resolve
 
 
 def _is_unicode(text: str) -> bool:
