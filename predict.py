@@ -41,7 +41,7 @@ class Predictor(BasePredictor):
         source = weights or os.environ.get("HF_MODEL_ID") or EMBEDDED_WEIGHTS
         folder = fetch(source)
         self.model_sampling = read_sampling(folder)
-        model, tokenizer = load(folder, pick_device(), keep_bf16=True)
+        model, tokenizer = load(folder, pick_device(), keep_half=True)
         if tokenizer.chat_templates:
             logger.warning("%s the input chat or system_prompt answers it as a chat.", CHAT_HINT)
         self.generator = serve(model, tokenizer)

@@ -208,7 +208,7 @@ def main() -> None:
                     del results[key]
                 elif number:
                     runs.append(result)
-        parameters = checkpoint.load_model(folder, keep_bf16=True).parameter_count()
+        parameters = checkpoint.load_model(folder, keep_half=True).parameter_count()
     report(options, results, max(memory), parameters)
     if options.picture:
         draw(options.picture, results)

@@ -42,7 +42,7 @@ def open_contender(name: str, precision: str, directory: Path) -> Run:
 
 
 def _ours(arrange: Callable, directory: Path, precision: str) -> Run:
-    model = arrange(checkpoint.load_model(directory, keep_bf16=True), precision)
+    model = arrange(checkpoint.load_model(directory, keep_half=True), precision)
 
     def run(prompts: Sequence[Sequence[int]], new: int) -> None:
         decoder = Decoder(model, prompts, SamplingOptions(max_tokens=new, temperature=0), eos_token_ids=[])
@@ -72,7 +72,7 @@ def _llama_cpp(directory: Path, precision: str) -> Run:
 
     path = directory / f"{precision}.gguf"
     if not path.exists():
-        write_gguf(checkpoint.load_model(directory, keep_bf16=True), precision, path)
+        write_gguf(checkpoint.load_model(directory, keep_half=True), precision, path)
     llama.llama_log_set(_SILENT, None)
     llama.llama_backend_init()
     model = llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params())

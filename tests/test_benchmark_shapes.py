@@ -29,7 +29,7 @@ def test_a_shape_is_written_in_bf16(tmp_path, monkeypatch: pytest.MonkeyPatch) -
     small = choices | dict(d_model=64, n_layers=2, n_heads=4, n_kv_heads=2, d_feed_forward=96, vocab_size=99)
     monkeypatch.setitem(shapes.SHAPES, "llama-3.2-1b", (model_type, small))
     prepare(read_options(["--shape", "llama-3.2-1b"]), tmp_path)
-    model = checkpoint.load_model(tmp_path, keep_bf16=True)
+    model = checkpoint.load_model(tmp_path, keep_half=True)
     assert model.config == shapes.shape_config("llama-3.2-1b") and model.head.weight.dtype == torch.bfloat16
     assert TorchBackend(model, "fp32")(torch.arange(9)[None]).isfinite().all()
     deviation = model.layers[1].feed_forward.up.weight.float().std()

@@ -91,7 +91,7 @@ def load_with_sampling(options: argparse.Namespace) -> tuple[Generator, Sampling
     given = {name: value for name, value in vars(options).items() if name in names}
     sampling, sources = combine_settings(read_sampling(folder), {**given, "stop": tuple(options.stop)})
     _expect_effect(options, sampling)
-    return Generator(*load(folder, keep_bf16=True), options.dtype), sampling, sources
+    return Generator(*load(folder, keep_half=True), options.dtype), sampling, sources
 
 
 def _expect_effect(options: argparse.Namespace, sampling: SamplingOptions) -> None:

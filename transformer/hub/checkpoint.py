@@ -71,23 +71,23 @@ def read_model_type(directory: str | Path) -> str:
 
 
 def load(
-    directory: str | Path, device: torch.device | str = "cpu", keep_bf16: bool = False
+    directory: str | Path, device: torch.device | str = "cpu", keep_half: bool = False
 ) -> tuple[Transformer, Tokenizer]:
     """Open a model directory, of one of the architectures in `hub.architectures`. The model is in evaluation mode.
 
     Args:
-        keep_bf16: matrices that the file has in bf16 stay so, and are read from the file where they are used: a model
-            that an inference backend is made of and that is dropped then. It computes nothing by itself.
+        keep_half: matrices that the file has in bf16 or fp16 stay so, and are read from the file where they are used:
+            a model that an inference backend is made of and that is dropped then. It computes nothing by itself.
 
     Raises:
         CheckpointError: if a file is missing or damaged, or the architecture is not understood.
     """
     directory = Path(directory)
-    model = load_model(directory, device, keep_bf16)
+    model = load_model(directory, device, keep_half)
     return model, Tokenizer.load(directory)
 
 
-def load_model(directory: str | Path, device: torch.device | str = "cpu", keep_bf16: bool = False) -> Transformer:
+def load_model(directory: str | Path, device: torch.device | str = "cpu", keep_half: bool = False) -> Transformer:
     """Open the model of a model directory, without its tokenizer. Arguments as `load`."""
     directory = Path(directory)
     fields = read_json(directory / "config.json")
@@ -96,7 +96,7 @@ def load_model(directory: str | Path, device: torch.device | str = "cpu", keep_b
     tensors = open_weights(directory, config, device)
     model = _without_weights(config)
     try:
-        state = adapter.import_state(tensors, config, model.state_dict(), keep_bf16)
+        state = adapter.import_state(tensors, config, model.state_dict(), keep_half)
     except CheckpointError as error:
         raise CheckpointError(f"{directory}: {error}") from error
     del tensors

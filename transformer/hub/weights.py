@@ -19,6 +19,7 @@ from transformer.model.config import GATED
 _MAX_TABLE = 2**25  # numbers in a table of positions, which no file bounds: 262,144 tokens with heads of 128
 _MAX_HEADER = 2**24  # bytes; a tensor takes about a hundred
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_HALF = (torch.bfloat16, torch.float16)
 _SLACK = 4  # a config that asks for this many times what the files hold is not theirs
 
 
@@ -42,11 +43,12 @@ def open_weights(directory: Path, config: ModelConfig, device: torch.device | st
     return {name: file.get_tensor(name) for name, file in places.items()}
 
 
-def as_float(name: str, tensor: Tensor, keep_bf16: bool = False) -> Tensor:
+def as_float(name: str, tensor: Tensor, keep_half: bool = False) -> Tensor:
     """A tensor in fp32.
 
     Args:
-        keep_bf16: a matrix in bf16 stays what it is: of a file on this machine, a part of it that takes no memory.
+        keep_half: a matrix in bf16 or fp16 stays what it is: of a file on this machine, a part of it that takes no
+            memory.
 
     Raises:
         CheckpointError: if it holds no floating-point numbers: quantised weights mean nothing without their scales.
@@ -54,7 +56,7 @@ def as_float(name: str, tensor: Tensor, keep_bf16: bool = False) -> Tensor:
     """
     if tensor.dtype not in _DTYPES:
         raise CheckpointError(f"{name!r} is of {tensor.dtype}, expected floating-point numbers.")
-    if not (keep_bf16 and tensor.dtype == torch.bfloat16 and tensor.dim() > 1):
+    if not (keep_half and tensor.dtype in _HALF and tensor.dim() > 1):
         tensor = tensor.float()
     if not all_finite(tensor):
         raise CheckpointError(f"{name!r} holds numbers that are NaN or infinite: the weights are damaged.")

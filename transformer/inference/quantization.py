@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from transformer.errors import ConfigError
 from transformer.inference.quantized_linear import Precision, quantize_linear
-from transformer.inference.weight_memory import mapped_again
+from transformer.inference.weight_memory import give_back_freed_memory, mapped_again
 from transformer.model import Transformer
 from transformer.model.attention import JointRMSNorm, MultiHeadAttention
 from transformer.model.layers import FeedForward
@@ -56,6 +56,7 @@ def quantize(model: Transformer, precision: Precision, make_linear: MakeLinear |
             layer.feed_forward_output_norm = _norm(layer.feed_forward_output_norm)
         _fuse_attention(layer.attention, make_linear)
         _fuse_feed_forward(layer.feed_forward, make_linear)
+        give_back_freed_memory()  # or what packing took would pile up from layer to layer
     return quantized
 
 

@@ -21,6 +21,7 @@ from transformer.inference.finite import expect_finite
 Precision = Literal["fp32", "bf16", "int8"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _TINY = torch.finfo(torch.float32).tiny  # in place of the scale of a row of zeros
+_ROUNDED = 2**21  # weights that are rounded at a time
 _EXPECTED_ROWS = 8  # what oneDNN arranges a weight for; measured: it serves one row, and many, as well as its own would
 
 
@@ -83,7 +84,7 @@ class Int8Linear(nn.Module):
         super().__init__()
         if weight.device.type != "cpu" or "fbgemm" not in torch.backends.quantized.supported_engines:
             raise ConfigError("int8 is computed by FBGEMM on x86 CPUs, which is not what there is here.")
-        self.packed, self.bias = _fbgemm_pack(weight.float()), bias
+        self.packed, self.bias = _fbgemm_pack(weight), bias
         # Without VNNI two products of 8 bits are summed in 16 and could overflow: rows then get 7 bits.
         self.seven_bits = not torch.cpu._is_vnni_supported()
 
@@ -102,14 +103,25 @@ class Int8Linear(nn.Module):
 
 def _fbgemm_pack(weight: Tensor) -> torch.ScriptObject:
     """FBGEMM's arrangement of a weight (out, in), rounded to 8 bits with a scale for each output."""
-    scales = (weight.abs().amax(dim=1) / 127).clamp(min=_TINY)  # (out,)
+    scales = (torch.maximum(weight.amax(dim=1), -weight.amin(dim=1)).float() / 127).clamp(min=_TINY)  # (out,)
     engine = torch.backends.quantized.engine
     torch.backends.quantized.engine = "fbgemm"  # decides who packs; what was packed remembers it
     try:
         with warnings.catch_warnings():  # quantised tensors will leave PyTorch some day; its version is pinned
             warnings.simplefilter("ignore", UserWarning)
-            zeros = torch.zeros(len(scales), dtype=torch.long)
-            rounded = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
-        return torch.ops.quantized.linear_prepack(rounded, None)
+            rounded = torch._make_per_channel_quantized_tensor(
+                _rounded(weight, scales), scales.double(), torch.zeros(len(scales), dtype=torch.long), 0
+            )
+            return torch.ops.quantized.linear_prepack(rounded, None)
     finally:
         torch.backends.quantized.engine = engine
+
+
+def _rounded(weight: Tensor, scales: Tensor) -> Tensor:
+    """Weights (out, in) in 8 bits. A few rows at a time, since all in fp32 might need more memory than the model."""
+    rounded = torch.empty(weight.shape, dtype=torch.int8)
+    size = max(1, _ROUNDED // weight.shape[1])
+    zeros = torch.zeros(size, dtype=torch.long)
+    for place, rows, scale in zip(rounded.split(size), weight.split(size), scales.split(size), strict=True):
+        place.copy_(torch.quantize_per_channel(rows.float(), scale, zeros[: len(scale)], 0, torch.qint8).int_repr())
+    return rounded

@@ -105,13 +105,13 @@ class Adapter(ABC):
         }
 
     def import_state(
-        self, tensors: State, config: ModelConfig, ours: State, keep_bf16: bool = False
+        self, tensors: State, config: ModelConfig, ours: State, keep_half: bool = False
     ) -> dict[str, Tensor]:
         """The tensors of a file under our names, in fp32. Of a tied embedding and head there may be only one.
 
         Args:
             ours: a state dict of a model of this `config`, of which the shapes alone are looked at.
-            keep_bf16: matrices in bf16 stay what they are.
+            keep_half: matrices in bf16 and fp16 stay what they are.
 
         Raises:
             CheckpointError: if a tensor is missing, has another shape, holds anything but finite numbers, or has no
@@ -131,7 +131,7 @@ class Adapter(ABC):
             expected = rule.to_hub(ours, config).shape
             if tensor.shape != expected:
                 raise CheckpointError(f"{name!r} has shape {tuple(tensor.shape)}, expected {tuple(expected)}.")
-            state.update(rule.from_hub(as_float(name, tensor, keep_bf16), config))
+            state.update(rule.from_hub(as_float(name, tensor, keep_half), config))
         present = set(state)
         if config.tie_embeddings:  # either name will do; if there is neither, the embedding is what is missing
             tied = {_EMBEDDING, _HEAD}

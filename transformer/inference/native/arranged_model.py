@@ -69,6 +69,8 @@ class ArrangedModel:
         config = self.config
         positions: object = model.position_embedding
         embedding = mapped_again(model.token_embedding.weight)
+        if embedding.dtype == torch.float16:
+            embedding = embedding.float()  # kernel.c reads bf16 and fp32; bf16 would round it
         arranged = c.Model(
             vocabulary=config.vocab_size,
             context=config.context_length,
@@ -208,14 +210,19 @@ def _rounded_blocks(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     outputs, inputs = weight.shape
     packed = torch.empty(round_up(outputs) // _LANES, -(-inputs // 4), _LANES, dtype=torch.int32)
-    scales, sums = [], []
-    # A few at a time, since all of them in fp32 might need more memory than the model.
-    blocks = max(1, _ROUNDED // (inputs * _LANES))
-    for place, rows in zip(packed.split(blocks), weight.split(blocks * _LANES), strict=True):
-        rows = F.pad(rows.float(), (0, -rows.shape[1] % 4, 0, -len(rows) % _LANES))
-        scale = (rows.abs().amax(dim=1) / 127).clamp_(min=torch.finfo(torch.float32).tiny)
-        rounded = (rows / scale[:, None]).round_().to(torch.int8)
-        place.copy_(_blocks_of(rounded.view(torch.int32), torch.int32))
-        scales.append(scale)
-        sums.append(rounded.sum(dim=1) * scale)
-    return packed, torch.cat(scales), torch.cat(sums)
+    scales, sums = torch.empty(2, round_up(outputs))
+    # A few at a time, since all of them in fp32 might need more memory than the model; and in the same place, since
+    # memory that is freed between what is kept would not be used again.
+    size = min(max(1, _ROUNDED // (inputs * _LANES)), len(packed)) * _LANES
+    floats, integers = (torch.zeros(size, 4 * packed.shape[1], dtype=dtype) for dtype in (torch.float32, torch.int8))
+    pieces = zip(packed.split(size // _LANES), weight.split(size), scales.split(size), sums.split(size), strict=True)
+    for place, rows, scale, total in pieces:
+        rounded = floats[: len(scale)]
+        rounded[: len(rows), :inputs], rounded[len(rows) :] = rows, 0.0
+        largest = torch.maximum(rounded.amax(dim=1), -rounded.amin(dim=1))
+        torch.clamp(largest / 127, min=torch.finfo(torch.float32).tiny, out=scale)
+        rounded.div_(scale[:, None]).round_()
+        torch.mul(rounded.sum(dim=1), scale, out=total)
+        of_four = integers[: len(scale)].copy_(rounded).view(torch.int32)
+        place.copy_(of_four.unflatten(0, (-1, _LANES)).transpose(1, 2))
+    return packed, scales, sums
