@@ -175,9 +175,9 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     _model(
         "decoding looks back beyond the sliding window",
-        "attention",
-        "key, value = key[:, :, -window:], value[:, :, -window:]",
-        "pass",
+        "transformer",
+        "places = min(capacity, self.config.window_of(layer) or capacity)",
+        "places = capacity",
         "cached decoding",
         **LOCAL,
     ),

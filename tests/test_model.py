@@ -335,3 +335,20 @@ def test_more_tokens_than_the_context_are_refused() -> None:
         model(tokens(1, 33))
     with pytest.raises(ContextLengthError):
         model.new_cache(1, 33)
+
+
+@pytest.mark.parametrize("preset", ["local", "sandwich"])
+def test_a_layer_with_a_window_caches_no_more_than_that(preset: str) -> None:
+    model = preset_model(preset)
+    cache = model.new_cache(2, 32)
+    assert [keys.shape[2] for keys in cache.keys] == [values.shape[2] for values in cache.values] == [5, 32]
+    assert [keys.shape[2] for keys in model.new_cache(2, 3).keys] == [3, 3]
+    ids = tokens(2, 32)
+    for first in (4, 5, 6, 13):  # the cache of the window is not full, full, and begun again
+        for row, length in enumerate((first, first + 3)):
+            model.prefill(ids[row, :length].tolist(), cache, row)
+        for step in range(12):
+            places = [first + step, first + 3 + step]
+            logits = model.decode(torch.stack([ids[0, places[0]], ids[1, places[1]]]), cache)
+            expected = torch.stack([model(ids)[row, place] for row, place in enumerate(places)])
+            torch.testing.assert_close(logits, expected, atol=2e-5, rtol=1e-4)

@@ -172,9 +172,7 @@ class MultiHeadAttention(nn.Module):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, cached: bool) -> Tensor:
         """The formula for every head, (B, H, T, V). cached: the keys and values are those of a cache."""
         window = self.window if mask is None and self.window is not None and self.window < key.shape[2] else None
-        if cached and query.shape[2] == 1:
-            if window is not None:
-                key, value = key[:, :, -window:], value[:, :, -window:]
+        if cached and query.shape[2] == 1:  # a cache holds no more than the window
             return _attend_one(query, key, value, mask)
         if window is not None or (mask is None and not cached and _trains_in_bf16_on_cpu(query)):
             return causal_attention(query, key, value, window)

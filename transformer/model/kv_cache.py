@@ -1,6 +1,6 @@
 """The keys and values of past tokens, so that each token is computed once.
 
-Dimensions: B sequences · K key-value heads · T new tokens · S tokens attended to · C capacity in tokens
+Dimensions: B sequences · K key-value heads · T new tokens · S tokens attended to · C capacity of a layer in tokens
             E width of a head's keys · V of its values
 """
 
@@ -14,12 +14,14 @@ from torch import Tensor
 class KVCache:
     """Keys and values of sequences of different lengths, side by side.
 
-    Row b, column p holds the token of sequence b at position p: no sequence needs padding because of another.
+    Row b, column p mod C holds the token of sequence b at position p: no sequence needs padding because of another.
+    A layer with a sliding window holds no more tokens than that, and a new token takes the place of the oldest. Keys
+    are rotated before they are cached, so that their order does not matter.
 
     Args:
         keys: of each layer (B, K, C, E). values: of each layer (B, K, C, V). Whatever their layout, sequences come
             first. Their initial contents do not matter, as long as they are finite.
-        capacity: C.
+        capacity: how many tokens a sequence may have: C of layers without a window.
 
     Attributes:
         lengths: of the sequences, in tokens.
@@ -63,23 +65,29 @@ class KVCache:
 
     def update_sequence(self, layer: int, sequence: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """The first T tokens of one sequence, B = 1."""
-        length = key.shape[2]
-        self.keys[layer][sequence, :, :length] = key[0]
-        self.values[layer][sequence, :, :length] = value[0]
+        for cached, new in ((self.keys[layer][sequence], key[0]), (self.values[layer][sequence], value[0])):
+            length, capacity = new.shape[1], cached.shape[1]
+            if length <= capacity:
+                cached[:, :length] = new
+            else:
+                cached.copy_(new[:, -capacity:].roll(length % capacity, dims=1))
         return key, value
 
     def update_column(self, layer: int, column: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """One token of every sequence, T = 1, all at the same position."""
         keys, values = self.keys[layer], self.values[layer]
-        keys.narrow(2, column, 1).copy_(key)
-        values.narrow(2, column, 1).copy_(value)
-        return keys.narrow(2, 0, column + 1), values.narrow(2, 0, column + 1)
+        capacity = keys.shape[2]
+        place, seen = column % capacity, min(column + 1, capacity)
+        keys.narrow(2, place, 1).copy_(key)
+        values.narrow(2, place, 1).copy_(value)
+        return keys.narrow(2, 0, seen), values.narrow(2, 0, seen)
 
     def update_rows(
         self, layer: int, rows_B: Tensor, positions_B: Tensor, limit: int, key: Tensor, value: Tensor
     ) -> tuple[Tensor, Tensor]:
         """One token of every sequence, T = 1, each at its own position, which is less than `limit`."""
         keys, values = self.keys[layer], self.values[layer]
-        keys[rows_B, :, positions_B] = key[:, :, 0].to(keys.dtype)
-        values[rows_B, :, positions_B] = value[:, :, 0].to(values.dtype)
+        places_B = positions_B % keys.shape[2]
+        keys[rows_B, :, places_B] = key[:, :, 0].to(keys.dtype)
+        values[rows_B, :, places_B] = value[:, :, 0].to(values.dtype)
         return keys[:, :, :limit], values[:, :, :limit]

@@ -112,8 +112,12 @@ class Transformer(nn.Module):
             )
         dtype = dtype or self.token_embedding.weight.dtype
 
-        shape = (batch_size, self.config.kv_heads, capacity, self.config.key_dim)
-        keys, values = ([torch.zeros(shape, device=self.device, dtype=dtype) for _ in self.layers] for _ in range(2))
+        def of_layer(layer: int) -> Tensor:
+            places = min(capacity, self.config.window_of(layer) or capacity)
+            shape = (batch_size, self.config.kv_heads, places, self.config.key_dim)
+            return torch.zeros(shape, device=self.device, dtype=dtype)
+
+        keys, values = ([*map(of_layer, range(self.config.n_layers))] for _ in range(2))
         return KVCache(keys, values, capacity)
 
     @torch.inference_mode()
@@ -156,9 +160,8 @@ class Transformer(nn.Module):
         rows = torch.arange(len(tokens_B), device=self.device)
         places = torch.arange(limit, device=self.device)
         mask = (places <= positions_B[:, None])[:, None, None]  # (B, 1, 1, S)
-        local_mask = None
-        if self.window is not None:
-            local_mask = mask & (places > positions_B[:, None] - self.window)[:, None, None]
+        # The cache of a layer with a window holds nothing before it.
+        local_mask = None if self.window is None else mask[..., : self.window]
         updates = [partial(cache.update_rows, i, rows, positions_B, limit) for i in range(len(self.layers))]
         return self.head(self._run(tokens_B[:, None], positions_B[:, None], mask, updates, local_mask)[:, 0])
 
