@@ -11,6 +11,7 @@ from test_formats import GEMMA3, MISTRAL, OLMO2, QWEN2, QWEN3, SMOLLM3
 
 from transformer.errors import CheckpointError
 from transformer.hub import checkpoint
+from transformer.hub.architectures import adapter_for
 from transformer.inference import SamplingOptions, TorchBackend
 from transformer.inference.decoder import Decoder
 
@@ -22,6 +23,9 @@ LONG = {
     "mistral": transformers.MistralConfig(**SIZES, sliding_window=33),
     "qwen2": transformers.Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=17, max_window_layers=2),
     "qwen3": transformers.Qwen3Config(**SIZES, use_sliding_window=True, sliding_window=50, max_window_layers=1),
+    "qwen2, yarn": transformers.Qwen2Config(  # max_position_embeddings is the original context
+        **SIZES | dict(max_position_embeddings=65), rope_parameters={"rope_type": "yarn", "factor": 4.0}
+    ),
     "smollm3": transformers.SmolLM3Config(**SIZES, rope_parameters=YARN, tie_word_embeddings=False),
     "smollm3, window": transformers.SmolLM3Config(
         **SIZES, use_sliding_window=True, sliding_window=20, no_rope_layers=[1, 0, 1, 0]
@@ -73,6 +77,8 @@ def test_200_tokens_beyond_the_window_and_the_original_context_are_those_of_tran
         (MISTRAL, None, []),  # null
         ({name: value for name, value in MISTRAL.items() if name != "sliding_window"}, 4096, range(32)),
         (MISTRAL | {"sliding_window": 64}, 64, range(32)),
+        (MISTRAL | {"sliding_window": 64, "use_sliding_window": False}, 64, range(32)),  # not read
+        (MISTRAL | {"use_sliding_window": True}, None, []),
         (QWEN2 | {"use_sliding_window": True, "sliding_window": 64}, 64, []),  # max_window_layers is their number
         (QWEN2 | {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 21}, 64, range(21, 24)),
         (QWEN3 | {"use_sliding_window": True}, None, []),
@@ -103,7 +109,6 @@ def test_the_layers_with_a_window_are_those_of_transformers(fields: dict, window
         (QWEN3 | {"use_sliding_window": True, "layer_types": ["chunked_attention"] * 28}, "chunked_attention"),
         (QWEN2 | {"layer_types": LOCAL_FIRST * 12}, "sliding_attention"),
         (MISTRAL | {"layer_types": LOCAL_FIRST * 16}, "layer_types 'sliding_attention'; with sliding_window None"),
-        (MISTRAL | {"sliding_window": 64, "use_sliding_window": False}, "use_sliding_window"),
         (MISTRAL | {"sliding_window": -1}, "sliding_window must be a positive"),
         (QWEN2 | {"use_sliding_window": True, "num_hidden_layers": 10**15}, "num_hidden_layers .* at most 10,000"),
     ],
@@ -186,6 +191,22 @@ def test_the_layers_and_rotary_bases_of_gemma3_are_those_of_transformers(change:
     assert (config.rope_scaling and config.rope_scaling.factor) == rope["full_attention"].get("factor")
     assert config.sliding_window == theirs.sliding_window and config.head_dim == theirs.head_dim
     assert (config.query_pre_attn_scalar or config.head_dim) == theirs.query_pre_attn_scalar
+
+
+@pytest.mark.parametrize(
+    ("types", "pattern"),
+    [(LOCAL_FIRST * 3, 2), (LOCAL_FIRST[:1] * 6, 7), (LOCAL_FIRST[1:] * 6, 1), (LOCAL_FIRST[::-1] * 3, None)],
+)
+def test_the_pattern_of_gemma3_is_written_for_versions_that_do_not_know_layer_types(
+    types: list[str], pattern: int | None
+) -> None:
+    fields = GEMMA3 | {"num_hidden_layers": 6, "layer_types": types}
+    config = model_config(fields)
+    written = adapter_for("gemma3_text").hub_config(config)
+    assert written.get("sliding_window_pattern") == pattern and written["layer_types"] == types
+    if pattern is not None:
+        del written["layer_types"]
+        assert model_config(written) == config
 
 
 def test_a_gemma3_without_windows_has_no_rotary_base_for_them() -> None:

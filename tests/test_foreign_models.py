@@ -8,7 +8,7 @@ import torch
 import transformers
 from models import model_config, tiny_model_directory
 from safetensors.torch import load_file, save_file
-from test_formats import GPT2, LLAMA, OPT, QWEN3
+from test_formats import GPT2, LLAMA, OLMO2, OPT, QWEN3
 
 from transformer.errors import CheckpointError
 from transformer.hub import checkpoint
@@ -106,6 +106,11 @@ LEFT_OVER = {
     "cls_token_id": 1,
     "max_new_tokens": 20,
     "hidden_dropout": 0.1,
+    "sliding_window": 10**6,  # beyond every context
+    "output_past": True,
+    "predict_special_tokens": True,
+    "n_special": 0,
+    "tokenizer_padding_side": "right",
 }
 
 
@@ -131,6 +136,18 @@ def test_fields_that_compute_nothing_change_nothing(known: dict) -> None:
 def test_fields_that_compute_are_never_ignored(field: dict, word: str) -> None:
     with pytest.raises(CheckpointError, match=word):
         model_config(LLAMA | field)
+
+
+@pytest.mark.parametrize(("known", "eps"), [(LLAMA, 1e-6), (QWEN3, 1e-6), (OLMO2, 1e-5)])
+def test_a_missing_eps_and_another_name_of_silu_mean_what_they_do_in_transformers(known: dict, eps: float) -> None:
+    fields = {name: value for name, value in known.items() if name != "rms_norm_eps"} | {"hidden_act": "swish"}
+    assert transformers.AutoConfig.for_model(**fields).rms_norm_eps == eps
+    assert model_config(fields) == model_config(known | {"rms_norm_eps": eps})
+
+
+@pytest.mark.parametrize("known", [LLAMA, QWEN3])
+def test_the_original_context_means_nothing_without_scaling(known: dict) -> None:
+    assert model_config(known | {"original_max_position_embeddings": 128}) == model_config(known)
 
 
 def test_a_window_that_is_switched_off_is_none() -> None:

@@ -298,6 +298,8 @@ def test_scaled_rotary_positions_are_read_or_refused_by_name(place: str, key: st
     assert dynamic.rope_scaling == RopeScaling("dynamic", 2.5, 2048) and dynamic.context_length == 5120
     yarn = {key: "yarn", "original_max_position_embeddings": 512}  # the factor is what the context says
     assert model_config(LLAMA | {place: yarn}).rope_scaling == RopeScaling("yarn", 4.0, 512)
+    extended = model_config(LLAMA | {place: {key: "yarn", "factor": 4.0}})  # as Qwen2.5 says to write it
+    assert extended.context_length == 8192 and extended.rope_scaling == RopeScaling("yarn", 4.0, 2048)
     assert model_config(LLAMA | {place: yarn, "original_max_position_embeddings": 1024}).rope_scaling == RopeScaling(
         "yarn", 2.0, 1024
     )

@@ -21,14 +21,15 @@ _COMPUTE_NOTHING = {
         _experts_implementation""",
     "what the tokenizer is and does": """
         tokenizer_class prefix model_max_length bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id
-        cls_token_id mask_token_id decoder_start_token_id""",
+        cls_token_id mask_token_id decoder_start_token_id tokenizer_model_max_length tokenizer_padding_side
+        padding_side predict_special_tokens n_special""",
     "how long the training texts were; the positions are counted by max_position_embeddings or n_positions": """
         max_sequence_length max_seq_length max_seq_len seq_length""",
     "how matrix products are split over processes or in time: the results are the same": """
         pretraining_tp chunk_size_feed_forward""",
     "what a call returns, or keeps for the next one": """
-        use_cache cache_implementation return_dict return_dict_in_generate output_attentions output_hidden_states
-        output_scores torchscript tf_legacy_loss keys_to_ignore_at_inference""",
+        use_cache cache_implementation output_past return_dict return_dict_in_generate output_attentions
+        output_hidden_states output_scores torchscript tf_legacy_loss keys_to_ignore_at_inference""",
     "that it is a decoder, which these architectures always are": "is_decoder",
     "how it was initialised and trained": """
         initializer_range initializer_factor init_std gradient_checkpointing attention_dropout activation_dropout
@@ -84,14 +85,17 @@ class ConfigFields(dict[str, Any]):
         if self.get(name, values[0]) not in values:
             raise CheckpointError(f"config.json says {name} {self[name]!r}; this program computes {values[0]!r} alone.")
 
-    def expect_full_attention(self) -> None:
-        """Refuse attention within a window.
+    def expect_full_attention(self, context: int) -> None:
+        """Refuse attention within a window, unless it is as long as the context.
 
         Raises:
             CheckpointError: if a layer has one.
         """
         if other := {str(kind) for kind in self.get("layer_types", [])} - {"full_attention"}:
             raise CheckpointError(f"config.json says layer_types {min(other)!r}; expected full_attention.")
+        window = super().get("sliding_window")
+        if type(window) is int and window >= context:
+            self.ignore("sliding_window")
         self.expect("use_sliding_window", False)
         self.ignore("max_window_layers")  # the layers without a window, if there were one
 

@@ -39,6 +39,14 @@ class _OnePlus(TensorRule):
         return {self.ours[0]: tensor + 1}
 
 
+def _pattern(config: ModelConfig) -> dict[str, int]:
+    """Every how many layers one has no window: what the first versions of transformers read in place of layer_types."""
+    local = [config.is_local(layer) for layer in range(config.n_layers)]
+    pattern = [*local, False].index(False) + 1
+    follows = local == [(layer + 1) % pattern != 0 for layer in range(config.n_layers)]
+    return {"sliding_window_pattern": pattern} if follows else {}
+
+
 class Gemma3Text(LlamaLike):
     """`Gemma3ForCausalLM`, of the `model_type` without images. Its feed-forward network has no biases."""
 
@@ -94,7 +102,8 @@ class Gemma3Text(LlamaLike):
         }
 
     def read_window(self, fields: ConfigFields) -> dict[str, Any]:
-        fields.ignore("_sliding_window_pattern")  # transformers writes it beside layer_types, and does not read it
+        fields.ignore("_sliding_window_pattern", "max_window_layers")  # transformers does not read them
+        fields.expect("use_sliding_window", True)
         pattern = fields.get("sliding_window_pattern", 6)
         if type(pattern) is not int or pattern < 1:
             raise CheckpointError(f"config.json says sliding_window_pattern {pattern!r}; expected a positive number.")
@@ -105,6 +114,7 @@ class Gemma3Text(LlamaLike):
         return {
             **super().write_fields(config),
             **write_layers(config),
+            **_pattern(config),
             "sliding_window": config.sliding_window or _WINDOW,  # transformers wants one, whatever the layers are
             "query_pre_attn_scalar": config.query_pre_attn_scalar or config.key_dim,
         }

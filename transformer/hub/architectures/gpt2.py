@@ -38,7 +38,7 @@ class GPT2(Adapter):
     ignored_suffixes = (".attn.bias", ".attn.masked_bias")  # the causal mask
 
     def read_fields(self, fields: ConfigFields) -> dict[str, Any]:
-        fields.expect_full_attention()
+        fields.expect_full_attention(fields["n_positions"])
         fields.expect("activation_function", "gelu_new", "gelu_pytorch_tanh")  # two names of one function
         fields.expect("scale_attn_weights", True)
         fields.ignore("reorder_and_upcast_attn", "n_ctx")  # the same result; an old name of n_positions

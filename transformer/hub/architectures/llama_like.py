@@ -54,17 +54,19 @@ class LlamaLike(Adapter):
     default_kv_heads: ClassVar[int | None] = None
     default_head_dim: ClassVar[int | None] = None
     default_rope_theta: ClassVar[float] = 10_000.0
+    default_norm_eps: ClassVar[float] = 1e-6
     default_tie: ClassVar[bool] = False
     activation_field: ClassVar[str] = "hidden_act"
-    activation_names: ClassVar[tuple[str, ...]] = ("silu",)  # of one function
+    activation_names: ClassVar[tuple[str, ...]] = ("silu", "swish")  # of one function
 
     def read_fields(self, fields: ConfigFields) -> dict[str, Any]:
         fields.expect(self.activation_field, *self.activation_names)
         rope = self.read_rope(fields)
         scaling = rope["rope_scaling"]
         context = fields["max_position_embeddings"]
-        if scaling is not None and scaling.kind == "dynamic":
-            context = max(context, int(context * scaling.factor))  # the field is the original context
+        if scaling is not None and scaling.kind in ("dynamic", "yarn"):  # the field may be the original context
+            assert scaling.original_context is not None
+            context = max(context, int(scaling.original_context * scaling.factor))
         return {
             "vocab_size": fields["vocab_size"],
             "context_length": context,
@@ -78,7 +80,7 @@ class LlamaLike(Adapter):
             **rope,
             "norm": "rms",
             "norm_placement": "pre",
-            "norm_eps": fields["rms_norm_eps"],
+            "norm_eps": fields.get("rms_norm_eps", self.default_norm_eps),
             "activation": "swiglu",
             "bias": fields.get("attention_bias", False),
             "feed_forward_bias": False,
@@ -104,7 +106,7 @@ class LlamaLike(Adapter):
 
     def read_window(self, fields: ConfigFields) -> dict[str, Any]:
         """Which layers look back over less than all tokens. Here none does."""
-        fields.expect_full_attention()
+        fields.expect_full_attention(fields["max_position_embeddings"])
         return {}
 
     def write_fields(self, config: ModelConfig) -> dict[str, Any]:
@@ -149,6 +151,7 @@ def read_rope_parameters(
     rope.expect("partial_rotary_factor", 1.0)
     fields.expect("partial_rotary_factor", 1.0)
     theta = float(rope.get("rope_theta", default_theta))
+    fields.ignore("original_max_position_embeddings")  # of scaling alone
     scaling = None if kind == "default" else _read_scaling(kind, rope, fields)
     rope.ignore(*_ROPE_NUMBERS)  # of other kinds
     rope.expect_no_more()

@@ -13,14 +13,14 @@ _DEFAULT_WINDOW = 4096  # what transformers takes for a missing `sliding_window`
 
 
 class Mistral(LlamaLike):
-    """`MistralForCausalLM`. Every layer has the window, or none has."""
+    """`MistralForCausalLM`. Every layer has the window, or none has: `sliding_window` alone decides."""
 
     model_type = "mistral"
     class_name = "MistralForCausalLM"
     default_kv_heads = 8
 
     def read_fields(self, fields: ConfigFields) -> dict[str, Any]:
-        fields.ignore("attention_bias", "max_window_layers")  # transformers does not read them
+        fields.ignore("attention_bias", "max_window_layers", "use_sliding_window")  # transformers does not read them
         return {**super().read_fields(fields), "bias": False}
 
     def read_window(self, fields: ConfigFields) -> dict[str, Any]:
@@ -30,7 +30,6 @@ class Mistral(LlamaLike):
             raise CheckpointError(
                 f"config.json says layer_types {min(other)!r}; with sliding_window {window!r} expected {expected}."
             )
-        fields.expect("use_sliding_window", window is not None)
         return {"sliding_window": window}
 
     def write_fields(self, config: ModelConfig) -> dict[str, Any]:

@@ -15,6 +15,7 @@ class OLMo2(LlamaLike):
 
     model_type = "olmo2"
     class_name = "Olmo2ForCausalLM"
+    default_norm_eps = 1e-5
 
     def read_fields(self, fields: ConfigFields) -> dict[str, Any]:
         return {**super().read_fields(fields), "norm_placement": "reordered", "qk_norm": True, "joint_qk_norm": True}

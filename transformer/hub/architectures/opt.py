@@ -77,7 +77,7 @@ class OPT(Adapter):
     base_prefix = "model."
 
     def read_fields(self, fields: ConfigFields) -> dict[str, Any]:
-        fields.expect_full_attention()
+        fields.expect_full_attention(fields["max_position_embeddings"])
         fields.expect("activation_function", "relu")
         fields.expect("word_embed_proj_dim", fields["hidden_size"])
         fields.expect("enable_bias", True)
