@@ -91,7 +91,7 @@ def test_weights_are_not_held_twice(backend: str, dtype: torch.dtype, tmp_path: 
         packed += 4 * state["model.embed_tokens.weight"].numel()
     command = [sys.executable, "-c", MEASURED.replace("BACKEND", backend), str(tmp_path), str(small)]
     peak, after = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
-    beside = 2**26  # what packing takes for a while, of a model of any size
+    beside = 2**27  # what packing takes for a while, of a model of any size
     stays = {"NativeBackend": 1.15, "TorchBackend": 1.6}[backend]  # FBGEMM's arrangement takes more than the weights
     assert packed < after < stays * packed, f"{after / packed:.2f} times the packed weights stay"
     assert peak < file + packed + beside < 2 * file + packed, f"{peak:,} bytes to load, {file + packed:,} of weights"
