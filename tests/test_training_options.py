@@ -93,7 +93,7 @@ def test_tokens_and_cost_are_counted(corpus: str, tmp_path: Path) -> None:
 
 def test_a_diverging_run_names_the_step_the_batch_and_the_cause(corpus: str, tmp_path: Path) -> None:
     config = TrainConfig.from_options(corpus, str(tmp_path / "out"), max_steps=50, max_loss=5.0, **SMALL)
-    with pytest.raises(TransformerError, match=r"step 1: loss .*bound is 5\.00.*epoch 1, batch 1 .*windows"):
+    with pytest.raises(TransformerError, match=r"step 1: loss .*limit is 5\.00.*epoch 1, batch 1 .*windows"):
         train(config)
 
 
