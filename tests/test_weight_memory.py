@@ -16,15 +16,29 @@ from transformer.inference import CompiledBackend, NativeBackend, TorchBackend, 
 from transformer.inference.native import load_kernel
 from transformer.inference.weight_memory import mapped_again
 
-MEASURED = """
+RESIDENT = """
 import sys, torch
 from pathlib import Path
-from transformer.hub import checkpoint
-from transformer.inference import BACKEND
 
 def resident(name):
     status = Path("/proc/self/status").read_text()
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith(name))) * 1024
+
+"""
+ROUNDED = """
+from transformer.inference.native.arranged_model import _rounded_blocks
+from transformer.inference.quantized_linear import Int8Linear
+weight = torch.ones(32768, 2048, dtype=torch.bfloat16)
+pack = {"C": _rounded_blocks, "FBGEMM": lambda weight: Int8Linear(weight, None)}[sys.argv[1]]
+pack(weight[:64])  # opens the libraries
+Path("/proc/self/clear_refs").write_text("5")  # forget the peak
+before = resident("VmRSS")
+kept = pack(weight)
+print(weight.numel(), resident("VmHWM") - before)
+"""
+MEASURED = """
+from transformer.hub import checkpoint
+from transformer.inference import BACKEND
 
 BACKEND(checkpoint.load_model(sys.argv[2], keep_half=True), "int8")  # compiles, and opens the libraries
 Path("/proc/self/clear_refs").write_text("5")  # forget the peak
@@ -89,12 +103,22 @@ def test_weights_are_not_held_twice(backend: str, dtype: torch.dtype, tmp_path: 
     packed = file / 2
     if dtype == torch.float16 and backend == "NativeBackend":  # whose embedding is in fp32 then
         packed += 4 * state["model.embed_tokens.weight"].numel()
-    command = [sys.executable, "-c", MEASURED.replace("BACKEND", backend), str(tmp_path), str(small)]
+    command = [sys.executable, "-c", RESIDENT + MEASURED.replace("BACKEND", backend), str(tmp_path), str(small)]
     peak, after = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
-    beside = 2**27  # what packing takes for a while, of a model of any size
-    stays = {"NativeBackend": 1.15, "TorchBackend": 1.6}[backend]  # FBGEMM's arrangement takes more than the weights
+    beside = 2**26  # what packing takes for a while, of a model of any size
+    stays = {"NativeBackend": 1.15, "TorchBackend": 1.6}[backend]
     assert packed < after < stays * packed, f"{after / packed:.2f} times the packed weights stay"
-    assert peak < file + packed + beside < 2 * file + packed, f"{peak:,} bytes to load, {file + packed:,} of weights"
+    assert peak < file + after + beside < 2 * file + packed, f"{peak:,} bytes to load, {file:,} of file, {after:,} stay"
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak from Linux's /proc")
+@pytest.mark.parametrize(("layout", "copies"), [("C", 1), ("FBGEMM", 2)])  # FBGEMM arranges integers of another tensor
+def test_a_large_matrix_is_rounded_without_another_of_its_size(layout: str, copies: int) -> None:
+    if layout == "FBGEMM" and "fbgemm" not in torch.backends.quantized.supported_engines:
+        pytest.skip("this PyTorch has no int8")
+    command = [sys.executable, "-c", RESIDENT + ROUNDED, layout]
+    weights, peak = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    assert copies * weights < peak < copies * weights + 2**26, f"{peak:,} bytes for {weights:,} weights in int8"
 
 
 def test_only_the_embedding_of_a_backend_is_of_the_file(tmp_path: Path) -> None:
