@@ -68,7 +68,7 @@ def test_the_weights_come_back_after_an_error():
 
 def test_an_average_of_another_model_is_refused():
     with pytest.raises(CheckpointError, match="no average of these weights"):
-        WeightAverage(tiny_model("modern"), 0.9).restore({})
+        WeightAverage(tiny_model("modern"), 0.9).load_state_dict({})
 
 
 def test_what_is_saved_is_the_average_and_a_resumed_run_ends_with_the_same_bits(text, tmp_path):
