@@ -15,7 +15,7 @@ from transformer.data.batches import IGNORE_INDEX, Windows
 from transformer.data.document import Document
 from transformer.data.tokenize import tokenize
 from transformer.data.tokenizer import Tokenizer
-from transformer.errors import ConfigError, CorpusError, TransformerError
+from transformer.errors import CheckpointError, ConfigError, CorpusError, TransformerError
 from transformer.evaluation import evaluate
 from transformer.hub import checkpoint
 from transformer.inference import Generator, SamplingOptions
@@ -141,6 +141,20 @@ def test_a_card_names_every_training_and_has_answers_of_a_model_that_talks(tmp_p
     assert f"Together {before.tokens + facts.tokens:,} tokens" in card and f"it cost {before.seconds:.2f}." in card
     answers = card[card.index("## Answers") : card.index("## Limits")]
     assert answers.count("> **") == 10 and "**What are you?**" in answers
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "3", "not JSON", '{"lr": 1}', "steps", '{"before": []}'])
+def test_a_file_of_another_program_in_place_of_the_facts_of_a_training_is_refused(content: str, tmp_path: Path) -> None:
+    facts = TrainingFacts("train", 1, 2, 3.0, "a processor")
+    facts.write(tmp_path)
+    fields = json.loads((tmp_path / "training.json").read_text())
+    if content == "steps":
+        content = json.dumps({**fields, "steps": "many"})
+    elif "before" in content:
+        content = json.dumps({**fields, "before": [1]})
+    (tmp_path / "training.json").write_text(content)
+    with pytest.raises(CheckpointError, match="does not say how it was trained"):
+        TrainingFacts.read(tmp_path)
 
 
 def test_gradients_do_not_depend_on_how_a_step_is_cut(corpus: Path, tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ class BatchSource(Protocol):
 
 
 class EpochBatches:
-    """All windows once in each epoch, shuffled anew; the last batch of an epoch may be smaller.
+    """All windows once in each epoch, reshuffled; the last batch of an epoch may be smaller.
 
     Batches do not depend on the number of processes: each has every `world_size`-th row, starting with `rank`. A
     process without a row gets one without targets.

@@ -18,7 +18,7 @@ _CHARACTERS_IN_TOKEN = 4  # of English text, about
 class StreamBatches:
     """The interface of EpochBatches for a stream, of which only one block is in memory.
 
-    A block is about `block_windows` windows of consecutive rows, shuffled anew in each epoch. Its batches have equal
+    A block is about `block_windows` windows of consecutive rows, reshuffled in each epoch. Its batches have equal
     sizes, up to one window, of at most `batch_size`. Every process reads the full corpus.
 
     Raises:

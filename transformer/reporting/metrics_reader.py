@@ -12,7 +12,7 @@ import numpy as np
 _MOST_LINES = 10_000  # that are parsed, for speed; of a longer file, every k-th line
 _NEVER_SKIPPED = (b"validation_loss", b"NaN", b"Infinity", b"null")
 _BUCKETS = 400  # of steps; each has at most two points in a line
-_MEAN_SHARE = 0.02  # fraction of the steps that a point of the moving mean averages
+_MEAN_SHARE = 0.02  # fraction of the steps that a point of the moving average averages
 
 Row = dict[str, Any]
 
@@ -60,7 +60,7 @@ def column(rows: list[Row], key: str) -> np.ndarray:
 
 
 def mean_width(values: np.ndarray) -> int:
-    """The window of the moving mean for these values: an odd number, at least three if there are so many."""
+    """The window of the moving average for these values: an odd number, at least three if there are so many."""
     return 2 * min(max(1, round(len(values) * _MEAN_SHARE / 2)), (len(values) - 1) // 2) + 1
 
 

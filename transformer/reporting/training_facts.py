@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformer.errors import CheckpointError
 from transformer.files import atomic_write
@@ -65,6 +66,11 @@ class TrainingFacts:
             raise CheckpointError(f"{directory} does not say how it was trained: {error}.") from error
 
     @classmethod
-    def _of(cls, fields: dict[str, object]) -> TrainingFacts:
-        before = fields.get("before")
-        return cls(**{**fields, "before": cls._of(before) if isinstance(before, dict) else None})  # type: ignore[arg-type]
+    def _of(cls, fields: Any) -> TrainingFacts:
+        """Raises: TypeError if these are not such facts, as of a file of this name by another program."""
+        facts = cls(**fields)
+        numbers = (facts.steps, facts.tokens, facts.seconds, facts.price_per_hour or 0)
+        if not all(type(number) in (int, float) for number in numbers):
+            raise TypeError("steps, tokens, seconds and price_per_hour must be numbers")
+        before = None if facts.before is None else cls._of(facts.before)
+        return dataclasses.replace(facts, before=before)

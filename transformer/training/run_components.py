@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,7 +18,7 @@ from transformer.data.shards import tokenized
 from transformer.data.streaming import StreamBatches
 from transformer.data.tokenize import TokenStream, tokenize
 from transformer.data.tokenizer import Tokenizer
-from transformer.errors import ConfigError
+from transformer.errors import CheckpointError, ConfigError
 from transformer.hub import checkpoint
 from transformer.hub.archive import discard
 from transformer.hub.embeddings import pretrained_embeddings, use_embeddings
@@ -25,7 +26,6 @@ from transformer.hub.resolve import fetch, fetch_tokenizer
 from transformer.hub.text_sources import documents, find_text, has_conversations, has_split, pieces
 from transformer.legacy import model_class
 from transformer.model import Transformer
-from transformer.reporting.training_facts import FILE as TRAINING_FILE
 from transformer.reporting.training_facts import TrainingFacts
 from transformer.training import run_state
 from transformer.training.bigrams import start_from_bigrams
@@ -72,7 +72,7 @@ def build(config: TrainConfig, engine: Engine) -> RunComponents:
             tokenizer = prepare_tokenizer(config, engine, start)
             model = _model(config, tokenizer, start, engine.device)
             model_type = checkpoint.read_model_type(start) if start else None
-            trained_before = TrainingFacts.read(start) if start and (start / TRAINING_FILE).exists() else None
+            trained_before = _trained_before(start) if start else None
         finally:
             if start is not None:
                 discard(start)
@@ -81,6 +81,13 @@ def build(config: TrainConfig, engine: Engine) -> RunComponents:
         if config.model.start_from_bigrams and training:
             start_from_bigrams(model, training.stream.tokens[training.first : training.stop])
     return RunComponents(tokenizer, model, source, training, validation, model_type, trained_before)
+
+
+def _trained_before(start: Path) -> TrainingFacts | None:
+    """How the initial model was trained; None if its directory does not say so in our way."""
+    with suppress(CheckpointError):
+        return TrainingFacts.read(start)
+    return None
 
 
 def prepare_tokenizer(config: TrainConfig, engine: Engine, start: Path | None) -> Tokenizer:
