@@ -68,7 +68,7 @@ int main(int count, char **arguments) {
     relocate(m, sizeof(Model), segments, n_segments);
     relocate((void *)m->layers, m->n_layers * sizeof(Layer), segments, n_segments);
 
-    Cache cache = {.kind = read_number(in), .capacity = read_number(in)};
+    Cache cache = {.dtype = read_number(in), .capacity = read_number(in)};
     cache.keys = calloc(1, read_number(in));
     cache.values = calloc(1, read_number(in));
     int64_t scale_bytes = read_number(in);
@@ -78,9 +78,9 @@ int main(int count, char **arguments) {
     for (int64_t pass = 0; pass < passes; pass++) {
         int64_t rows = read_number(in), wanted = read_number(in), size = rows * sizeof(int64_t);
         int64_t *tokens = read_array(in, size), *sequences = read_array(in, size), *positions = read_array(in, size);
-        int64_t logits_size = rows * round_up(m->vocabulary) * sizeof(float);
+        int64_t logits_size = rows * round_up(m->vocab_size) * sizeof(float);
         float *logits = wanted ? malloc(logits_size) : NULL;
-        if (read_tokens(m, &cache, rows, tokens, sequences, positions, logits, threads) != DONE) fail("a pass failed");
+        if (forward(m, &cache, rows, tokens, sequences, positions, logits, threads) != DONE) fail("a forward pass failed");
         if (wanted) fwrite(logits, 1, logits_size, out);
         free(tokens), free(sequences), free(positions), free(logits);
     }

@@ -46,18 +46,18 @@ class Target:
 def dump(backend: NativeBackend, passes: Sequence[Pass], sequences: int, capacity: int, threads: int) -> bytes:
     """What native_runner.c reads."""
     arrays = {}
-    for kept in backend.arranged.arrays:
+    for kept in backend.packed.arrays:
         address = kept.data_ptr() if isinstance(kept, Tensor) else ctypes.addressof(kept)
         size = kept.nbytes if isinstance(kept, Tensor) else ctypes.sizeof(kept)
         arrays[address] = ctypes.string_at(address, size)
-    model = backend.arranged.structure
+    model = backend.packed.structure
     cache = backend.new_cache(sequences, capacity)
     scales = cache.keys[1].nbytes if len(cache.keys) > 1 else 0
     parts = [_numbers(len(arrays))]
     for address, data in arrays.items():
         parts += [_numbers(address, len(data)), data]
     parts.append(ctypes.string_at(ctypes.addressof(model), ctypes.sizeof(model)))
-    parts.append(_numbers(cache.native.kind, cache.native.capacity))
+    parts.append(_numbers(cache.native.dtype, cache.native.capacity))
     parts.append(_numbers(cache.keys[0].nbytes, cache.values[0].nbytes, scales, threads, len(passes)))
     for each in passes:
         parts.append(_numbers(len(each.tokens), int(each.wanted), *each.tokens, *each.sequences, *each.positions))

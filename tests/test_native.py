@@ -243,8 +243,8 @@ def test_the_quota_of_a_container_is_read(files: dict[str, str], quota: float, t
 @each_set
 def test_no_more_threads_than_the_quota_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     library = load_kernel()
-    read, counts = library.read_tokens, []
-    monkeypatch.setattr(library, "read_tokens", lambda *arguments: counts.append(arguments[-1]) or read(*arguments))
+    forward, counts = library.forward, []
+    monkeypatch.setattr(library, "forward", lambda *arguments: counts.append(arguments[-1]) or forward(*arguments))
     for quota in (0.5, 1.9, math.inf):
         monkeypatch.setattr(native_backend, "processor_quota", lambda quota=quota: quota)
         served = select_backend(tiny_model(), "fp32")

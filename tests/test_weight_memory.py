@@ -26,10 +26,10 @@ def resident(name):
 
 """
 ROUNDED = """
-from transformer.inference.native.arranged_model import _rounded_blocks
+from transformer.inference.native.packed_model import quantized_blocks
 from transformer.inference.quantized_linear import Int8Linear
 weight = torch.ones(32768, 2048, dtype=torch.bfloat16)
-pack = {"C": _rounded_blocks, "FBGEMM": lambda weight: Int8Linear(weight, None)}[sys.argv[1]]
+pack = {"C": quantized_blocks, "FBGEMM": lambda weight: Int8Linear(weight, None)}[sys.argv[1]]
 pack(weight[:64])  # opens the libraries
 Path("/proc/self/clear_refs").write_text("5")  # forget the peak
 before = resident("VmRSS")

@@ -1,6 +1,6 @@
-"""The model in C, for a CPU that has the instructions: a token costs little more than reading the weights.
+"""The backend in C, for CPUs with AVX2, AVX-512 VNNI or NEON.
 
-`kernel.c` is one pass of the model, `kernel.py` compiles it, `arranged_model.py` lays a `Transformer` out for it, and
+`kernel.c` is the forward pass, `kernel.py` loads it, `packed_model.py` packs the weights of a `Transformer` for it, and
 `native_backend.py` runs it.
 """
 

@@ -1,6 +1,6 @@
-"""`kernel.c` as a library, and its structures.
+"""Loads the compiled `kernel.c`, and declares its structures.
 
-Where it cannot be had, for want of the processor's instructions or of a C compiler, nothing is said: PyTorch serves.
+Without a suitable processor or a C compiler there is no kernel, and the PyTorch backend is used.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformer.inference.native.instruction_sets import VARIABLE, InstructionS
 
 logger = logging.getLogger("transformer")
 
-KINDS = {"fp32": 0, "bf16": 1, "fp16": 2, "int8": 3}
+DTYPES = {"fp32": 0, "bf16": 1, "fp16": 2, "int8": 3}
 LAYER_NORM, RMS_NORM = 1, 2
 ACTIVATIONS = {"relu": 0, "gelu": 1, "swiglu": 2, "geglu": 3}
 DONE, OUT_OF_MEMORY, NO_SUCH_TOKEN, SEQUENCE_TOO_LONG, UNKNOWN_CHOICE = range(5)
@@ -27,8 +27,8 @@ def _fields(**kinds: str) -> list[tuple]:
     return [(name, kind_of[kind]) for kind, names in kinds.items() for name in names.split()]
 
 
-class Product(Structure):
-    _fields_ = _fields(pointers="weight scale sum bias", integers="kind inputs outputs")
+class Linear(Structure):
+    _fields_ = _fields(pointers="weight scale sum bias", integers="dtype inputs outputs")
 
 
 class Norm(Structure):
@@ -40,7 +40,7 @@ class Layer(Structure):
         *((name, Norm) for name in ("attention_norm", "feed_forward_norm")),
         *((name, Norm) for name in ("attention_output_norm", "feed_forward_output_norm")),
         *((name, Norm) for name in ("query_norm", "key_norm", "joint_query_norm", "joint_key_norm")),
-        *((name, Product) for name in ("project", "output", "up", "down")),
+        *((name, Linear) for name in ("qkv", "output", "up", "down")),
         *_fields(pointers="cosine sine", integers="window"),
     ]
 
@@ -48,18 +48,18 @@ class Layer(Structure):
 class Model(Structure):
     _fields_ = [
         *_fields(
-            integers="vocabulary context n_layers width n_heads n_kv_heads key_width value_width hidden "
-            "normalize_sums activation embedding_kind",
+            integers="vocab_size context_length n_layers d_model n_heads n_kv_heads head_dim d_feed_forward "
+            "normalize_sums activation embedding_dtype",
             numbers="embedding_scale score_scale",
-            pointers="embedding table layers",
+            pointers="embedding position_embedding layers",
         ),
         ("final_norm", Norm),
-        ("head", Product),
+        ("head", Linear),
     ]
 
 
 class Cache(Structure):
-    _fields_ = _fields(pointers="keys values key_scales value_scales", integers="kind capacity")
+    _fields_ = _fields(pointers="keys values key_scales value_scales", integers="dtype capacity")
 
 
 class _LayoutEntry(Structure):
@@ -68,10 +68,10 @@ class _LayoutEntry(Structure):
 
 def expected_layout() -> dict[str, int]:
     """Sizes and offsets of the structures above, and the constants, by their names in `kernel.c`."""
-    layout = {kind.upper(): number for kind, number in (*KINDS.items(), *ACTIVATIONS.items())}
+    layout = {name.upper(): number for name, number in (*DTYPES.items(), *ACTIVATIONS.items())}
     layout |= {"LAYER_NORM": LAYER_NORM, "RMS_NORM": RMS_NORM, "OUT_OF_MEMORY": OUT_OF_MEMORY}
     layout |= {"NO_SUCH_TOKEN": NO_SUCH_TOKEN, "SEQUENCE_TOO_LONG": SEQUENCE_TOO_LONG, "UNKNOWN_CHOICE": UNKNOWN_CHOICE}
-    for structure in (Product, Norm, Layer, Model, Cache):
+    for structure in (Linear, Norm, Layer, Model, Cache):
         layout[structure.__name__] = sizeof(structure)
         for name, *_ in structure._fields_:
             layout[f"{structure.__name__}.{name}"] = getattr(structure, name).offset
@@ -79,7 +79,7 @@ def expected_layout() -> dict[str, int]:
 
 
 def compiled_layout(library: CDLL) -> dict[str, int]:
-    """The same as the C compiler has it."""
+    """The same, as compiled."""
     entries = (_LayoutEntry * (len(expected_layout()) + 1)).in_dll(library, "layout")
     found = {}
     for entry in entries:
@@ -90,10 +90,10 @@ def compiled_layout(library: CDLL) -> dict[str, int]:
 
 
 def load_kernel() -> CDLL | None:
-    """The compiled kernel, compiled now if no folder has it yet; None where it cannot be had.
+    """The compiled kernel, which is compiled now if necessary; None if there is none for this machine.
 
     Raises:
-        ConfigError: if $NATIVE_INSTRUCTIONS names a set of instructions with which it cannot be had.
+        ConfigError: if $NATIVE_INSTRUCTIONS names an instruction set for which no kernel can be loaded.
     """
     sets = tuple(chosen_sets())
     kernel = first_that_loads(sets)
@@ -107,7 +107,7 @@ def load_kernel() -> CDLL | None:
 
 @cache
 def first_that_loads(sets: tuple[InstructionSet, ...]) -> CDLL | None:
-    """The kernel for the first of these sets with which it can be had; found once in a process."""
+    """The kernel for the first of these instruction sets for which one can be loaded; cached per process."""
     for instructions in sets:
         try:
             for path in compiled_paths(instructions):
@@ -119,7 +119,7 @@ def first_that_loads(sets: tuple[InstructionSet, ...]) -> CDLL | None:
 
 
 def _load(path: str) -> CDLL | None:
-    """None if it is no library of this system, or if its structures are not those of this module."""
+    """None if the file is not a library for this system, or if its structures differ from those of this module."""
     try:
         loaded = CDLL(path)
     except OSError:
@@ -134,5 +134,5 @@ def _load(path: str) -> CDLL | None:
             expected.get(name, "missing"),
         )
         return None
-    loaded.read_tokens.argtypes = [POINTER(Model), POINTER(Cache), c_int64, *[c_void_p] * 4, c_int]
+    loaded.forward.argtypes = [POINTER(Model), POINTER(Cache), c_int64, *[c_void_p] * 4, c_int]
     return loaded

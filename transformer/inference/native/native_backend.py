@@ -1,4 +1,4 @@
-"""The backend in C: a model arranged for `kernel.c`, read piece by piece.
+"""The backend in C: runs a model with `kernel.c`.
 
 Dimensions: B batch · T tokens · N tokens of all sequences
 """
@@ -16,13 +16,13 @@ from transformer.device import processor_quota
 from transformer.errors import ConfigError, ContextLengthError
 from transformer.inference.backend import InferenceBackend
 from transformer.inference.native import kernel as c
-from transformer.inference.native.arranged_model import ArrangedModel, round_up
+from transformer.inference.native.packed_model import PackedModel, round_up
 from transformer.inference.quantized_linear import Precision
 from transformer.model import KVCache, ModelConfig, Transformer
 
-_PIECE = 256  # tokens that are read at a time: what they need to be worked on stays in the cache
+_CHUNK = 256  # tokens of one forward pass in prefill: their activations fit in the processor's cache
 _CACHE_DTYPES = {"fp32": torch.float32, "bf16": torch.float16, "int8": torch.int8}  # of keys and values
-# What kernel.c computes: values of choices, and fields of which it computes every value or none matters.
+# What kernel.c computes: these values of choices, and every value of these fields.
 _SUPPORTED: dict[str, set] = {
     "positions": {"sinusoidal", "learned", "rotary"},
     "norm": {"layer", "rms"},
@@ -36,7 +36,7 @@ _COMPUTED = {
     *("bias", "attention_output_bias", "feed_forward_bias", "head_bias"),
     *("scale_embeddings", "tie_embeddings", "dropout"),
 }
-_KINDS = {torch.float32: "fp32", torch.float16: "fp16", torch.int8: "int8"}
+_DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.int8: "int8"}
 
 
 class NativeBackend(InferenceBackend):
@@ -44,9 +44,9 @@ class NativeBackend(InferenceBackend):
 
     Args:
         model: its embeddings and norms are shared, all other weights are copied.
-        precision: of the weights. What they are multiplied by is in fp32, or in int8 if they are: each row is rounded
-            by its own range. Keys and values are cached in fp32, in fp16 beside bf16, and in int8 beside int8, each
-            head's with a scale of its own.
+        precision: of the weights. Activations are in fp32; beside int8 weights each row is quantized to int8 by its
+            range. Keys and values are cached in fp32, with bf16 weights in fp16, and with int8 weights in int8 with
+            one scale for each head and position.
 
     Raises:
         ConfigError: if there is no kernel for this machine, the model is not on the CPU, or it is not supported.
@@ -61,13 +61,13 @@ class NativeBackend(InferenceBackend):
             )
         if reason := self.unsupported(model.config):
             raise ConfigError(f"the C backend does not support {reason}; the PyTorch backend does.")
-        self._run_tokens = kernel.read_tokens
-        self.arranged = ArrangedModel(model, precision)
-        self._max_threads = max(1, int(min(processor_quota(), 2**16)))  # more would wait for each other, awake
+        self._kernel_forward = kernel.forward
+        self.packed = PackedModel(model, precision)
+        self._max_threads = max(1, int(min(processor_quota(), 2**16)))  # more would only spin
 
     @staticmethod
     def unsupported(config: ModelConfig) -> str | None:
-        """What of an architecture this backend cannot compute; None: it can compute it."""
+        """The part of an architecture that this backend cannot compute; None if there is none."""
         if type(config) is not ModelConfig:
             return type(config).__name__
         for name, choices in _SUPPORTED.items():
@@ -85,7 +85,7 @@ class NativeBackend(InferenceBackend):
         positions = torch.arange(length).repeat(batch)
         logits = torch.empty(batch, length, round_up(self.config.vocab_size))
         cache = self._new_cache(batch, length)
-        self._read(cache, tokens_BT.flatten(), sequences, positions, length, logits.flatten(0, 1))
+        self._forward(cache, tokens_BT.flatten(), sequences, positions, length, logits.flatten(0, 1))
         return logits[..., : self.config.vocab_size]
 
     def new_cache(self, batch_size: int, capacity: int) -> KVCache:
@@ -96,7 +96,7 @@ class NativeBackend(InferenceBackend):
         assert isinstance(cache, _NativeCache)
         cache.lengths[sequence] = length = len(tokens)
         sequences = torch.full((length,), sequence)
-        self._read(cache, torch.tensor(tokens, dtype=torch.long), sequences, torch.arange(length), length)
+        self._forward(cache, torch.tensor(tokens, dtype=torch.long), sequences, torch.arange(length), length)
 
     def decode(self, tokens_B: Tensor, cache: KVCache) -> Tensor:
         assert isinstance(cache, _NativeCache)
@@ -105,11 +105,11 @@ class NativeBackend(InferenceBackend):
         cache.positions[:batch] = [*cache.lengths]
         logits = torch.empty(batch, round_up(self.config.vocab_size))
         addresses = [tokens_B.data_ptr(), cache.sequences, cache.positions]
-        self._run(self.arranged.structure, cache, batch, addresses, logits)
+        self._run(self.packed.structure, cache, batch, addresses, logits)
         cache.lengths = [length + 1 for length in cache.lengths]
         return logits[:, : self.config.vocab_size]
 
-    def _read(
+    def _forward(
         self,
         cache: _NativeCache,
         tokens: Tensor,
@@ -118,24 +118,24 @@ class NativeBackend(InferenceBackend):
         length: int,
         logits: Tensor | None = None,
     ) -> None:
-        """Read tokens (N,) of one or several sequences of this length from their beginning.
+        """Forward pass over all tokens (N,) of one or several sequences of this length.
 
-        logits: (N, vocabulary in whole blocks), to be filled.
+        logits: (N, vocab_size rounded up to whole blocks), to be filled.
         """
-        structure, _tables = self.arranged.rotated_for(length)
+        structure, _kept = self.packed.structure_for(length)
         tokens = tokens.to(torch.long).contiguous()
-        for start in range(0, len(tokens), _PIECE):
-            piece = slice(start, start + _PIECE)
-            addresses = [tensor[piece].data_ptr() for tensor in (tokens, sequences, positions)]
-            self._run(structure, cache, len(tokens[piece]), addresses, None if logits is None else logits[piece])
+        for start in range(0, len(tokens), _CHUNK):
+            chunk = slice(start, start + _CHUNK)
+            addresses = [tensor[chunk].data_ptr() for tensor in (tokens, sequences, positions)]
+            self._run(structure, cache, len(tokens[chunk]), addresses, None if logits is None else logits[chunk])
 
     def _run(
         self, structure: c.Model, cache: _NativeCache, count: int, addresses: Sequence, logits: Tensor | None
     ) -> None:
-        """addresses: of the tokens, their sequences and their positions."""
+        """addresses: of tokens, sequences and positions."""
         out = None if logits is None else logits.data_ptr()
         threads = min(torch.get_num_threads(), self._max_threads)
-        result = self._run_tokens(structure, cache.native, count, *addresses, out, threads)
+        result = self._kernel_forward(structure, cache.native, count, *addresses, out, threads)
         if result == c.NO_SUCH_TOKEN:
             raise IndexError(f"a token is not one of the {self.config.vocab_size:,} that the model knows.")
         if result == c.SEQUENCE_TOO_LONG:
@@ -167,4 +167,4 @@ class _NativeCache(KVCache):
         addresses = {"keys": keys[0].data_ptr(), "values": values[0].data_ptr()}
         if len(keys) > 1:
             addresses |= {"key_scales": keys[1].data_ptr(), "value_scales": values[1].data_ptr()}
-        self.native = c.Cache(**addresses, kind=c.KINDS[_KINDS[keys[0].dtype]], capacity=capacity)
+        self.native = c.Cache(**addresses, dtype=c.DTYPES[_DTYPES[keys[0].dtype]], capacity=capacity)

@@ -1,11 +1,11 @@
-/* What is done to single rows: norms, rounding to 8 bits, activations. */
+/* Operations on single rows: norms, quantization to 8 bits, activations. */
 
 #include <math.h>
 
-#include "products.h"
+#include "matmul.h"
 
-/* e^x, to a few units in the last place (the polynomial of Cephes); at most e^-87 for what is less. */
-INLINE float exponential(float x) {
+/* e^x to a few units in the last place, with the polynomial of Cephes. x is clamped to [-87, 88]. */
+INLINE float fast_exp(float x) {
     x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
     float n = rintf(x * 1.44269504f);
     float r = x - n * 0.693359375f + n * 2.12194440e-4f;
@@ -16,7 +16,10 @@ INLINE float exponential(float x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    union { int32_t bits; float value; } power = {((int32_t)n + 127) << 23};
+    union {
+        int32_t bits;
+        float value;
+    } power = {((int32_t)n + 127) << 23};
     return p * power.value;
 }
 
@@ -24,13 +27,13 @@ typedef struct {
     float low, high;
 } Range;
 
-/* The smallest and the largest of n numbers. In vectors, since compilers may not reorder comparisons: of NaN. */
-INLINE Range range_of(const float *x, int64_t n) {
-    Floats low = spread_float(x[0]), high = low;
+/* Minimum and maximum of n numbers. Written with vectors: compilers do not vectorize comparisons that NaN may reach. */
+INLINE Range min_max(const float *x, int64_t n) {
+    Floats low = broadcast_float(x[0]), high = low;
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES) {
-        low = smaller(load_floats(x + i), low);
-        high = larger(load_floats(x + i), high);
+        low = minimum(load_floats(x + i), low);
+        high = maximum(load_floats(x + i), high);
     }
     float lows[LANES], highs[LANES];
     store_floats(lows, low);
@@ -66,38 +69,37 @@ static void normalize(const Norm *norm, const float *x, float *y, int64_t n) {
     }
 }
 
-#define UNBIASED (128 - BYTE_BIAS) /* what is subtracted from bytes that begin at 0 */
+#define BYTE_OFFSET (128 - BYTE_BIAS) /* subtracted from unsigned bytes where `dot` takes signed ones */
 
 static void quantize_row(Rows *rows, int64_t row, int64_t n) {
     const float *x = rows->x + row * rows->stride;
     uint8_t *bytes = rows->bytes + row * rows->bytes_stride;
-    Range of = range_of(x, n);
+    Range of = min_max(x, n);
     float low = of.low, step = of.high > low ? (of.high - low) / 255.0f : 1.0f, inverse = 1.0f / step;
 #pragma omp simd
-    for (int64_t i = 0; i < n; i++) bytes[i] = (uint8_t)((int32_t)((x[i] - low) * inverse + 0.5f) - UNBIASED);
-    for (int64_t i = n; i % 4; i++) bytes[i] = 0; /* their weights are zeros */
-    rows->low[row] = UNBIASED ? low + step * UNBIASED : low;
-    rows->step[row] = step;
+    for (int64_t i = 0; i < n; i++) bytes[i] = (uint8_t)((int32_t)((x[i] - low) * inverse + 0.5f) - BYTE_OFFSET);
+    for (int64_t i = n; i % 4; i++) bytes[i] = 0; /* padding; the weights there are zeros */
+    rows->minimum[row] = BYTE_OFFSET ? low + step * BYTE_OFFSET : low;
+    rows->scale[row] = step;
 }
 
-/* Whether the hidden numbers of a feed-forward layer are multiplied by an activated gate. */
+/* Whether the feed-forward layer is a gated linear unit: y = activation(gate) * up. */
 INLINE int is_gated(Activation activation) { return activation == SWIGLU || activation == GEGLU; }
 
-INLINE float activated(Activation activation, float x) {
+INLINE float apply_activation(Activation activation, float x) {
     if (activation == RELU) return x > 0 ? x : 0;
-    if (activation == SWIGLU) return x / (1.0f + exponential(-x));
-    return x / (1.0f + exponential(-1.5957691216f * (x + 0.044715f * x * x * x))); /* GELU by tanh */
+    if (activation == SWIGLU) return x / (1.0f + fast_exp(-x));
+    return x / (1.0f + fast_exp(-1.5957691216f * (x + 0.044715f * x * x * x))); /* GELU, tanh approximation */
 }
 
-INLINE void activate_as(Activation activation, const float *x, const float *up, float *y, int64_t n) {
+INLINE void activate_rows(Activation activation, const float *x, const float *up, float *y, int64_t n) {
 #pragma omp simd
-    for (int64_t i = 0; i < n; i++) y[i] = activated(activation, x[i]) * (is_gated(activation) ? up[i] : 1.0f);
+    for (int64_t i = 0; i < n; i++) y[i] = apply_activation(activation, x[i]) * (is_gated(activation) ? up[i] : 1.0f);
 }
 
 static void activate(Activation activation, const float *x, const float *up, float *y, int64_t n) {
-    if (activation == RELU) activate_as(RELU, x, up, y, n);
-    else if (activation == GELU) activate_as(GELU, x, up, y, n);
-    else if (activation == SWIGLU) activate_as(SWIGLU, x, up, y, n);
-    else activate_as(GEGLU, x, up, y, n);
+    if (activation == RELU) activate_rows(RELU, x, up, y, n);
+    else if (activation == GELU) activate_rows(GELU, x, up, y, n);
+    else if (activation == SWIGLU) activate_rows(SWIGLU, x, up, y, n);
+    else activate_rows(GEGLU, x, up, y, n);
 }
-

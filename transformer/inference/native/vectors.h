@@ -1,29 +1,30 @@
-/* Vectors of 16 columns, one block wide, in the instructions that this file is compiled for.
+/* A vector layer: vectors of 16 columns, in the instruction set that this file is compiled for.
 
-       Floats  16 floats            Ints  16 int32            Bytes  16 times 4 bytes, of the same columns
+       Floats  16 floats            Ints  16 int32            Bytes  4 bytes for each of 16 columns
 
-   Each set of instructions has a header with these functions, and everything else is written in terms of them:
+   Each instruction set has a header that defines these functions. All other code uses them alone:
 
-       zero_floats, spread_float (one number in all columns), load_floats, store_floats, add, multiply,
-       multiply_add (a * b + c), smaller, larger (of each column), load_bf16, load_fp16, load_int8 (16 numbers as floats), to_fp16 (one number),
-       zero_ints, spread_int, add_ints, ints_to_floats, load_bytes, spread_bytes (the same four in all columns),
-       dot (sums + the four products of the bytes of each column, exact)
+       zero_floats, broadcast_float, load_floats, store_floats, add, multiply, multiply_add (a * b + c),
+       minimum, maximum (elementwise), load_bf16, load_fp16, load_int8 (16 numbers, converted to floats),
+       to_fp16 (one number),
+       zero_ints, broadcast_int, add_ints, ints_to_floats, load_bytes, broadcast_bytes (the same four in all columns),
+       dot (sums + the dot product of the four bytes of each column, exact)
 
-   and with constants:
+   and these constants:
 
-       BYTE_BIAS              `dot` multiplies bytes with this added to them by signed bytes
-       TALL_ROWS, TALL_WIDTH  of a tile of many rows, in rows and in blocks: its sums fill the registers
-       FLAT_WIDTH             of a tile of four rows
+       BYTE_BIAS               added to the bytes of the first argument of `dot`, which are unsigned if it is 128
+       TALL_ROWS, TALL_BLOCKS  tile of many rows, in rows and in blocks of columns: its sums fill the registers
+       FLAT_BLOCKS             width of a tile of four rows, in blocks of columns
 
-   instruction_sets.py beside this file has the flags of the compiler for each. */
+   The compiler flags of each instruction set are in instruction_sets.py. */
 
 #include <stdint.h>
 #include <string.h>
 
 #define INLINE static inline __attribute__((always_inline))
 #define LANES 16
-#define MOST_ROWS 8 /* of a tile */
-#define MOST_WIDTH 4 /* of a tile, in blocks */
+#define MAX_TILE_ROWS 8 /* of a tile */
+#define MAX_TILE_BLOCKS 4 /* of a tile, in blocks */
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)
 #include "vectors_avx512.h"

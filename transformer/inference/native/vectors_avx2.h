@@ -4,8 +4,8 @@
 
 #define BYTE_BIAS 128
 #define TALL_ROWS 6 /* 12 sums, and 4 registers for the rest */
-#define TALL_WIDTH 1
-#define FLAT_WIDTH 1
+#define TALL_BLOCKS 1
+#define FLAT_BLOCKS 1
 
 typedef struct {
     __m256 a, b;
@@ -16,7 +16,7 @@ typedef struct {
 typedef Ints Bytes;
 
 INLINE Floats zero_floats(void) { return (Floats){_mm256_setzero_ps(), _mm256_setzero_ps()}; }
-INLINE Floats spread_float(float x) { return (Floats){_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+INLINE Floats broadcast_float(float x) { return (Floats){_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 INLINE Floats load_floats(const float *from) { return (Floats){_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)}; }
 INLINE void store_floats(float *to, Floats x) {
     _mm256_storeu_ps(to, x.a);
@@ -27,8 +27,8 @@ INLINE Floats multiply(Floats x, Floats y) { return (Floats){_mm256_mul_ps(x.a, 
 INLINE Floats multiply_add(Floats x, Floats y, Floats z) {
     return (Floats){_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
 }
-INLINE Floats smaller(Floats x, Floats y) { return (Floats){_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
-INLINE Floats larger(Floats x, Floats y) { return (Floats){_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+INLINE Floats minimum(Floats x, Floats y) { return (Floats){_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
+INLINE Floats maximum(Floats x, Floats y) { return (Floats){_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
 
 INLINE __m256 eight_bf16(const uint16_t *from) {
     __m256i low = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)from));
@@ -44,14 +44,14 @@ INLINE Floats load_int8(const int8_t *from) { return (Floats){eight_int8(from), 
 INLINE uint16_t to_fp16(float x) { return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
 
 INLINE Ints zero_ints(void) { return (Ints){_mm256_setzero_si256(), _mm256_setzero_si256()}; }
-INLINE Ints spread_int(int32_t x) { return (Ints){_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+INLINE Ints broadcast_int(int32_t x) { return (Ints){_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 INLINE Ints add_ints(Ints x, Ints y) { return (Ints){_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 INLINE Floats ints_to_floats(Ints x) { return (Floats){_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 INLINE Bytes load_bytes(const void *from) {
     const __m256i *halves = from;
     return (Bytes){_mm256_loadu_si256(halves), _mm256_loadu_si256(halves + 1)};
 }
-INLINE Bytes spread_bytes(int32_t four) { return spread_int(four); }
+INLINE Bytes broadcast_bytes(int32_t four) { return broadcast_int(four); }
 
 #if defined(__AVXVNNI__)
 INLINE __m256i eight_dots(__m256i sums, __m256i biased, __m256i signs) {

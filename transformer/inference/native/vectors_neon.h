@@ -4,8 +4,8 @@
 
 #define BYTE_BIAS 0 /* `sdot` multiplies signed bytes by signed ones */
 #define TALL_ROWS 6 /* 24 sums, and 8 registers for the rest */
-#define TALL_WIDTH 1
-#define FLAT_WIDTH 1
+#define TALL_BLOCKS 1
+#define FLAT_BLOCKS 1
 
 typedef struct {
     float32x4_t a, b, c, d;
@@ -20,11 +20,11 @@ typedef struct {
 #define OF_QUARTERS(Type, function) \
     (Type) { function(a), function(b), function(c), function(d) }
 
-INLINE Floats spread_float(float x) {
+INLINE Floats broadcast_float(float x) {
     float32x4_t quarter = vdupq_n_f32(x);
     return (Floats){quarter, quarter, quarter, quarter};
 }
-INLINE Floats zero_floats(void) { return spread_float(0); }
+INLINE Floats zero_floats(void) { return broadcast_float(0); }
 INLINE Floats load_floats(const float *from) {
     return (Floats){vld1q_f32(from), vld1q_f32(from + 4), vld1q_f32(from + 8), vld1q_f32(from + 12)};
 }
@@ -49,12 +49,12 @@ INLINE Floats multiply_add(Floats x, Floats y, Floats z) {
     return OF_QUARTERS(Floats, QUARTER);
 #undef QUARTER
 }
-INLINE Floats smaller(Floats x, Floats y) {
+INLINE Floats minimum(Floats x, Floats y) {
 #define QUARTER(q) vminq_f32(x.q, y.q)
     return OF_QUARTERS(Floats, QUARTER);
 #undef QUARTER
 }
-INLINE Floats larger(Floats x, Floats y) {
+INLINE Floats maximum(Floats x, Floats y) {
 #define QUARTER(q) vmaxq_f32(x.q, y.q)
     return OF_QUARTERS(Floats, QUARTER);
 #undef QUARTER
@@ -76,11 +76,11 @@ INLINE Floats load_int8(const int8_t *from) {
 }
 INLINE uint16_t to_fp16(float x) { return vget_lane_u16(vreinterpret_u16_f16(vcvt_f16_f32(vdupq_n_f32(x))), 0); }
 
-INLINE Ints spread_int(int32_t x) {
+INLINE Ints broadcast_int(int32_t x) {
     int32x4_t quarter = vdupq_n_s32(x);
     return (Ints){quarter, quarter, quarter, quarter};
 }
-INLINE Ints zero_ints(void) { return spread_int(0); }
+INLINE Ints zero_ints(void) { return broadcast_int(0); }
 INLINE Ints add_ints(Ints x, Ints y) {
 #define QUARTER(q) vaddq_s32(x.q, y.q)
     return OF_QUARTERS(Ints, QUARTER);
@@ -95,7 +95,7 @@ INLINE Bytes load_bytes(const void *from) {
     const int8_t *bytes = from;
     return (Bytes){vld1q_s8(bytes), vld1q_s8(bytes + 16), vld1q_s8(bytes + 32), vld1q_s8(bytes + 48)};
 }
-INLINE Bytes spread_bytes(int32_t four) {
+INLINE Bytes broadcast_bytes(int32_t four) {
     int8x16_t quarter = vreinterpretq_s8_s32(vdupq_n_s32(four));
     return (Bytes){quarter, quarter, quarter, quarter};
 }

@@ -1,4 +1,4 @@
-"""A `Transformer` in the structures of `kernel.c`: the same architecture once more, held equal to the others by tests.
+"""Packs the weights of a `Transformer` in the layout of `kernel.c`, and fills its structures.
 
 Dimensions: E width of a head's queries and keys
 """
@@ -23,36 +23,36 @@ from transformer.model.layers import DecoderLayer, FeedForward
 from transformer.model.positions import DynamicRotary, Rotary
 
 _LANES = 16  # columns of a block
-_ROUNDED = 2**21  # weights that are rounded at a time, in whole blocks: in fp32 they take a few times their size
+_QUANTIZED_AT_ONCE = 2**21  # weights; their fp32 copies take a few times their memory
 
 
-class ArrangedModel:
-    """A model as the kernel reads it.
+class PackedModel:
+    """A model in the layout of the kernel.
 
     Args:
         model: its embeddings and norms are shared, all other weights are copied.
         precision: of the weights.
 
     Attributes:
-        structure: the model.
-        arrays: everything that it and its layers have the addresses of.
+        structure: the `Model` that the kernel takes.
+        arrays: the memory that its pointers refer to.
     """
 
     def __init__(self, model: Transformer, precision: Precision) -> None:
         self.config, self.precision = model.config, precision
         self.arrays: list[Tensor | ctypes.Array] = []
-        self.structure = self._arrange(model)
+        self.structure = self._pack(model)
         self._rotary = model.rotary
         self._tables = (0, 0) if model.rotary is None else self._keep_tables(model.rotary)
-        self._layers = self._arrange_layers(model)
+        self._layers = self._pack_layers(model)
         self.arrays.append(self._layers)
         self.structure.layers = ctypes.addressof(self._layers)
 
-    def rotated_for(self, length: int) -> tuple[c.Model, list]:
-        """The structure with which a text of this length is read at once, and what has to be kept meanwhile.
+    def structure_for(self, length: int) -> tuple[c.Model, list]:
+        """The structure for the prefill of a sequence of this length, and the objects that must outlive its use.
 
-        It is `structure`, unless the text is longer than the original context of dynamic scaling: then the frequencies
-        of all its tokens are those of its length. The tables of `structure` have those of one more token each.
+        With dynamic RoPE scaling, sequences beyond the original context are rotated by the frequencies of their own
+        length; the tables of `structure` are for decoding, where each position is the last one.
         """
         if not isinstance(self._rotary, DynamicRotary) or length <= self._rotary.original:
             return self.structure, []
@@ -65,37 +65,36 @@ class ArrangedModel:
         structure.layers = ctypes.addressof(layers)
         return structure, [cosine, sine, layers]
 
-    def _arrange(self, model: Transformer) -> c.Model:
+    def _pack(self, model: Transformer) -> c.Model:
         config = self.config
         positions: object = model.position_embedding
         embedding = mapped_again(model.token_embedding.weight)
         if embedding.dtype == torch.float16:
             embedding = embedding.float()  # kernel.c reads bf16 and fp32; bf16 would round it
-        arranged = c.Model(
-            vocabulary=config.vocab_size,
-            context=config.context_length,
+        packed = c.Model(
+            vocab_size=config.vocab_size,
+            context_length=config.context_length,
             n_layers=config.n_layers,
-            width=config.d_model,
+            d_model=config.d_model,
             n_heads=config.n_heads,
             n_kv_heads=config.kv_heads,
-            key_width=config.key_dim,
-            value_width=config.key_dim,
-            hidden=config.feed_forward_dim,
+            head_dim=config.key_dim,
+            d_feed_forward=config.feed_forward_dim,
             normalize_sums=config.norm_placement == "post",
             activation=c.ACTIVATIONS[config.activation],
             embedding_scale=math.sqrt(config.d_model) if config.scale_embeddings else 1.0,
             score_scale=1 / math.sqrt(config.query_pre_attn_scalar or config.key_dim),
             embedding=self._keep(embedding, embedding.dtype),
-            embedding_kind=c.KINDS["bf16" if embedding.dtype == torch.bfloat16 else "fp32"],
+            embedding_dtype=c.DTYPES["bf16" if embedding.dtype == torch.bfloat16 else "fp32"],
             final_norm=self._norm(model.final_norm),
-            head=self._product([model.head]),
+            head=self._linear([model.head]),
         )
         if config.positions != "rotary":
             table = positions.table_CD if config.positions == "sinusoidal" else positions.weight  # type: ignore[attr-defined]
-            arranged.table = self._keep(table)
-        return arranged
+            packed.position_embedding = self._keep(table)
+        return packed
 
-    def _arrange_layers(self, model: Transformer) -> ctypes.Array:
+    def _pack_layers(self, model: Transformer) -> ctypes.Array:
         config = self.config
         layers = (c.Layer * config.n_layers)(*[self._layer(layer) for layer in model.layers])  # type: ignore[arg-type]
         local_tables = self._tables if model.local_rotary is None else self._keep_tables(model.local_rotary)
@@ -111,14 +110,14 @@ class ArrangedModel:
         ups = [feed_forward.gate, feed_forward.up] if feed_forward.is_gated else [feed_forward.up]
         return c.Layer(
             **self._norms(layer),
-            project=self._product([attention.query, attention.key, attention.value]),
-            up=self._product(ups, whole_blocks=True),
-            down=self._product([feed_forward.down]),
-            output=self._product([attention.output]),
+            qkv=self._linear([attention.query, attention.key, attention.value]),
+            up=self._linear(ups, whole_blocks=True),
+            down=self._linear([feed_forward.down]),
+            output=self._linear([attention.output]),
         )
 
     def _norms(self, layer: DecoderLayer) -> dict[str, c.Norm]:
-        """Those that the layer has, by the kernel's names, which say what each of them normalizes."""
+        """The norms of a layer by the names of the fields of `Layer`."""
         attention, placement, norms = layer.attention, self.config.norm_placement, {}
         for name in ("attention", "feed_forward"):
             norm = self._norm(getattr(layer, f"{name}_norm"))
@@ -135,10 +134,10 @@ class ArrangedModel:
         return norms
 
     def _keep_tables(self, rotary: Rotary | DynamicRotary) -> tuple[int, int]:
-        """The addresses of the cosine and sine of every position (context, E)."""
+        """The addresses of cosine and sine, (context_length, E) each."""
         if isinstance(rotary, Rotary):
             return self._keep(rotary.cosine_CE), self._keep(rotary.sine_CE)
-        each_alone = torch.arange(self.config.context_length)[:, None]  # as if it were the last token of a text
+        each_alone = torch.arange(self.config.context_length)[:, None]  # each as the last token of its sequence
         cosine, sine = (table.flatten(0, 2) for table in rotary(each_alone))  # (context, 1, 1, E) -> (context, E)
         return self._keep(cosine), self._keep(sine)
 
@@ -150,49 +149,49 @@ class ArrangedModel:
             return c.Norm(self._keep(module.weight), None, c.RMS_NORM, eps)
         if not isinstance(module, nn.Identity):
             raise ConfigError(f"the C backend computes LayerNorm and RMSNorm, not {type(module).__name__}.")
-        return c.Norm()  # after post-norm layers the stream is normalised already
+        return c.Norm()  # post-norm: the last layer has normalized already
 
-    def _product(self, parts: Sequence[nn.Linear], whole_blocks: bool = False) -> c.Product:
-        """Linear layers of one input as one product, whose outputs stand one after the other.
+    def _linear(self, parts: Sequence[nn.Linear], whole_blocks: bool = False) -> c.Linear:
+        """Linear layers of one input as one linear layer, with their outputs concatenated.
 
-        whole_blocks: each layer's begin with a block of their own.
+        whole_blocks: the outputs of each layer start at a block of their own.
         """
         multiple = _LANES if whole_blocks else 1
         weight = _joined([part.weight for part in parts], multiple)
         outputs, inputs = weight.shape
-        product = c.Product(kind=c.KINDS[self.precision], inputs=inputs, outputs=outputs)
+        linear = c.Linear(dtype=c.DTYPES[self.precision], inputs=inputs, outputs=outputs)
         if parts[0].bias is not None:
             bias = _joined([part.bias for part in parts], multiple)
-            product.bias = self._keep(F.pad(bias, (0, -outputs % _LANES)))
+            linear.bias = self._keep(F.pad(bias, (0, -outputs % _LANES)))
         if self.precision == "int8":
-            packed, scales, sums = _rounded_blocks(weight)
-            product.inputs, product.scale, product.sum = 4 * packed.shape[1], self._keep(scales), self._keep(sums)
+            packed, scales, sums = quantized_blocks(weight)
+            linear.inputs, linear.scale, linear.sum = 4 * packed.shape[1], self._keep(scales), self._keep(sums)
         else:
             packed = _blocks_of(weight, torch.float32 if self.precision == "fp32" else torch.bfloat16)
-        product.weight = self._keep(packed, packed.dtype)
-        give_back_freed_memory()  # or what rounding took would pile up from layer to layer
-        return product
+        linear.weight = self._keep(packed, packed.dtype)
+        give_back_freed_memory()  # or the temporaries of quantization would add up from layer to layer
+        return linear
 
     def _keep(self, tensor: Tensor, dtype: torch.dtype = torch.float32) -> int:
-        """The address of a tensor's numbers, which stay there as long as this model."""
+        """The address of a tensor's data, which is kept as long as this model."""
         tensor = tensor.detach().to(dtype).contiguous()
         self.arrays.append(tensor)
         return tensor.data_ptr()
 
 
 def round_up(n: int) -> int:
-    """The least number of whole blocks' columns that is not less than n."""
+    """n rounded up to whole blocks of columns."""
     return n + -n % _LANES
 
 
 def _joined(parts: Sequence[Tensor], multiple: int) -> Tensor:
-    """One after the other, each but the last with zeros up to a multiple of this many rows."""
+    """Concatenated, each but the last padded with zeros to a multiple of this many rows."""
     padded = [F.pad(part, (0, 0) * (part.dim() - 1) + (0, -len(part) % multiple)) for part in parts[:-1]]
     return torch.cat([part.detach() for part in (*padded, parts[-1])]) if padded else parts[0].detach()
 
 
 def _blocks_of(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """(out, in) -> (out / 16, in, 16), with zeros behind the outputs."""
+    """(out, in) -> (out / 16, in, 16), with out padded with zeros."""
     outputs, inputs = weight.shape
     packed = torch.zeros(round_up(outputs) // _LANES, inputs, _LANES, dtype=dtype)
     whole = outputs // _LANES
@@ -202,18 +201,19 @@ def _blocks_of(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return packed
 
 
-def _rounded_blocks(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights (out, in) in 8 bits, as (out / 16, in / 4, 16) integers of four each.
+def quantized_blocks(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantizes weights (out, in) to 8 bits, symmetrically for each output.
 
     Returns:
-        Those, the scale of each output, and the sum of its weights, (out,) in whole blocks.
+        The packed weights, (out / 16, in / 4, 16) int32 of four weights each; the scale and the sum of the weights of
+        each output, (out,) rounded up to whole blocks.
     """
     outputs, inputs = weight.shape
     packed = torch.empty(round_up(outputs) // _LANES, -(-inputs // 4), _LANES, dtype=torch.int32)
     scales, sums = torch.empty(2, round_up(outputs))
-    # A few at a time, since all of them in fp32 might need more memory than the model; and in the same place, since
-    # memory that is freed between what is kept would not be used again.
-    size = min(max(1, _ROUNDED // (inputs * _LANES)), len(packed)) * _LANES
+    # In pieces, since an fp32 copy of all weights may take more memory than the model, and in the same buffers, since
+    # buffers freed between allocations that stay would fragment the heap.
+    size = min(max(1, _QUANTIZED_AT_ONCE // (inputs * _LANES)), len(packed)) * _LANES
     floats, integers = (torch.zeros(size, 4 * packed.shape[1], dtype=dtype) for dtype in (torch.float32, torch.int8))
     pieces = zip(packed.split(size // _LANES), weight.split(size), scales.split(size), sums.split(size), strict=True)
     for place, rows, scale, total in pieces:
