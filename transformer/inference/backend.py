@@ -1,4 +1,4 @@
-"""What generation and evaluation ask of a model, whatever computes it."""
+"""The interface of inference backends, which generation and evaluation use."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from transformer.model import KVCache, Transformer
 
 
 class InferenceBackend(ABC):
-    """A model for inference: it keeps the weights as they were when it was made.
+    """A model prepared for inference. Later changes of the original weights have no effect on it.
 
     Raises:
-        CheckpointError: if there are NaN or infinity among the weights. Rounded to int8 they would look like others.
+        CheckpointError: if a weight is NaN or infinite. Quantization to int8 would hide it.
     """
 
     def __init__(self, model: Transformer, precision: Precision) -> None:
@@ -30,7 +30,7 @@ class InferenceBackend(ABC):
 
     @abstractmethod
     def __call__(self, tokens_BT: Tensor) -> Tensor:
-        """Scores (logits) for the token that follows each position, (B, T, V), as those of `Transformer`."""
+        """Logits for the token after each position, (B, T, V), as `Transformer` returns them."""
 
     @abstractmethod
     def new_cache(self, batch_size: int, capacity: int) -> KVCache:
@@ -38,8 +38,8 @@ class InferenceBackend(ABC):
 
     @abstractmethod
     def prefill(self, tokens: Sequence[int], cache: KVCache, sequence: int) -> None:
-        """Read the beginning of a sequence in one pass, in place of what the cache has of that sequence."""
+        """Compute the keys and values of a prompt in one pass. They replace those of the sequence in the cache."""
 
     @abstractmethod
     def decode(self, tokens_B: Tensor, cache: KVCache) -> Tensor:
-        """Read one more token of every sequence; scores for the tokens that follow, (B, V)."""
+        """Append one token (B,) to every sequence, and return the logits for the next one, (B, V)."""

@@ -1,4 +1,4 @@
-"""Answers in a conversation, for models that have a chat template."""
+"""Chat: answers in a conversation, with models that have a chat template."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _THINKING = "enable_thinking"
 
 
 def messages_of(prompt: str, system_prompt: str = "") -> list[dict[str, str]]:
-    """A conversation that begins with what the user says."""
+    """A conversation of one user message, after a system prompt if there is one."""
     system = [{"role": "system", "content": system_prompt}] if system_prompt else []
     return [*system, {"role": "user", "content": prompt}]
 
 
 def template_option(text: str) -> tuple[str, Any]:
-    """NAME=VALUE, as a person typed it: the value is what JSON makes of it, and text where it is no JSON.
+    """Parse NAME=VALUE. The value is parsed as JSON; what is not JSON is text.
 
     Raises:
         ConfigError: if there is no name.
@@ -43,10 +43,10 @@ def template_option(text: str) -> tuple[str, Any]:
 
 
 def template_options_of(text: str) -> dict[str, Any]:
-    """A JSON object of names and values; none of an empty text.
+    """Parse a JSON object of template options. An empty text gives no options.
 
     Raises:
-        ConfigError: if it is anything else.
+        ConfigError: if the text is anything else.
     """
     if not text.strip():
         return {}
@@ -59,7 +59,7 @@ def template_options_of(text: str) -> dict[str, Any]:
 
 
 def merge_template_options(pairs: Iterable[tuple[str, Any]], enable_thinking: bool | None = None) -> dict[str, Any]:
-    """Template options in one; `enable_thinking` is short for the one of that name.
+    """All template options in one dictionary; `enable_thinking` is a shorthand for the option of that name.
 
     Raises:
         ConfigError: if one is given twice.
@@ -78,11 +78,11 @@ def answer(
     options: SamplingOptions | None = None,
     template_options: Mapping[str, Any] | None = None,
 ) -> Generation:
-    """The assistant's next answer, as `Generator.generate` gives a text.
+    """The next answer of the assistant, as a `Generation`.
 
-    Where the conversation and the answer do not fit the context together, turns are left out, the oldest first, until
-    they do or half the context is free; the system prompt and the last turn stay. What grows beyond the context then is
-    seen through a window in which the beginning stays, up to where the first message of the user begins.
+    If conversation and answer together exceed the context, the oldest turns are dropped until they fit, or until half
+    the context is free. The system prompt and the last turn are always kept. If the answer still grows beyond the
+    context, the tokens before the first user message stay in the window.
 
     Args:
         template_options: as the `options` of `chat_tokens`.
@@ -91,7 +91,7 @@ def answer(
         ChatError: if the model has no chat template, or that does not take these messages or options.
     """
     options = options or SamplingOptions()
-    # The turns of this one end in plain text, not with a token.
+    # In this template a turn ends with text, not with a token.
     if select_template(generator.tokenizer, template_options) == CHAT_TEMPLATE:
         options = dataclasses.replace(options, stop=(*options.stop, NEXT_TURN))
 
@@ -111,7 +111,7 @@ def answer(
 
 
 class _Conversation:
-    """A conversation that can begin later: the system prompt, and turns of the user with what answers each of them."""
+    """A conversation whose oldest turns can be dropped. A turn is a user message and what follows up to the next."""
 
     def __init__(
         self, tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], template_options: Mapping[str, Any]
@@ -122,19 +122,19 @@ class _Conversation:
         self._tokens: dict[int, list[int]] = {}
 
     def tokens(self, start: int = 0) -> list[int]:
-        """Those of the prompt without the first `start` messages after the system prompt."""
+        """Token ids of the prompt without the first `start` messages after the system prompt."""
         if start not in self._tokens:
             self._tokens[start] = self._tokens_of(self._rest[start:])
         return self._tokens[start]
 
-    def start_within(self, room: int) -> int:
-        """The first turn with which the prompt has at most `room` tokens; if even the last one is longer, that."""
+    def start_within(self, limit: int) -> int:
+        """The earliest turn from which the prompt has at most `limit` tokens; the last turn if none is short enough."""
         turns = [place for place, message in enumerate(self._rest) if place and message.get("role") == "user"]
         starts = [0, *turns]
-        return starts[bisect.bisect_left(starts[:-1], True, key=lambda start: len(self.tokens(start)) <= room)]
+        return starts[bisect.bisect_left(starts[:-1], True, key=lambda start: len(self.tokens(start)) <= limit)]
 
     def pinned(self, start: int) -> int:
-        """How many tokens of the prompt come before what the user says first, as the system prompt does."""
+        """The number of tokens before the content of the first user message, such as those of the system prompt."""
         said = str(self._rest[start].get("content")) if self._rest else ""
         other = "Z" if said.lstrip().startswith("A") else "A"
         pairs = zip(self.tokens(start), self._tokens_of([{"role": "user", "content": other}]), strict=False)

@@ -1,4 +1,4 @@
-"""Texts as token ids, continued together: one pass of the model gives each of them its next token."""
+"""The decode loop: continues a batch of sequences of token ids, one token each per step."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from transformer.inference.sampling import SamplingOptions, sample
 
 
 def window_start(length: int, context_length: int) -> int:
-    """Where the window begins through which the model sees a text of `length` tokens.
+    """The first token that the model sees of a sequence of `length` tokens.
 
-    Within the context it sees all. Past it the window jumps ahead by half a context whenever it is full: the tokens
-    that stay are read again, at positions from 0, once for every half context of new tokens, so that a token costs
-    the same on average however long the text is. The model sees between a half and a whole context.
+    A sequence within the context is seen whole. Beyond it, the window moves ahead by half a context whenever it is
+    full, and its tokens are processed again at positions from 0. This happens once per half context of new tokens, so
+    the average cost of a token does not depend on the length. The model sees between half a context and a whole one.
     """
     if length <= context_length:
         return 0
@@ -26,17 +26,17 @@ def window_start(length: int, context_length: int) -> int:
 
 
 class Decoder:
-    """Texts that grow by a token each, every time they are asked to.
+    """A batch of sequences, each of which grows by one token per call of `next`.
 
     Args:
-        prompts: token ids, at least one for each text.
-        eos_token_ids: token ids with which a text ends, held back until `options.min_tokens`.
+        prompts: token ids of each sequence, at least one.
+        eos_token_ids: token ids that end a sequence; they are not sampled before `options.min_tokens`.
         excluded: token ids that are never sampled.
-        pinned: number of tokens at the beginning of the texts that stay in the window when it moves on. At most half
-            the context, or none stays.
+        pinned: number of tokens at the start of each sequence that stay in the window when it moves. If it is more than
+            half the context, none stay.
 
     Attributes:
-        tokens: of each text so far, the prompt included.
+        tokens: token ids of each sequence so far, the prompt included.
     """
 
     def __init__(
@@ -61,21 +61,21 @@ class Decoder:
         self._pinned = pinned if pinned <= self._context // 2 else 0
         capacity = min(self._context, max(map(len, prompts)) + options.max_tokens)
         self._cache = model.new_cache(len(prompts), capacity)
-        self._starts = [-1] * len(prompts)  # of the windows that were read; -1: none yet
-        self._last: torch.Tensor | None = None  # (B,), where the tokens sampled last still are
-        # The ids in each window, for the repetition penalty; behind them stand some of them again.
+        self._starts = [-1] * len(prompts)  # of the window of each sequence in the cache; -1: not in the cache yet
+        self._last: torch.Tensor | None = None  # (B,), the tokens sampled last, on the device
+        # The token ids in each window, for the repetition penalty; the rest of a row repeats some of them.
         self._seen = torch.zeros(len(prompts), capacity, dtype=torch.long, device=model.device)
 
     @torch.inference_mode()
     def next(self) -> list[int]:
-        """Sample the next token of each text, and append it.
+        """Sample the next token of each sequence, and append it.
 
         Raises:
-            CheckpointError: if the model's scores are not finite numbers.
+            CheckpointError: if a logit is not finite.
         """
-        for text, tokens in enumerate(self.tokens):
-            if self._window_start(len(tokens)) != self._starts[text]:
-                self._read(text)
+        for sequence, tokens in enumerate(self.tokens):
+            if self._window_start(len(tokens)) != self._starts[sequence]:
+                self._prefill(sequence)
         last = torch.tensor([tokens[-1] for tokens in self.tokens]) if self._last is None else self._last
         last = last.to(self._model.device)
         logits = self._model.decode(last, self._cache)
@@ -84,7 +84,7 @@ class Decoder:
             logits.index_fill_(-1, self._excluded, -math.inf)
         if self._new < self._options.min_tokens:
             logits[:, self._eos_token_ids] = -math.inf
-        seen = self._note(last) if self._options.repetition_penalty != 1.0 else None
+        seen = self._add_seen(last) if self._options.repetition_penalty != 1.0 else None
         self._last = sample(logits, self._options, seen, self._random)
         self._new += 1
         sampled = self._last.tolist()
@@ -92,33 +92,33 @@ class Decoder:
             tokens.append(token)
         return sampled
 
-    def drop(self, text: int) -> None:
-        """Continue without this text; the last one takes its number."""
-        self._cache.drop(text)
-        self.tokens[text], self._starts[text] = self.tokens[-1], self._starts[-1]
+    def drop(self, sequence: int) -> None:
+        """Remove a finished sequence. The last sequence takes its index."""
+        self._cache.drop(sequence)
+        self.tokens[sequence], self._starts[sequence] = self.tokens[-1], self._starts[-1]
         self.tokens.pop()
         self._starts.pop()
-        self._seen[text] = self._seen[len(self.tokens)]
+        self._seen[sequence] = self._seen[len(self.tokens)]
         self._last = None
 
     def _window_start(self, length: int) -> int:
-        """`window_start` of what follows the pinned tokens."""
+        """`window_start` of the tokens after the pinned ones."""
         return window_start(length - self._pinned, self._context - self._pinned)
 
-    def _read(self, text: int) -> None:
-        """Read the window of a text again, all but its last token, which the next step reads."""
-        tokens = self.tokens[text]
-        start = self._starts[text] = self._window_start(len(tokens))
+    def _prefill(self, sequence: int) -> None:
+        """Prefill the window of a sequence, except for its last token, which the next decode step takes."""
+        tokens = self.tokens[sequence]
+        start = self._starts[sequence] = self._window_start(len(tokens))
         window = tokens[: self._pinned] + tokens[self._pinned + start : -1] if start else tokens[:-1]
-        if text and tokens == self.tokens[0]:
-            self._cache.copy(0, text)  # several texts begin with one prompt, which is read once
+        if sequence and tokens == self.tokens[0]:
+            self._cache.copy(0, sequence)  # several outputs of one prompt, which is prefilled once
         else:
-            self._model.prefill(window, self._cache, text)
-        self._seen[text] = tokens[-1]
-        self._seen[text, : len(window)] = torch.tensor(window, dtype=torch.long)
+            self._model.prefill(window, self._cache, sequence)
+        self._seen[sequence] = tokens[-1]
+        self._seen[sequence, : len(window)] = torch.tensor(window, dtype=torch.long)
 
-    def _note(self, last: torch.Tensor) -> torch.Tensor:
-        """(B, n): the ids in the windows, with those that were just read."""
+    def _add_seen(self, last: torch.Tensor) -> torch.Tensor:
+        """Add the tokens that were just decoded; returns the token ids in each window, (B, n)."""
         columns = torch.tensor([length - 1 for length in self._cache.lengths], device=last.device)
         seen = self._seen[: len(last)].scatter_(1, columns[:, None], last[:, None])
         return seen[:, : max(self._cache.lengths)]

@@ -1,4 +1,4 @@
-"""Detection of NaN and infinity in weights and scores."""
+"""Detection of NaN and infinity in weights and logits."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from torch import Tensor
 
 from transformer.errors import CheckpointError
 
-_LOOKED_AT = 2**21  # numbers at a time
+_CHUNK = 2**21  # numbers
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Whether a tensor has neither NaN nor infinity. Its sum is fast, and sufficient in almost all cases.
+    """Whether a tensor has neither NaN nor infinity.
 
-    Where the sum overflows, as it may of a large matrix in fp16, a few numbers are examined at a time: `isfinite` takes
-    more memory than the tensor.
+    A finite sum proves it, and is fast. If the sum overflows, as it may in fp16, the numbers are checked in chunks,
+    since `isfinite` takes more memory than the tensor.
     """
     tensor = tensor.detach()
     if tensor.sum().isfinite():
         return True
-    return all(bool(piece.isfinite().all()) for piece in tensor.flatten().split(_LOOKED_AT))
+    return all(bool(piece.isfinite().all()) for piece in tensor.flatten().split(_CHUNK))
 
 
 def expect_finite(scores: Tensor) -> None:
-    """Check the scores of a model, or values that they are computed from.
+    """Check logits, or values that they are computed from.
 
     Raises:
-        CheckpointError: if there is NaN or infinity.
+        CheckpointError: if one is NaN or infinite.
     """
     if not all_finite(scores):
         raise CheckpointError(

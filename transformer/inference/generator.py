@@ -1,4 +1,4 @@
-"""A prompt in, pieces of text out; or several texts at once."""
+"""Text generation: streams one continuation, or makes a batch of them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ StopReason = Literal["length", "end_of_text", "stop_sequence"]
 
 
 class Generator:
-    """Continues texts with a model. It holds no state between texts.
+    """Generates text with a model. It keeps no state between calls.
 
     Args:
-        model: quantized here unless it is already; later changes of its weights are not seen.
-        precision: of the weights, "fp32", "bf16" or "int8"; "auto": the fastest that this machine has.
+        model: a `Transformer`, for which a backend is selected, or a backend. Later changes of the weights have no
+            effect.
+        precision: of the weights, "fp32", "bf16" or "int8"; "auto": the fastest on this machine.
 
     Raises:
         ConfigError: if this machine cannot compute in that precision.
@@ -40,19 +41,20 @@ class Generator:
     def generate(
         self, prompt: str | Sequence[int], options: SamplingOptions | None = None, pinned: int = 0
     ) -> Generation:
-        """Continue `prompt`, a text or its tokens. Iterate over the result for the pieces of text that follow it.
+        """Continue a prompt, which is text or token ids. Iterating over the result yields the text in pieces.
 
-        A prompt beyond the context, and a text that grows beyond it, are seen through the window of `window_start`.
+        If the sequence is longer than the context, the model sees the part that `window_start` describes.
 
         Args:
-            pinned: number of tokens at the beginning of the prompt that stay in that window.
+            pinned: number of tokens at the start of the prompt that always stay in that part.
         """
         return Generation(self, prompt, options or SamplingOptions(), pinned)
 
     def generate_batch(self, prompts: Sequence[str], options: SamplingOptions | None = None) -> list[Completion]:
-        """Continue several prompts together, or one prompt several times, which is faster than one after the other.
+        """Continue several prompts, or one prompt several times, as one batch, which is faster than one by one.
 
-        Greedily, each text is the one that `generate` makes alone. Otherwise all draw from the one seed in turns.
+        Greedy texts are equal to those of `generate`. Otherwise the sequences take turns drawing from one random
+        generator, so a text depends on the batch.
         """
         if not prompts:
             return []
@@ -77,7 +79,7 @@ class Generator:
 
 @dataclass(frozen=True)
 class Completion:
-    """A finished text, without its prompt. The end-of-text token is not counted."""
+    """A finished continuation, without its prompt. The end-of-text token is not counted."""
 
     text: str
     prompt_tokens: int
@@ -86,12 +88,12 @@ class Completion:
 
 
 class Generation:
-    """One text in the making, and what is known of it so far.
+    """A continuation in progress. Iterate over it for the text.
 
     Attributes:
-        prompt_tokens, completion_tokens: how many; the end-of-text token is not counted.
-        stop_reason: why the text ended; None before.
-        seconds_to_first_token: since `generate` was called, reading the prompt included; None before.
+        prompt_tokens, completion_tokens: numbers of tokens so far; the end-of-text token is not counted.
+        stop_reason: why the text ended; None until then.
+        seconds_to_first_token: from the call of `generate`, prefill included; None until then.
     """
 
     def __init__(
@@ -106,7 +108,7 @@ class Generation:
 
     @property
     def token_ids(self) -> list[int]:
-        """The prompt and what was written so far."""
+        """Prompt and continuation so far."""
         return self._decoder.tokens[0]
 
     @property
@@ -139,10 +141,10 @@ class Generation:
 
 
 class _Continuation:
-    """One text: its tokens as they come, made into pieces of text, until it ends.
+    """Decodes the tokens of one continuation to pieces of text, and decides when it ends.
 
     Raises:
-        CheckpointError: if the tokenizer makes tokens of the prompt that the model does not have.
+        CheckpointError: if the prompt has token ids beyond the vocabulary of the model.
     """
 
     def __init__(
@@ -153,20 +155,20 @@ class _Continuation:
         if max(self.prompt) >= known:
             raise CheckpointError(f"the prompt has token {max(self.prompt):,}, and the model knows {known:,} tokens.")
         self.eos_token_ids = [id for id in sorted(tokenizer.end_ids) if id < known]
-        self._most = options.max_tokens
+        self._max_tokens = options.max_tokens
         self._decoder, self._stops = tokenizer.stream(self.prompt), StopBuffer(options.stop)
         self.completion_tokens = 0
         self.stop_reason: StopReason | None = None
 
     def add(self, token: int) -> str:
-        """The text that is certain with this token; often empty."""
+        """Add a token; returns the text that is final now, which may be empty."""
         if token in self.eos_token_ids:
             return self._end("end_of_text")
         self.completion_tokens += 1
         piece = self._stops.add(self._decoder.add(token))
         if self._stops.found:
             self.stop_reason = "stop_sequence"
-        elif self.completion_tokens == self._most:
+        elif self.completion_tokens == self._max_tokens:
             piece += self._end("length")
         elif self._stops.would_end(self._decoder.held(self._stops.longest)):
             piece += self._stops.add(self._decoder.finish())
@@ -174,17 +176,17 @@ class _Continuation:
         return piece
 
     def _end(self, reason: StopReason) -> str:
-        """The rest of the text, which ends here unless a stop sequence stands in that rest."""
+        """End the text; returns the rest of it, up to a stop sequence if there is one."""
         piece = self._stops.add(self._decoder.finish())
         self.stop_reason = "stop_sequence" if self._stops.found else reason
         return piece if self._stops.found else piece + self._stops.finish()
 
 
 def serve(model: Transformer, tokenizer: Tokenizer, precision: str = "auto") -> Generator:
-    """A generator for a process that stays: on CUDA its decode step is compiled, and it has made a first text.
+    """A generator for a long-running process. On CUDA it is compiled and warmed up here.
 
-    On a CPU the library kernels alone are faster than what the compiler makes, and there is nothing to wait for; MPS
-    is treated alike. Errors are those of `Generator`.
+    On a CPU and on MPS nothing is compiled: on a CPU the kernels of the libraries are faster. Errors are those of
+    `Generator`.
     """
     if model.device.type != "cuda":
         return Generator(model, tokenizer, precision)

@@ -1,8 +1,8 @@
-"""A copy of the model for inference: the same modules, with their linear layers quantized and fused.
+"""Quantization: a copy of the model for inference, with quantized and fused linear layers.
 
-`quantize` replaces modules; the forward pass stays that of `transformer.model`. The new modules have the same interface
-and need fewer operations: projections of the same input are one matrix product, queries and keys are normalised and
-rotated together, and dropout is removed.
+`quantize` replaces modules by others of the same interface; the forward pass stays that of `transformer.model`. The new
+modules need fewer operations: projections of the same input are one matrix product, queries and keys are normalized and
+rotated together, and there is no dropout.
 
 Dimensions: B batch · T new tokens · D d_model · H heads · K key-value heads · E width of a head · F d_feed_forward
 """
@@ -34,7 +34,7 @@ def quantize(model: Transformer, precision: Precision, make_linear: MakeLinear |
     """A copy of `model` for inference, in evaluation mode. Its embeddings and norms are shared with the model.
 
     Args:
-        precision: of the weights of linear layers; all else is computed in fp32.
+        precision: of the weights of linear layers; everything else is computed in fp32.
         make_linear: makes the linear layer from a weight (out, in) and a bias; None: `quantize_linear`.
 
     Raises:
@@ -56,15 +56,15 @@ def quantize(model: Transformer, precision: Precision, make_linear: MakeLinear |
             layer.feed_forward_output_norm = _norm(layer.feed_forward_output_norm)
         _fuse_attention(layer.attention, make_linear)
         _fuse_feed_forward(layer.feed_forward, make_linear)
-        give_back_freed_memory()  # or what packing took would pile up from layer to layer
+        give_back_freed_memory()  # or the temporaries of packing would add up from layer to layer
     return quantized
 
 
 def bind_forward_methods(model: Transformer) -> None:
     """Replace the submodules of every module by their `forward` methods, and its tensors by plain attributes.
 
-    The overhead of `nn.Module.__getattr__`, which searches three dictionaries, and of `nn.Module.__call__`, which looks
-    for hooks, is a tenth of a decode step of a small model. Hooks are not called afterwards.
+    `nn.Module.__getattr__` searches three dictionaries and `nn.Module.__call__` looks for hooks, which takes a tenth of
+    the time of a decode step of a small model. Hooks are not called afterwards.
     """
     embedding, layers = model.token_embedding, list(model.layers)
     for module in list(model.modules()):

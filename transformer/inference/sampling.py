@@ -1,6 +1,6 @@
 """Sampling the next token: pure functions on logits.
 
-Dimensions: V vocabulary; "..." stands for as many dimensions as there are, the texts of a batch or none.
+Dimensions: V vocabulary; "..." any leading dimensions
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from transformer.errors import ConfigError
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How a text is continued.
+    """Settings of text generation.
 
     Raises:
         ConfigError: if a value is out of its range.
     """
 
     max_tokens: int = 256  # at most this many new tokens
-    temperature: float = 0.8  # 0, and whatever is not above GREEDY: always the likeliest token
-    top_k: int = 50  # only the k likeliest tokens; 0: off
-    top_p: float = 0.95  # only the likeliest tokens that together have this probability; 1: off
-    min_p: float = 0.0  # only tokens at least this fraction as likely as the likeliest; 0: off
-    repetition_penalty: float = 1.0  # tokens seen before are this much less likely; 1: off
-    min_tokens: int = 0  # the end-of-text token is held back until then
+    temperature: float = 0.8  # up to GREEDY: always the most likely token
+    top_k: int = 50  # only the k most likely tokens; 0: off
+    top_p: float = 0.95  # only the most likely tokens with this total probability; 1: off
+    min_p: float = 0.0  # only tokens at least this fraction as likely as the most likely one; 0: off
+    repetition_penalty: float = 1.0  # makes tokens that occurred before less likely; 1: off
+    min_tokens: int = 0  # no end-of-text token before
     stop: tuple[str, ...] = ()  # the text ends before the first of these strings
-    seed: int | None = None  # the same seed gives the same text; None: a new one each time
+    seed: int | None = None  # the same seed gives the same text; None: a random seed
 
     def __post_init__(self) -> None:
         for name, low, high in _RANGES:
             value = getattr(self, name)
-            if not low <= value <= high:  # nor is NaN
+            if not low <= value <= high:  # False for NaN, too
                 raise ConfigError(f"{name} must be between {low} and {high}, not {value}.")
         if not 0 < self.repetition_penalty <= sys.float_info.max:
             raise ConfigError(f"repetition_penalty must be more than 0, not {self.repetition_penalty}.")
@@ -50,14 +50,15 @@ class SamplingOptions:
             raise ConfigError("a stop sequence is empty: every text would end at once.")
 
 
-MODEL_SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # that a model can have of its own
+MODEL_SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # that generation_config.json can set
 
 
 def combine_settings(model: Mapping[str, float], user: Mapping[str, Any]) -> tuple[SamplingOptions, str]:
-    """What the user says, else what the model says, else the default; and where each value is from, in words.
+    """Settings of the user, else of the model, else the defaults; and a log line that says where each is from.
 
     Args:
-        model: some of MODEL_SETTINGS. user: arguments of `SamplingOptions`.
+        model: some of MODEL_SETTINGS.
+        user: arguments of `SamplingOptions`.
 
     Raises:
         ConfigError: if a value is out of its range.
@@ -69,8 +70,8 @@ def combine_settings(model: Mapping[str, float], user: Mapping[str, Any]) -> tup
     return options, f"sampling: {', '.join(values)}"
 
 
-GREEDY = 1e-3  # a temperature at which a token 0.1 nats less likely than the likeliest has a chance of e^-100
-FEW = 1000  # tokens that nearly always have the probability that is asked for
+GREEDY = 1e-3  # at this temperature a difference of 0.1 in logits is a factor of e^-100 in probability
+FEW = 1000  # tokens, whose total probability nearly always exceeds top_p
 _RANGES = [
     ("max_tokens", 1, 2**31),
     ("min_tokens", 0, 2**31),
@@ -79,8 +80,8 @@ _RANGES = [
     ("top_p", 0, 1),
     ("min_p", 0, 1),
 ]
-# What a user gets who sets nothing: on the command line, over HTTP, and with `generate()` of transformers, which reads
-# the generation_config.json that is saved with a model.
+# The defaults of the command line and of the HTTP API, written to the generation_config.json of new models, which
+# `generate()` of transformers reads, too.
 DEFAULT_SAMPLING = SamplingOptions(repetition_penalty=1.1)
 
 
@@ -94,37 +95,37 @@ def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
 
 
 def keep_top_p(ordered: Tensor, p: float, total: Tensor | None = None) -> Tensor:
-    """Nucleus sampling (Holtzman et al., 2020): the fewest tokens whose probabilities sum to `p`, never none.
+    """Nucleus sampling (Holtzman et al., 2020): keep the fewest tokens whose probabilities sum to `p`, at least one.
 
     Args:
-        ordered: logits from the largest to the smallest. Those left out become -inf.
-        total: the logarithm of the sum of all exponentials, (..., 1), if these are not all logits.
+        ordered: logits in descending order. Those of other tokens become -inf.
+        total: logsumexp over the whole vocabulary, (..., 1), if `ordered` is only a part of it.
     """
     if p >= 1.0:
         return ordered
     probabilities = ordered.softmax(dim=-1) if total is None else (ordered - total).exp()
-    before = probabilities.cumsum(dim=-1) - probabilities  # of the tokens that are likelier
+    before = probabilities.cumsum(dim=-1) - probabilities  # total of the more likely tokens
     drop = before >= p
     drop[..., 0] = False
     return ordered.masked_fill(drop, -math.inf)
 
 
 def keep_min_p(logits: Tensor, p: float) -> Tensor:
-    """Tokens less than `p` times as likely as the likeliest become -inf (Nguyen et al., 2024)."""
+    """Logits of tokens less than `p` times as likely as the most likely one become -inf (Nguyen et al., 2024)."""
     if p <= 0.0:
         return logits
     return logits.masked_fill(logits < logits.amax(dim=-1, keepdim=True) + math.log(p), -math.inf)
 
 
 def sample(logits: Tensor, options: SamplingOptions, seen: Tensor | None, generator: torch.Generator | None) -> Tensor:
-    """The id of the next token of each text, (...).
+    """Sample the next token of each sequence; returns token ids (...).
 
-    All the vocabulary is looked at once, for the likeliest tokens; what follows is about those alone.
+    The whole vocabulary is scanned once, for the most likely tokens. The other filters see only those.
 
     Args:
-        logits: (..., V), any floating type; -inf where a token may not come.
-        seen: ids that stand in the text already, (..., n), for the repetition penalty.
-        generator: the source of randomness.
+        logits: (..., V), any floating type; -inf for tokens that must not be sampled.
+        seen: token ids that occurred, (..., n), for the repetition penalty.
+        generator: source of randomness.
     """
     if options.repetition_penalty != 1.0 and seen is not None:
         logits = penalize_repetition(logits, seen, options.repetition_penalty)
@@ -134,33 +135,33 @@ def sample(logits: Tensor, options: SamplingOptions, seen: Tensor | None, genera
     count = min(options.top_k or vocabulary, vocabulary)
     total = None
     if count == vocabulary:
-        logits = _cooled(logits, options.temperature)
+        logits = _scaled(logits, options.temperature)
         if options.top_p >= 1.0:
             probabilities = keep_min_p(logits, options.min_p).softmax(dim=-1)
             return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
-        ordered, ids, total = _likeliest(logits, options.top_p)
+        ordered, ids, total = _most_likely(logits, options.top_p)
     else:
         ordered, ids = logits.topk(count)
-        ordered = _cooled(ordered, options.temperature)
+        ordered = _scaled(ordered, options.temperature)
     ordered = keep_top_p(ordered, options.top_p, total)
     probabilities = keep_min_p(ordered, options.min_p).softmax(dim=-1)
     return ids.gather(-1, torch.multinomial(probabilities, 1, generator=generator)).squeeze(-1)
 
 
-def _cooled(logits: Tensor, temperature: float) -> Tensor:
-    """Logits less the largest of them, divided by the temperature: none can become infinite but to be left out."""
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    """(logits - max) / temperature. Subtracting the maximum keeps the result from overflowing to +inf."""
     logits = logits.float()
     return (logits - logits.amax(dim=-1, keepdim=True)) / temperature
 
 
-def _likeliest(logits: Tensor, p: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens that surely have the probability `p` together, from the likeliest on, few if few have it.
+def _most_likely(logits: Tensor, p: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The most likely tokens in descending order: enough of them for a total probability of `p`.
 
-    On a CPU, to put a whole vocabulary in order takes several times as long as a step of a small model. A GPU does it
-    at once, and would have to wait for the question whether few suffice.
+    On a CPU, sorting the whole vocabulary takes several times as long as a decode step of a small model, so FEW tokens
+    are tried first. On a GPU sorting is fast, and checking whether FEW suffice would need a synchronization.
 
     Returns:
-        Their logits and ids, and the total that `keep_top_p` needs.
+        Their logits and ids, and the `total` of `keep_top_p`.
     """
     total = logits.logsumexp(dim=-1, keepdim=True)
     few = FEW if logits.device.type == "cpu" else logits.shape[-1]

@@ -1,4 +1,4 @@
-"""Which backend computes on this machine."""
+"""Selects the inference backend."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ logger = logging.getLogger("transformer")
 
 
 def select_backend(model: Transformer, precision: str = "auto") -> InferenceBackend:
-    """The fastest backend here: in C where it can compute this model, else in PyTorch.
+    """The fastest backend for this model on this machine: the one in C if it supports both, else the one in PyTorch.
 
     Args:
-        precision: of the weights, "fp32", "bf16" or "int8"; "auto": int8 in C, where its products are exact and the
-            fastest with every instruction set; in PyTorch as `serving_precision`.
+        precision: of the weights, "fp32", "bf16" or "int8"; "auto": int8 in C, where it is the fastest with every
+            instruction set; in PyTorch that of `serving_precision`.
 
     Raises:
         ConfigError: if this machine cannot compute in that precision.

@@ -1,4 +1,4 @@
-"""Stop sequences in a text that arrives in pieces."""
+"""Stop sequences in streamed text."""
 
 import json
 from collections.abc import Sequence
@@ -6,9 +6,9 @@ from contextlib import suppress
 
 
 def stops_of(text: str) -> tuple[str, ...]:
-    """The stop sequences that a person typed in one line: a JSON list of strings, or else separated by commas.
+    """Parse stop sequences from one line: a JSON list of strings, or strings separated by commas.
 
-    Between commas, a backslash followed by n is a line end; what has such signs itself is written as JSON.
+    In the second form \\n stands for a newline. Stop sequences with commas or backslashes need the first form.
     """
     with suppress(ValueError, RecursionError):
         listed = json.loads(text)
@@ -18,13 +18,13 @@ def stops_of(text: str) -> tuple[str, ...]:
 
 
 class StopBuffer:
-    """Passes text on, except for the first stop sequence and all after it, wherever the pieces are cut.
+    """Passes streamed text on, up to the first stop sequence, which may be split across pieces.
 
-    Text that may be the beginning of a stop sequence is held back until that is decided.
+    Text that may be the start of a stop sequence is buffered until that is decided.
 
     Attributes:
-        longest: characters of the longest stop sequence; 0 if there is none.
-        found: whether one stood in the text.
+        longest: length of the longest stop sequence in characters; 0 if there is none.
+        found: whether a stop sequence was found.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -34,7 +34,7 @@ class StopBuffer:
         self.found = False
 
     def add(self, piece: str) -> str:
-        """What is certain to stand before any stop sequence."""
+        """Add a piece; returns the text that is certain to be before any stop sequence."""
         self._held += piece
         ends = [self._held.find(stop) for stop in self._stops if stop in self._held]
         if ends:
@@ -43,11 +43,11 @@ class StopBuffer:
         return self._release(len(self._held) - self._possible_beginning())
 
     def would_end(self, text: str) -> bool:
-        """Whether a stop sequence would be complete with the end of `text`, were that added."""
+        """Whether a stop sequence would be complete if `text` were added."""
         return bool(text) and (self._held + text).endswith(self._stops)
 
     def finish(self) -> str:
-        """What was held back: no stop sequence came of it."""
+        """The buffered text, at the end of the stream."""
         return self._release(len(self._held))
 
     def _release(self, length: int) -> str:
@@ -55,7 +55,7 @@ class StopBuffer:
         return out
 
     def _possible_beginning(self) -> int:
-        """The length of the longest end of the held text with which a stop sequence begins."""
+        """The length of the longest suffix of the buffer that is a prefix of a stop sequence."""
         longest = min(len(self._held), self.longest - 1)
         for length in range(longest, 0, -1):
             if any(stop.startswith(self._held[-length:]) for stop in self._stops):

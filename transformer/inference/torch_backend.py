@@ -1,4 +1,4 @@
-"""The quantized model by PyTorch's operations, on any device; on a GPU with its decode step as one CUDA graph."""
+"""The backend in PyTorch, for any device; on a GPU its decode step is one CUDA graph."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from transformer.model import KVCache, Transformer
 
 
 class TorchBackend(InferenceBackend):
-    """The model as `quantize` makes it.
+    """Runs the model that `quantize` returns.
 
     Args:
-        precision: of the weights of linear layers; all else is computed in fp32.
+        precision: of the weights of linear layers; everything else is computed in fp32.
     """
 
     def __init__(self, model: Transformer, precision: Precision) -> None:
@@ -49,9 +49,8 @@ class TorchBackend(InferenceBackend):
 class CompiledBackend(TorchBackend):
     """A `TorchBackend` whose decode step for a single sequence is compiled, on a GPU to one CUDA graph.
 
-    A graph reads and writes memory at the addresses it was recorded with, so the cache of a finished sequence is kept
-    for the next one; and nothing that changes from token to token is a Python number. A test runs it on a CPU, where
-    `torch.compile` makes C++ of the same step; on a GPU and on MPS it has not been run.
+    A CUDA graph uses the addresses that it was recorded with, so caches are static and reused, and positions are
+    tensors. A test runs it on a CPU, where `torch.compile` compiles the same step to C++. It has not been run on a GPU.
     """
 
     def __init__(self, model: Transformer, precision: Precision) -> None:
