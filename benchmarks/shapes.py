@@ -46,7 +46,7 @@ def write_shape(name: str, directory: Path) -> None:
     """A model directory without a tokenizer, its weights drawn from a normal distribution, and norms of 1."""
     config, adapter = shape_config(name), adapter_for(SHAPES[name][0])
     with torch.device("meta"):  # names and shapes alone
-        model = Transformer(config, initialise=False)
+        model = Transformer(config, initialize=False)
     tensors = {}
     for theirs, like in adapter.export_state(model.state_dict(), config).items():
         tensors[theirs] = torch.ones(like.shape, dtype=torch.bfloat16)

@@ -19,7 +19,7 @@ PARAMETERS = {"smollm2-135m": 134_515_008, "qwen3-0.6b": 596_049_920, "llama-3.2
 @pytest.mark.parametrize("name", shapes.SHAPES)
 def test_a_shape_has_the_parameters_of_the_published_model(name: str) -> None:
     with torch.device("meta"):
-        model = Transformer(shapes.shape_config(name), initialise=False)
+        model = Transformer(shapes.shape_config(name), initialize=False)
     assert model.parameter_count() == PARAMETERS[name]
     assert adapter_for(shapes.SHAPES[name][0]).represents(shapes.shape_config(name))
 

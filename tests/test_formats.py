@@ -446,7 +446,7 @@ KNOWN = {  # and how many parameters each has
 def test_known_models_are_understood(name: str) -> None:
     fields, parameters = KNOWN[name]
     with torch.device("meta"):
-        assert Transformer(model_config(fields), initialise=False).parameter_count() == parameters
+        assert Transformer(model_config(fields), initialize=False).parameter_count() == parameters
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,7 @@ def test_blog_averages_d_model_wide_heads_without_a_projection() -> None:
 def test_parameter_counts_at_the_size_of_the_paper(preset: str, millions: float) -> None:
     with torch.device("meta"):
         config = preset_config(preset, vocab_size=50257, d_model=512, n_layers=6, n_heads=8)
-        model = model_class(config)(config, initialise=False)
+        model = model_class(config)(config, initialize=False)
     assert model.parameter_count() / 1e6 == pytest.approx(millions, abs=0.1)
 
 

@@ -116,7 +116,7 @@ def load_model(directory: str | Path, device: torch.device | str = "cpu", keep_h
 def _without_weights(config: ModelConfig) -> Transformer:
     """A model whose parameters have shapes and take no memory, until they are assigned."""
     with _OnMeta():
-        model: Transformer = model_class(config)(config, initialise=False)
+        model: Transformer = model_class(config)(config, initialize=False)
     return model
 
 

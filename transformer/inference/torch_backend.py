@@ -66,7 +66,7 @@ class CompiledBackend(TorchBackend):
         if batch_size > 1:
             return super().new_cache(batch_size, capacity)
         kept = self._free.pop() if self._free else self._static_cache()
-        cache = kept.renewed()
+        cache = kept.emptied()
         weakref.finalize(cache, self._free.append, kept)
         return cache
 

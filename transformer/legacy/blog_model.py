@@ -21,7 +21,7 @@ from transformer.errors import ConfigError
 from transformer.model import PRESETS, KVCache, ModelConfig, Transformer
 from transformer.model.attention import MultiHeadAttention, causal_mask
 from transformer.model.linear import Linear
-from transformer.model.transformer import expect_room
+from transformer.model.transformer import check_capacity
 
 Heads = Literal["average", "sum"]
 PRESET = "blog"
@@ -92,14 +92,14 @@ class JoinedHeads(MultiHeadAttention):
         self.value = Linear(config.d_model, config.n_heads * config.d_model, bias=config.bias)
         self.heads = config.heads
 
-    def join(self, heads: Tensor) -> Tensor:
+    def merge_heads(self, heads: Tensor) -> Tensor:
         return heads.mean(dim=1) if self.heads == "average" else heads.sum(dim=1)  # (B, H, T, D) -> (B, T, D)
 
 
 class PaddedKVCache(KVCache):
     """A `KVCache` with an attention mask (B, C), False at padding."""
 
-    is_even = False  # decoding always needs the mask
+    has_equal_lengths = False  # decoding always needs the mask
 
     def __init__(self, keys: list[Tensor], values: list[Tensor], capacity: int) -> None:
         super().__init__(keys, values, capacity)
@@ -119,12 +119,12 @@ class BlogTransformer(Transformer):
     config: BlogConfig
     config_class = BlogConfig
 
-    def __init__(self, config: BlogConfig, initialise: bool = True) -> None:
-        super().__init__(config, initialise=False)
+    def __init__(self, config: BlogConfig, initialize: bool = True) -> None:
+        super().__init__(config, initialize=False)
         for layer in self.layers:
             layer.attention = JoinedHeads(config)
-        if initialise:
-            self.initialise()
+        if initialize:
+            self.init_weights()
 
     def hidden_states(
         self, tokens_BT: Tensor, attention_mask_BT: Tensor | None = None, segment_ids_BT: Tensor | None = None
@@ -145,14 +145,14 @@ class BlogTransformer(Transformer):
         if not isinstance(cache, PaddedKVCache) or not tokens:
             return super().prefill(tokens, cache, sequence)
         length = len(tokens)
-        expect_room(length, cache)
+        check_capacity(length, cache)
         cache.lengths[sequence] = length
         tokens_BT = torch.tensor([tokens], device=self.device)
         attention_mask_BT = self._padding_mask(tokens_BT)
         assert attention_mask_BT is not None  # the cache is padded only if there is a padding id
         cache.mask_BC[sequence, :length] = attention_mask_BT[0]
         updates = [partial(cache.update_sequence, i, sequence) for i in range(len(self.layers))]
-        self._run(tokens_BT, slice(length), causal_mask(length, 0, attention_mask_BT, self.device), updates)
+        self._forward(tokens_BT, slice(length), causal_mask(length, 0, attention_mask_BT, self.device), updates)
 
     def decode_at(self, tokens_B: Tensor, positions_B: Tensor, cache: KVCache, limit: int) -> Tensor:
         if not isinstance(cache, PaddedKVCache):
@@ -162,7 +162,7 @@ class BlogTransformer(Transformer):
         seen_BS = torch.arange(limit, device=self.device) <= positions_B[:, None]
         mask = (seen_BS & cache.mask_BC[:, :limit])[:, None, None]  # (B, 1, 1, S)
         updates = [partial(cache.update_rows, i, rows, positions_B, limit) for i in range(len(self.layers))]
-        return self.head(self._run(tokens_B[:, None], positions_B[:, None], mask, updates)[:, 0])
+        return self.head(self._forward(tokens_B[:, None], positions_B[:, None], mask, updates)[:, 0])
 
     def _padding_mask(self, tokens_BT: Tensor) -> Tensor | None:
         """(B, T), False at padding; None if there is no padding id."""

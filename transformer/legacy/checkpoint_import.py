@@ -62,7 +62,7 @@ def load_original(path: str | Path, heads: Heads | None = None, pad_token_id: in
     heads = heads or ("sum" if is_earlier else "average")
     config = _config(state, heads, pad_token_id)
     ours = _rename(state, config)
-    model = BlogTransformer(config, initialise=False)
+    model = BlogTransformer(config, initialize=False)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     for name, shape in expected.items():
         if name not in ours:

@@ -1,4 +1,4 @@
-"""The architecture, by hand: tensors in, tensors out. Begin with config, end with transformer."""
+"""The architecture, written by hand. Read config.py first, then positions, attention, layers and transformer."""
 
 from transformer.model.config import PRESETS, ModelConfig, RopeScaling
 from transformer.model.kv_cache import KVCache

@@ -18,43 +18,47 @@ from transformer.model.config import ModelConfig
 from transformer.model.linear import Linear
 from transformer.model.positions import Rotation, apply_rope
 
-# Writes the new keys and values into a cache; returns those that are attended to.
+# Writes new keys and values to a cache; returns all keys and values to attend to.
 Update = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-_BLOCK = (128, 256)  # queries in a block of `causal_attention`, at least and at most
+_BLOCK = (128, 256)  # least and largest number of queries in a block of `causal_attention`
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """softmax(Q K^T / sqrt(d_k)) V (Attention Is All You Need, 3.2.1), written out to be read.
+    """softmax(Q K^T / sqrt(d_k)) V (Attention Is All You Need, 3.2.1), written out.
 
-    `scaled_dot_product_attention` of PyTorch computes the same without holding the (T, S) weights; that kernel is
-    what runs, unless `causal_attention` is faster, and a test holds them equal.
+    The model uses PyTorch's `scaled_dot_product_attention`, which computes the same without storing the (T, S) weights,
+    except where `causal_attention` is faster. A test compares them.
 
     Args:
-        query: (B, H, T, E). key: (B, H, S, E). value: (B, H, S, V).
-        mask: bool, broadcastable to (B, H, T, S); True where a query may look at a key.
+        query: (B, H, T, E).
+        key: (B, H, S, E).
+        value: (B, H, S, V).
+        mask: bool, broadcastable to (B, H, T, S); True where a query attends to a key.
 
     Returns:
-        (B, H, T, V). A query that may look at nothing gets zeros.
+        (B, H, T, V). A query that attends to nothing gets zeros.
     """
     return attention_weights(query, key, mask).type_as(value) @ value  # (B, H, T, V)
 
 
 def attention_weights(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
-    """How much of each value goes into each query's result: the softmax of the formula above, (B, H, T, S)."""
+    """The softmax in the formula above, (B, H, T, S): the weight of each value in the result of each query."""
     scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])  # (B, H, T, S)
     scores = scores.float().masked_fill(~mask, -math.inf)
-    return scores.softmax(dim=-1).masked_fill(~mask, 0.0)  # the second fill: a row of -inf alone is NaN
+    return scores.softmax(dim=-1).masked_fill(~mask, 0.0)  # the softmax of a row of -inf is NaN
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, window: int | None = None) -> Tensor:
-    """`attention` from each token to itself and those before it, a block of queries at a time.
+    """Causal `attention`, computed for one block of queries at a time.
 
-    What is after a block, or before the window of its first query, is not even multiplied. Compiled, on a CPU in bf16,
-    forward and backward take half the time of PyTorch's kernel (see experiments/LOG.md); in fp32 they take longer.
+    Keys after a block, or before the window of its first query, are skipped. Compiled, on a CPU in bf16, forward and
+    backward take half the time of PyTorch's kernel (see experiments/LOG.md); in fp32 they take longer.
 
     Args:
-        query: (B, H, T, E). key: (B, K, T, E), value: (B, K, T, V): each serves H / K query heads.
-        window: as `causal_mask`.
+        query: (B, H, T, E).
+        key: (B, K, T, E), each shared by H / K query heads.
+        value: (B, K, T, V).
+        window: as in `causal_mask`.
 
     Returns:
         (B, H, T, V).
@@ -65,7 +69,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, window: int | No
     blocks = []
     for start in range(0, length, size):
         stop = min(start + size, length)
-        first = 0 if window is None else max(start - window + 1, 0)  # the first key that the block looks at
+        first = 0 if window is None else max(start - window + 1, 0)  # the first key that the block attends to
         mask = causal_mask(stop - start, start - first, device=query.device, window=window)
         blocks.append(attention(query[:, :, start:stop], key[:, :, first:stop], value[:, :, first:stop], mask))
     return torch.cat(blocks, dim=2)
@@ -78,14 +82,15 @@ def causal_mask(
     device: torch.device | None = None,
     window: int | None = None,
 ) -> Tensor:
-    """Which of the `past + new` tokens each of the `new` ones may look at: itself and those before it (3.2.3).
+    """The causal mask: each of the `new` tokens attends to itself and to the tokens before it (3.2.3).
 
     Args:
+        past: number of tokens in the cache, S = past + new.
         attention_mask: (B, S) bool, False at padding, which no query attends to.
-        window: how many tokens a query looks back over, its own included (Mistral 7B, Jiang et al., 2023); None: all.
+        window: tokens that a query attends to, its own included (Mistral 7B, Jiang et al., 2023); None: all.
 
     Returns:
-        Bool, (T, S), or (B, 1, T, S) if `attention_mask` is given.
+        Bool (T, S), or (B, 1, T, S) if `attention_mask` is given.
     """
     causal = torch.ones(new, past + new, dtype=torch.bool, device=device).tril(diagonal=past)  # (T, S)
     if window is not None:
@@ -102,13 +107,13 @@ class JointRMSNorm(nn.RMSNorm):
 
 
 class MultiHeadAttention(nn.Module):
-    """h attention functions side by side, each on its own projection of the input (3.2.2).
+    """Multi-head attention (3.2.2): each head attends with its own projections of the input.
 
-    The paper concatenates the heads and projects the result back to d_model. Grouped-query attention lets several
-    query heads share one key-value head.
+    The results of the heads are concatenated and projected to d_model. In grouped-query attention several query heads
+    share one key-value head.
 
     Args:
-        window: how many tokens a query looks back over, its own included; None: over all.
+        window: tokens that a query attends to, its own included; None: all.
     """
 
     def __init__(self, config: ModelConfig, window: int | None = None) -> None:
@@ -118,8 +123,8 @@ class MultiHeadAttention(nn.Module):
         self.key = Linear(config.d_model, config.kv_heads * config.key_dim, bias=config.bias)
         self.value = Linear(config.d_model, config.kv_heads * config.key_dim, bias=config.bias)
         self.output = Linear(config.n_heads * config.key_dim, config.d_model, bias=bool(config.attention_output_bias))
-        self.fused: nn.Module | None = None  # replaces `project`, in a model that is quantized for inference
-        # Scores are divided by sqrt(head_dim); where another number is configured, queries make up for it.
+        self.fused: nn.Module | None = None  # replaces `project` in a quantized model
+        # Kernels divide scores by sqrt(head_dim); for another configured number queries are scaled here.
         self.query_scale = math.sqrt(config.key_dim / (config.query_pre_attn_scalar or config.key_dim))
         self.qk_norm = config.qk_norm
         if config.qk_norm:
@@ -138,10 +143,10 @@ class MultiHeadAttention(nn.Module):
 
         Args:
             x_BTD: the residual stream at the new tokens, (B, T, D).
-            rotation: of the new tokens' positions; None: no rotary positions.
-            mask: bool, broadcastable to (B, H, T, S), with the window in it; None: causal, within the window, nothing
-                padded (and no past, unless T is 1).
-            update: writes this layer's new keys and values into the cache; None: there is no past.
+            rotation: cosine and sine of the positions of the new tokens; None: no RoPE.
+            mask: bool, broadcastable to (B, H, T, S), including the window; None: causal within the window, without
+                padding (and without past, unless T is 1).
+            update: writes the keys and values of the new tokens to the cache; None: no cache.
 
         Returns:
             (B, T, D).
@@ -149,10 +154,10 @@ class MultiHeadAttention(nn.Module):
         query, key, value = self.project(x_BTD, rotation)
         if update is not None:
             key, value = update(key, value)  # (B, K, S, E), (B, K, S, V)
-        return self.join(self.attend(query, key, value, mask, update is not None))
+        return self.merge_heads(self.attend(query, key, value, mask, update is not None))
 
     def project(self, x_BTD: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, H, T, E), keys (B, K, T, E) and values (B, K, T, V) of the new tokens, as they are compared."""
+        """Queries (B, H, T, E), keys (B, K, T, E) and values (B, K, T, V) of the new tokens, after QK-norm and RoPE."""
         if self.fused is not None:
             return self.fused(x_BTD, rotation)
         batch, new, _ = x_BTD.shape
@@ -160,7 +165,7 @@ class MultiHeadAttention(nn.Module):
         key = self.key(x_BTD).view(batch, new, self.n_kv_heads, -1).transpose(1, 2)  # (B, K, T, E)
         value = self.value(x_BTD).view(batch, new, self.n_kv_heads, -1).transpose(1, 2)  # (B, K, T, V)
         if self.qk_norm:
-            # In fp32 also where the projections came out in bf16.
+            # In fp32, also if the projections are in bf16.
             query = self.query_norm(query.float()).type_as(value)
             key = self.key_norm(key.float()).type_as(value)
         if self.query_scale != 1.0:
@@ -170,9 +175,9 @@ class MultiHeadAttention(nn.Module):
         return query, key, value
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, cached: bool) -> Tensor:
-        """The formula for every head, (B, H, T, V). cached: the keys and values are those of a cache."""
+        """Attention of every head, (B, H, T, V). cached: the keys and values are those of a cache."""
         window = self.window if mask is None and self.window is not None and self.window < key.shape[2] else None
-        if cached and query.shape[2] == 1:  # a cache holds no more than the window
+        if cached and query.shape[2] == 1:  # the cache holds the window only
             return _attend_one(query, key, value, mask)
         if window is not None or (mask is None and not cached and _trains_in_bf16_on_cpu(query)):
             return causal_attention(query, key, value, window)
@@ -185,15 +190,15 @@ class MultiHeadAttention(nn.Module):
             enable_gqa=self.n_kv_heads != self.n_heads,
         )
 
-    def join(self, heads: Tensor) -> Tensor:
-        """The results of the heads (B, H, T, V), concatenated and projected to (B, T, D)."""
+    def merge_heads(self, heads: Tensor) -> Tensor:
+        """Concatenate the results of the heads (B, H, T, V), and project them to (B, T, D)."""
         return self.output(heads.transpose(1, 2).flatten(2))  # (B, T, H·V) -> (B, T, D)
 
 
 def _attend_one(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """One token of each sequence, (B, H, 1, E), attends to keys (B, K, S, E) and values (B, K, S, V) in the cache.
+    """One query token per sequence, (B, H, 1, E), attends to keys (B, K, S, E) and values (B, K, S, V) in the cache.
 
-    Query heads that share a key-value head take the place of query tokens, so that each key is read once.
+    The query heads of one key-value head are passed to the kernel as query tokens, so that it reads each key once.
     """
     batch, n_heads, _, width = query.shape
     grouped = query.reshape(batch, keys.shape[1], -1, width).to(keys.dtype)  # (B, K, H / K, E)
@@ -202,5 +207,5 @@ def _attend_one(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
 
 
 def _trains_in_bf16_on_cpu(query: Tensor) -> bool:
-    """Whether `causal_attention` is the faster one."""
+    """Whether `causal_attention` is faster than PyTorch's kernel."""
     return torch.is_grad_enabled() and query.dtype == torch.bfloat16 and query.device.type == "cpu"

@@ -1,4 +1,4 @@
-"""What a model is: every architectural choice in one frozen dataclass, and the presets."""
+"""The configuration of the architecture, and the presets."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ RopeScalingKind = Literal["linear", "dynamic", "llama3", "yarn"]
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies are changed for a context longer than that of the pretraining; see `positions.py`.
+    """Scaling of RoPE for a context longer than that of the pretraining; see `positions.py`.
 
     Raises:
-        ConfigError: if the numbers do not fit together.
+        ConfigError: if a value is invalid.
     """
 
     kind: RopeScalingKind
-    factor: float  # how many times longer the context is
-    original_context: int | None = None  # tokens; every kind but linear needs it
+    factor: float  # by which the context is longer
+    original_context: int | None = None  # tokens; required by all kinds except linear
     low_freq_factor: float = 1.0  # llama3: wavelengths above original_context / this are scaled
     high_freq_factor: float = 4.0  # llama3: wavelengths below original_context / this are kept
-    beta_fast: float = 32.0  # yarn: pairs that turn more often than this within original_context are kept
-    beta_slow: float = 1.0  # yarn: pairs that turn less often are scaled
+    beta_fast: float = 32.0  # yarn: pairs with more turns than this within original_context are kept
+    beta_slow: float = 1.0  # yarn: pairs with fewer turns are scaled
     attention_factor: float | None = None  # yarn: of cosine and sine; None: 0.1 ln(factor) + 1
     truncate: bool = True  # yarn: round the bounds between kept and scaled pairs to whole pairs
 
@@ -63,7 +63,7 @@ class ModelConfig:
     """
 
     vocab_size: int
-    context_length: int = 512  # tokens the model can attend to
+    context_length: int = 512  # largest number of tokens in a sequence
     d_model: int = 512  # width of the residual stream (3.1)
     n_layers: int = 6  # N (3.1)
     n_heads: int = 8  # h (3.2.2)
@@ -74,19 +74,19 @@ class ModelConfig:
     positions: Positions = "sinusoidal"  # 3.5
     rope_theta: float = 10_000.0  # base of the rotary frequencies
     rope_scaling: RopeScaling | None = None  # for a context longer than that of the pretraining
-    rope_layers: tuple[bool, ...] | None = None  # which rotate (NoPE: Kazemnejad et al., 2023); None: every layer
-    rope_local_theta: float | None = None  # base in layers with a sliding window, unscaled (Gemma 3); None: as others
+    rope_layers: tuple[bool, ...] | None = None  # which layers have RoPE (NoPE: Kazemnejad et al., 2023); None: all
+    rope_local_theta: float | None = None  # RoPE base of layers with a sliding window (Gemma 3); None: rope_theta
     norm: Norm = "layer"
-    norm_placement: NormPlacement = "post"  # 5.4 normalises after the residual sum; the others: see `DecoderLayer`
+    norm_placement: NormPlacement = "post"  # post: as in 5.4; the others: see `DecoderLayer`
     norm_eps: float = 1e-5
     activation: Activation = "relu"  # 3.3
-    qk_norm: bool = False  # RMSNorm on queries and keys (Henry et al., 2020), of each head by itself
-    joint_qk_norm: bool = False  # qk_norm over all heads of a token together (OLMo 2, 2025)
+    qk_norm: bool = False  # RMSNorm on queries and keys, per head (Henry et al., 2020)
+    joint_qk_norm: bool = False  # qk_norm over all heads of a token (OLMo 2, 2025)
     query_pre_attn_scalar: float | None = None  # scores are divided by its square root (Gemma 2); None: head_dim
-    sliding_window: int | None = None  # tokens a query looks back over, its own included (Mistral, 2023); None: all
+    sliding_window: int | None = None  # tokens that a query attends to, its own included (Mistral, 2023); None: all
     sliding_window_layers: tuple[bool, ...] | None = None  # which layers have the window; None: every layer
     bias: bool = True  # biases in attention and feed-forward
-    attention_output_bias: bool | None = None  # of the projection of the joined heads; None: as bias
+    attention_output_bias: bool | None = None  # of the output projection; None: as bias
     feed_forward_bias: bool | None = None  # None: as bias
     head_bias: bool = False  # bias of the vocabulary projection
     scale_embeddings: bool = False  # embeddings times sqrt(d_model) (3.4)
@@ -104,18 +104,18 @@ class ModelConfig:
             # A gated layer has three matrices instead of two: 8/3 keeps the parameter count, rounded for fast kernels.
             width = -(-8 * self.d_model // 3 // 64) * 64 if self.activation in GATED else 4 * self.d_model
             object.__setattr__(self, "d_feed_forward", width)
-        if self.query_pre_attn_scalar == self.head_dim:  # what scores are divided by anyway
+        if self.query_pre_attn_scalar == self.head_dim:  # the default
             object.__setattr__(self, "query_pre_attn_scalar", None)
         for name in ("attention_output_bias", "feed_forward_bias"):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, self.bias)
-        if isinstance(self.rope_scaling, Mapping):  # as it is saved
+        if isinstance(self.rope_scaling, Mapping):  # as stored in config.json
             object.__setattr__(self, "rope_scaling", RopeScaling(**self.rope_scaling))
         for name in ("sliding_window_layers", "rope_layers"):
             flags = getattr(self, name)
-            if isinstance(flags, list):  # as it is saved
+            if isinstance(flags, list):  # as stored in config.json
                 object.__setattr__(self, name, tuple(flags))
-            if _says_every_layer(getattr(self, name), self.n_layers):  # so that equal models have equal configs
+            if _says_every_layer(getattr(self, name), self.n_layers):  # equal models have equal configs
                 object.__setattr__(self, name, None)
         self._check()
 
@@ -179,7 +179,7 @@ class ModelConfig:
             raise ConfigError("sliding_window_layers names no layer: leave out sliding_window.")
 
     def rotates(self, layer: int) -> bool:
-        """Whether this layer rotates its queries and keys."""
+        """Whether this layer has RoPE."""
         return self.positions == "rotary" and (self.rope_layers is None or self.rope_layers[layer])
 
     def is_local(self, layer: int) -> bool:
@@ -189,16 +189,16 @@ class ModelConfig:
         )
 
     def window_of(self, layer: int) -> int | None:
-        """How many tokens a query of this layer looks back over, its own included; None: over the whole context."""
+        """Tokens that a query of this layer attends to, its own included; None: the whole context."""
         window = self.sliding_window
         return window if self.is_local(layer) and window is not None and window < self.context_length else None
 
     @property
     def has_window(self) -> bool:
-        """Whether any layer looks back over less than the whole context."""
+        """Whether any layer has a window smaller than the context."""
         return any(self.window_of(layer) is not None for layer in range(self.n_layers))
 
-    # The derived sizes, typed as the integers they are after __post_init__.
+    # The derived sizes, which are never None after __post_init__, as `int` for type checkers.
     @property
     def kv_heads(self) -> int:
         return self.n_kv_heads  # type: ignore[return-value]
@@ -214,10 +214,10 @@ class ModelConfig:
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> ModelConfig:
-        """The architecture called `name` (see PRESETS), with sizes or choices overridden.
+        """The architecture of a preset (see PRESETS), with some fields overridden.
 
         Raises:
-            ConfigError: if there is no such preset, or the overrides do not fit.
+            ConfigError: if there is no such preset, or an override is invalid.
         """
         if name not in PRESETS:
             raise ConfigError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}.")
@@ -251,7 +251,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": dict(scale_embeddings=True, dropout=0.1),
     # Language Models are Unsupervised Multitask Learners (Radford et al., 2019).
     "gpt2": dict(positions="learned", norm_placement="pre", activation="gelu", dropout=0.1),
-    # What Llama 2 and Qwen3 share: rotary positions, RMSNorm before, SwiGLU, grouped-query heads, no biases.
+    # As Llama 2 and Qwen3: RoPE, pre-norm with RMSNorm, SwiGLU, grouped-query attention, no biases.
     "modern": dict(
         positions="rotary",
         norm="rms",

@@ -1,4 +1,4 @@
-"""The keys and values of past tokens, so that each token is computed once.
+"""The cache of keys and values of past tokens.
 
 Dimensions: B sequences · K key-value heads · T new tokens · S tokens attended to · C capacity of a layer in tokens
             E width of a head's keys · V of its values
@@ -12,19 +12,20 @@ from torch import Tensor
 
 
 class KVCache:
-    """Keys and values of sequences of different lengths, side by side.
+    """Keys and values of a batch of sequences of different lengths, without padding.
 
-    Row b, column p mod C holds the token of sequence b at position p: no sequence needs padding because of another.
-    A layer with a sliding window holds no more tokens than that, and a new token takes the place of the oldest. Keys
-    are rotated before they are cached, so that their order does not matter.
+    The token of sequence b at position p is in row b, column p mod C. The cache of a layer with a sliding window is a
+    ring buffer of the window: a new token overwrites the oldest one. Keys are rotated before they are cached, so their
+    order does not matter.
 
     Args:
-        keys: of each layer (B, K, C, E). values: of each layer (B, K, C, V). Whatever their layout, sequences come
-            first. Their initial contents do not matter, as long as they are finite.
-        capacity: how many tokens a sequence may have: C of layers without a window.
+        keys: of each layer (B, K, C, E); backends may use other layouts with sequences first. Initial values must be
+            finite and are not used.
+        values: of each layer (B, K, C, V).
+        capacity: largest number of tokens of a sequence; C of layers without a window.
 
     Attributes:
-        lengths: of the sequences, in tokens.
+        lengths: number of tokens of each sequence.
     """
 
     def __init__(self, keys: list[Tensor], values: list[Tensor], capacity: int) -> None:
@@ -32,18 +33,18 @@ class KVCache:
         self.lengths = [0] * len(keys[0])
 
     def tensors(self) -> list[Tensor]:
-        """Everything that is stored; the first dimension of each tensor is B."""
+        """All tensors of the cache; the first dimension of each is B."""
         return [*self.keys, *self.values]
 
-    def renewed(self) -> KVCache:
-        """An empty cache at the same addresses, for use after this one."""
-        renewed = copy.copy(self)
-        renewed.lengths = [0] * len(self.lengths)
-        return renewed
+    def emptied(self) -> KVCache:
+        """An empty cache that reuses the memory of this one."""
+        emptied = copy.copy(self)
+        emptied.lengths = [0] * len(self.lengths)
+        return emptied
 
     @property
-    def is_even(self) -> bool:
-        """Whether all sequences are of one length, so that decoding needs no mask."""
+    def has_equal_lengths(self) -> bool:
+        """Whether all sequences have the same length, so that decoding needs no mask."""
         return self.lengths.count(self.lengths[0]) == len(self.lengths)
 
     def copy(self, source: int, target: int) -> None:
@@ -60,8 +61,8 @@ class KVCache:
         self.lengths.pop()
         self.keys, self.values = ([tensor[:last] for tensor in layers] for layers in (self.keys, self.values))
 
-    # Each of these writes the new keys (B, K, T, E) and values (B, K, T, V) of one layer, and returns the keys
-    # (B, K, S, E) and values (B, K, S, V) that the new tokens attend to.
+    # These methods write new keys (B, K, T, E) and values (B, K, T, V) of one layer, and return the keys (B, K, S, E)
+    # and values (B, K, S, V) that the new tokens attend to.
 
     def update_sequence(self, layer: int, sequence: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """The first T tokens of one sequence, B = 1."""
@@ -77,17 +78,17 @@ class KVCache:
         """One token of every sequence, T = 1, all at the same position."""
         keys, values = self.keys[layer], self.values[layer]
         capacity = keys.shape[2]
-        place, seen = column % capacity, min(column + 1, capacity)
-        keys.narrow(2, place, 1).copy_(key)
-        values.narrow(2, place, 1).copy_(value)
-        return keys.narrow(2, 0, seen), values.narrow(2, 0, seen)
+        slot, filled = column % capacity, min(column + 1, capacity)
+        keys.narrow(2, slot, 1).copy_(key)
+        values.narrow(2, slot, 1).copy_(value)
+        return keys.narrow(2, 0, filled), values.narrow(2, 0, filled)
 
     def update_rows(
         self, layer: int, rows_B: Tensor, positions_B: Tensor, limit: int, key: Tensor, value: Tensor
     ) -> tuple[Tensor, Tensor]:
         """One token of every sequence, T = 1, each at its own position, which is less than `limit`."""
         keys, values = self.keys[layer], self.values[layer]
-        places_B = positions_B % keys.shape[2]
-        keys[rows_B, :, places_B] = key[:, :, 0].to(keys.dtype)
-        values[rows_B, :, places_B] = value[:, :, 0].to(values.dtype)
+        slots_B = positions_B % keys.shape[2]
+        keys[rows_B, :, slots_B] = key[:, :, 0].to(keys.dtype)
+        values[rows_B, :, slots_B] = value[:, :, 0].to(values.dtype)
         return keys[:, :, :limit], values[:, :, :limit]

@@ -31,10 +31,10 @@ def make_norm(config: ModelConfig) -> nn.Module:
 
 
 class Dropout(nn.Dropout):
-    """While training, each number becomes 0 with probability p, and the others grow by 1 / (1 - p) (5.4).
+    """In training, elements become 0 with probability p, and the others are multiplied by 1 / (1 - p) (5.4).
 
-    On a CPU one random byte decides on each number, so that there p is a multiple of 1/256: PyTorch's own dropout draws
-    a float for each, which took a sixth of a training step.
+    On a CPU each element uses one random byte, so p is rounded to a multiple of 1/256. PyTorch's own dropout draws a
+    float for each, which took a sixth of a training step.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class Dropout(nn.Dropout):
         return input * kept * (256 / (256 - zeros))
 
 
-# What a feed-forward layer applies to its hidden numbers; in a gated one, to the gate.
+# Applied to the hidden layer of a feed-forward network; in a gated one to the gate.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": partial(F.gelu, approximate="tanh"),
@@ -56,11 +56,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class FeedForward(nn.Module):
-    """The same two-layer network at every position (Attention Is All You Need, 3.3).
+    """Position-wise feed-forward network (Attention Is All You Need, 3.3).
 
-    relu: max(0, x W1 + b1) W2 + b2. gelu: GPT-2's tanh approximation in its place.
-    swiglu: (silu(x G) * x W1) W2, a gated unit (GLU Variants Improve Transformer, Shazeer, 2020). geglu: with GPT-2's
-    GELU in place of silu (Gemma, 2024).
+    relu: max(0, x W1 + b1) W2 + b2. gelu: the same with GELU in the tanh approximation (GPT-2).
+    swiglu: (silu(x G) * x W1) W2, a gated linear unit (GLU Variants Improve Transformer, Shazeer, 2020).
+    geglu: the same with GELU instead of silu (Gemma, 2024).
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -73,7 +73,7 @@ class FeedForward(nn.Module):
         if self.is_gated:
             self.gate = Linear(config.d_model, config.feed_forward_dim, bias=bias)
         self.down = Linear(config.feed_forward_dim, config.d_model, bias=bias)
-        self.fused: nn.Module | None = None  # replaces `gate_and_up`, in a model that is quantized for inference
+        self.fused: nn.Module | None = None  # replaces `gate_and_up` in a quantized model
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         if self.is_gated:
@@ -82,7 +82,7 @@ class FeedForward(nn.Module):
         return self.down(self.activation(self.up(x_BTD)))
 
     def gate_and_up(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """The two projections of a gated unit, each (B, T, F)."""
+        """The two projections of a gated linear unit, each (B, T, F)."""
         if self.fused is not None:
             return self.fused(x_BTD)
         up_BTF = self.up(x_BTD)
@@ -93,12 +93,12 @@ class DecoderLayer(nn.Module):
     """Two sub-layers with residual connections (3.1), without the encoder's cross-attention.
 
     post: norm(x + dropout(sublayer(x))), the paper. pre: x + dropout(sublayer(norm(x))), GPT-2 and after: the
-    residual stream is then a plain sum, which trains without the paper's long warm-up (Xiong et al., 2020).
-    reordered: x + dropout(norm(sublayer(x))), OLMo 2 (Walsh et al., 2025): what is added is normalised.
+    residual stream is then a plain sum, which trains without a long warm-up (Xiong et al., 2020).
+    reordered: x + dropout(norm(sublayer(x))), OLMo 2 (Walsh et al., 2025).
     sandwich: x + dropout(norm(sublayer(norm(x)))), with norms before and after (CogView, Ding et al., 2021; Gemma 3).
 
     Args:
-        number: of the layer, from 0, where layers differ.
+        number: index of the layer, from 0.
     """
 
     def __init__(self, config: ModelConfig, number: int = 0) -> None:
@@ -123,7 +123,7 @@ class DecoderLayer(nn.Module):
         if self.norm_placement == "pre":
             x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), rotation, mask, update))
             return x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
-        # What is added is normalised in the precision of the stream, also where sub-layers come out in bf16.
+        # Norms of outputs are computed in the dtype of the residual stream, also if sub-layers compute in bf16.
         if self.norm_placement == "reordered":
             attended_BTD = self.attention(x_BTD, rotation, mask, update).type_as(x_BTD)
             x_BTD = x_BTD + self.dropout(self.attention_norm(attended_BTD))

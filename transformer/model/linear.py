@@ -1,12 +1,12 @@
-"""A linear layer that is not initialised twice."""
+"""A linear layer without initialization of its own."""
 
 from torch import nn
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` without its own initialisation: every initialisation stands in `transformer.py`.
+    """`nn.Linear` without its own initialization: `Transformer.init_weights` initializes everything.
 
-    Skipping it also makes loading trained weights faster: nothing is drawn only to be overwritten.
+    Loading trained weights is faster, too, since no random numbers are drawn to be overwritten.
     """
 
     def reset_parameters(self) -> None:

@@ -1,7 +1,7 @@
-"""Where a token stands: three kinds of positions.
+"""Position embeddings: sinusoidal, learned, and rotary (RoPE).
 
-`Sinusoidal` and `Learned` add to the embeddings: `module(x, positions)`. `Rotary` gives the cosine and sine of each
-position once per pass, by which `apply_rope` rotates queries and keys inside attention.
+`Sinusoidal` and `Learned` are added to token embeddings: `module(x, positions)`. `Rotary` returns cosine and sine of
+the positions, with which `apply_rope` rotates queries and keys in attention.
 
 Dimensions: B batch · T tokens · D d_model · H heads · E head_dim · C context_length
 """
@@ -34,7 +34,7 @@ class Sinusoidal(nn.Module):
 
 
 class Learned(nn.Module):
-    """One trained vector for each position (3.5 names it; GPT-2 uses it)."""
+    """A trained vector for each position (3.5; used by GPT-2)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -49,8 +49,8 @@ class Rotary(nn.Module):
     """Rotary position embedding (RoFormer, Su et al., 2021, 3.4.2).
 
     The pair (x_i, x_{i + E/2}) is rotated by the angle pos · theta^(-2i/E), so that the product of a query and a key
-    depends on the distance between them only. Pairs are halves apart, as in Llama and Qwen, not neighbours. For a
-    context longer than that of the pretraining, `scaled_frequencies` turns them more slowly.
+    depends on their distance only. The elements of a pair are E/2 apart, as in Llama and Qwen, not adjacent. For a
+    context longer than that of the pretraining, `scaled_frequencies` changes the frequencies.
     """
 
     cosine_CE: Tensor
@@ -58,7 +58,7 @@ class Rotary(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        # Rounded as where the weights of others were trained.
+        # In fp32 and in this order of operations, as in the programs that trained the models of the Hub.
         frequencies, factor = 1.0 / config.rope_theta ** _exponents(config), 1.0
         if config.rope_scaling is not None:
             frequencies, factor = scaled_frequencies(frequencies, config)
@@ -70,7 +70,7 @@ class Rotary(nn.Module):
         self.register_buffer("sine_CE", sine, persistent=False)
 
     def forward(self, positions: Tensor | slice) -> Rotation:
-        """The cosine and sine for `positions`, (T,) or (B, T), that `apply_rope` takes."""
+        """Cosine and sine of `positions`, (T,) or (B, T), for `apply_rope`."""
         cosine, sine = self.cosine_CE[positions], self.sine_CE[positions]  # (T, E) or (B, T, E)
         if cosine.dim() == 3:
             cosine, sine = cosine.unsqueeze(1), sine.unsqueeze(1)  # (B, 1, T, E): the same for every head
@@ -78,11 +78,10 @@ class Rotary(nn.Module):
 
 
 class DynamicRotary(nn.Module):
-    """Rotary positions whose base grows with the text, once that is beyond the original context (dynamic NTK scaling).
+    """RoPE whose base grows with the sequence beyond the original context (dynamic NTK scaling).
 
-    theta becomes theta · (factor · length / original - (factor - 1))^(E / (E - 2)), where length counts the tokens up
-    to the last one that is read. Keys in a cache keep the frequencies that they were read with, as in transformers.
-    Each sequence of a batch has those of its own length.
+    theta becomes theta · (factor · length / original - (factor - 1))^(E / (E - 2)), where length is the number of
+    tokens so far, for each sequence of a batch by itself. Cached keys are not rotated again, as in transformers.
     """
 
     exponents: Tensor
@@ -95,7 +94,7 @@ class DynamicRotary(nn.Module):
         self.register_buffer("exponents", _exponents(config), persistent=False)
 
     def forward(self, positions: Tensor | slice) -> Rotation:
-        """As `Rotary`."""
+        """As in `Rotary`."""
         if isinstance(positions, slice):
             positions = torch.arange(positions.start or 0, positions.stop, device=self.exponents.device)
         length = (positions.amax(dim=-1, keepdim=True) + 1).clamp(min=self.original)  # (1,) or (B, 1)
@@ -108,18 +107,18 @@ class DynamicRotary(nn.Module):
 
 
 def make_rotary(config: ModelConfig) -> Rotary | DynamicRotary:
-    """The rotary positions of this config: read from a table, unless they depend on the length of the text."""
+    """The RoPE of a config: a table, unless the frequencies depend on the length of the sequence."""
     if config.rope_scaling is not None and config.rope_scaling.kind == "dynamic":
         return DynamicRotary(config, config.rope_scaling)
     return Rotary(config)
 
 
 def scaled_frequencies(frequencies: Tensor, config: ModelConfig) -> tuple[Tensor, float]:
-    """Frequencies (E/2) for a longer context, and what cosine and sine are multiplied by.
+    """Frequencies (E/2) for a longer context, and the factor of cosine and sine.
 
-    linear: all divided by the factor, which is position interpolation (Chen et al., 2023). llama3: the slow ones are
-    divided, the fast ones kept, with a smooth passage between (Llama 3.1). yarn: the same with a linear passage over
-    the pairs, and larger scores (Peng et al., 2023, 3.2 and 3.4).
+    linear: all are divided by the factor (position interpolation, Chen et al., 2023). llama3: low frequencies are
+    divided, high ones kept, with a smooth transition (Llama 3.1). yarn: the same with a linear transition, and larger
+    scores (Peng et al., 2023, 3.2 and 3.4).
     """
     scaling = config.rope_scaling
     assert scaling is not None
@@ -130,12 +129,12 @@ def scaled_frequencies(frequencies: Tensor, config: ModelConfig) -> tuple[Tensor
     assert original is not None
     if scaling.kind == "llama3":
         low, high = scaling.low_freq_factor, scaling.high_freq_factor
-        turns = original * frequencies / (2 * math.pi)  # of each pair within the original context
+        turns = original * frequencies / (2 * math.pi)  # of each pair, within the original context
         kept = ((turns - low) / (high - low)).clamp(0.0, 1.0)
         return (1 - kept) * slowed + kept * frequencies, 1.0
 
     def pair(turns: float) -> float:
-        """Which pair turns this many times within the original context; between two of them, a fraction."""
+        """The (fractional) index of the pair that makes this many turns within the original context."""
         wavelength = original / (2 * math.pi * turns)
         return config.key_dim * math.log(wavelength) / (2 * math.log(config.rope_theta))
 
@@ -157,12 +156,12 @@ def yarn_attention_factor(factor: float, mscale: float = 1.0) -> float:
 
 
 def _exponents(config: ModelConfig) -> Tensor:
-    """(E/2) 2i / E of each pair i, of which theta is the base."""
+    """(E/2): the exponent 2i / E of each pair i."""
     return torch.arange(0, config.key_dim, 2, dtype=torch.float32) / config.key_dim
 
 
 def _of_pairs(angles: Tensor) -> Rotation:
-    """Cosine and sine (..., E) from the angles of the pairs (..., E/2), as `apply_rope` takes them."""
+    """Cosine and sine (..., E) for `apply_rope`, from the angles of the pairs (..., E/2)."""
     cosine, sine = angles.cos(), angles.sin()
     return torch.cat([cosine, cosine], dim=-1), torch.cat([-sine, sine], dim=-1)
 
@@ -170,7 +169,7 @@ def _of_pairs(angles: Tensor) -> Rotation:
 def apply_rope(x_BHTE: Tensor, rotation: Rotation) -> Tensor:
     """Rotate each head's vectors by the angles of their positions."""
     cosine, sine = rotation
-    swapped = x_BHTE.roll(x_BHTE.shape[-1] // 2, dims=-1)  # x_{i + E/2} where x_i stood, and back
+    swapped = x_BHTE.roll(x_BHTE.shape[-1] // 2, dims=-1)  # exchanges x_i and x_{i + E/2}
     return (x_BHTE * cosine + swapped * sine).type_as(x_BHTE)
 
 
@@ -179,4 +178,4 @@ def sinusoids(length: int, d_model: int) -> Tensor:
     positions = torch.arange(length, dtype=torch.float32)
     frequencies = 10_000.0 ** (-torch.arange(0, d_model, 2, dtype=torch.float32) / d_model)
     angles = torch.outer(positions, frequencies)  # (length, D/2)
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)  # sine and cosine take turns
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)  # sine and cosine alternate

@@ -55,7 +55,7 @@ def check_memory(config: ModelConfig, device: torch.device) -> None:
 def _count_elements(config: ModelConfig) -> int:
     """The elements of a model's parameters and buffers, counted on the meta device."""
     with torch.device("meta"):
-        model = model_class(config)(config, initialise=False)
+        model = model_class(config)(config, initialize=False)
     return sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
 
 

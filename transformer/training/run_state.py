@@ -80,7 +80,7 @@ def set_state_dict(model: Transformer, optimizers: list[torch.optim.Optimizer], 
 
 def unsharded_copy(model: Transformer) -> Transformer:
     """A copy of a sharded model on the CPU. Every process has to call this."""
-    copy = model_class(model.config)(model.config, initialise=False)
+    copy = model_class(model.config)(model.config, initialize=False)
     for (_, parameter), (_, sharded) in zip(copy.named_parameters(), model.named_parameters(), strict=True):
         parameter.data = full_tensor(sharded)
     return copy
