@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from transformer.errors import ConfigError
 
@@ -36,8 +36,7 @@ class RopeScaling:
     truncate: bool = True  # yarn: round the bounds between kept and scaled pairs to whole pairs
 
     def __post_init__(self) -> None:
-        kinds = ("linear", "dynamic", "llama3", "yarn")
-        if self.kind not in kinds:
+        if self.kind not in (kinds := get_args(RopeScalingKind)):
             raise ConfigError(f"rope_scaling must be one of {', '.join(kinds)}, not {self.kind!r}.")
         for name in ("factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor"):
             value = getattr(self, name)
@@ -240,10 +239,10 @@ def _check_flags(name: str, flags: Any, n_layers: int) -> None:
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "positions": ("sinusoidal", "learned", "rotary"),
-    "norm": ("layer", "rms"),
-    "norm_placement": ("pre", "post", "reordered", "sandwich"),
-    "activation": ("relu", "gelu", "swiglu", "geglu"),
+    "positions": get_args(Positions),
+    "norm": get_args(Norm),
+    "norm_placement": get_args(NormPlacement),
+    "activation": get_args(Activation),
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
