@@ -144,7 +144,7 @@ void dots(const uint8_t *bytes, const int8_t *signs, int32_t *sums) {
     uint8_t biased[64];
     for (int i = 0; i < 64; i++) biased[i] = bytes[i] - 128 + BYTE_BIAS;
     float as_floats[LANES]; /* exact below 2^24 */
-    store_floats(as_floats, ints_to_floats(dot(spread_int(sums[0]), load_bytes(biased), load_bytes(signs))));
+    store_floats(as_floats, ints_to_floats(dot(broadcast_int(sums[0]), load_bytes(biased), load_bytes(signs))));
     for (int i = 0; i < LANES; i++) sums[i] = as_floats[i];
 }
 """

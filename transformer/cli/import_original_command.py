@@ -13,7 +13,9 @@ def add_import_original(commands: Commands) -> None:
     )
     parser.add_argument("checkpoint", help="the .pt file")
     parser.add_argument("output", help="folder for the model directory")
-    parser.add_argument("--tokenizer", help="tokenizer.json, folder or Hub id, such as openai-community/gpt2")
+    parser.add_argument(
+        "--tokenizer", help="tokenizer.json, vocab.txt, folder or Hub id, such as openai-community/gpt2"
+    )
     parser.add_argument(
         "--heads", choices=("average", "sum"), help="how its heads are combined; default: by the names of its tensors"
     )

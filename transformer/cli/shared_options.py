@@ -39,7 +39,7 @@ def add_model(parser: argparse.ArgumentParser, dtype: str | None = None) -> None
     help = "folder, tar, URL, or Hub id (user/name@revision)"
     parser.add_argument("--model", type=location, default=default, help=help)
     if dtype:
-        help = "precision of the weights" + ("; auto: the fastest on this machine" if dtype == "auto" else "")
+        help = "precision of the weights" + ("; auto: the fastest on this CPU" if dtype == "auto" else "")
         parser.add_argument("--dtype", choices=DTYPES, default=dtype, help=help)
 
 

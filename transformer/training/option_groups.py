@@ -66,8 +66,8 @@ class TextOptions(OptionGroup):
     short_window_length: Annotated[int, POSITIVE] = 256
     """Tokens in a shorter window. A batch of them has about as many tokens as any other batch."""
     tokenizer: Annotated[str | None, PATH, OF_INITIAL_MODEL] = None
-    """A tokenizer.json, a BERT vocab.txt, a folder with one of them, or a Hub model.
-    Default: a byte-level BPE is trained on data."""
+    """A tokenizer.json, a BERT vocab.txt, a folder with one of them or with vocab.json and merges.txt, or a Hub
+    model. Default: a byte-level BPE is trained on data."""
     vocab_size: Annotated[int, OF_INITIAL_MODEL] = 8192
     """Vocabulary size of the tokenizer that is trained."""
     whole_tokens: Annotated[tuple[str, ...], OF_INITIAL_MODEL] = ()

@@ -108,13 +108,16 @@ def load_kernel() -> CDLL | None:
 @cache
 def first_that_loads(sets: tuple[InstructionSet, ...]) -> CDLL | None:
     """The kernel for the first of these instruction sets for which one can be loaded; cached per process."""
+    problem: Exception | None = None
     for instructions in sets:
         try:
             for path in compiled_paths(instructions):
                 if (kernel := _load(str(path))) is not None:
                     return kernel
         except (OSError, ConfigError, WriteError, RuntimeError) as error:  # RuntimeError: a user without a home
-            logger.debug("No kernel for %s: %s", instructions.name, error)
+            problem = error
+    if problem:
+        logger.info("PyTorch computes, which is slower: no kernel in C could be compiled. %s", problem)
     return None
 
 
