@@ -436,7 +436,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "gradients of accumulation not divided",
         "step",
         "(self.engine.world_size / tokens)",
-        "(self.engine.world_size / max(1, local[index]))",
+        "(self.engine.world_size / max(1, batch.n_targets))",
         "accumulated gradients",
     ),
     _training(
@@ -532,7 +532,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     _training(
         "validation is a mean of means",
         "trainer",
-        "counted += int((batch.targets != IGNORE_INDEX).sum())",
+        "counted += batch.n_targets",
         "counted += batch.targets.numel()",
         "validation",
     ),

@@ -29,7 +29,7 @@ import torch
 
 from transformer.data.batches import IGNORE_INDEX, Batch, EpochBatches, Windows
 from transformer.errors import TransformerError
-from transformer.preflight import Report, preflight, text_report
+from transformer.preflight import Report, preflight
 from transformer.training.distributed import Engine
 from transformer.training.run_components import RunComponents, build
 from transformer.training.train_config import TrainConfig
@@ -715,7 +715,7 @@ def examine(case: Case, folder: Path, complete: bool = False, mistake: Mistake |
             assert isinstance(parts.source, EpochBatches)
             parts = dataclasses.replace(parts, source=Collated(parts.source, mistake.collate))
         parts = mistake.plant(parts)
-    return (preflight if complete else text_report)(parts, config, engine())
+    return preflight(parts, config, engine(), with_model=complete)
 
 
 def wrong(case: Case, report: Report) -> list[str]:

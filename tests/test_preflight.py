@@ -30,7 +30,7 @@ from transformer.legacy import preset_config
 from transformer.model import Transformer, transformer
 from transformer.model.attention import MultiHeadAttention, causal_mask
 from transformer.model.positions import Learned, Rotary
-from transformer.preflight import Report, damaged_rows, forecast, markers, preflight, text_report, trivial_targets
+from transformer.preflight import Report, damaged_rows, forecast, markers, preflight, trivial_targets
 from transformer.preflight.places import places
 from transformer.preflight.rows import Rows
 from transformer.preflight.token_runs import RunSearch, hashes
@@ -112,7 +112,7 @@ def check(
     documents: list[str] = TRAIN,
     validation: list[str] = VALID,
     change: Callable[[TokenStream], TokenStream] = lambda stream: stream,
-    checks: Callable[[RunComponents, TrainConfig, Engine], Report] = preflight,
+    with_model: bool = True,
     **options: Any,
 ) -> Report:
     """The preflight of a small run."""
@@ -136,10 +136,11 @@ def check(
     if collate:
         source = Collator(source, collate)
     held_out_windows = Windows(held_out, config.model.context_length, pad)
-    return checks(RunComponents(tokenizer, model, source, windows, held_out_windows), config, Engine("cpu"))
+    components = RunComponents(tokenizer, model, source, windows, held_out_windows)
+    return preflight(components, config, Engine("cpu"), with_model)
 
 
-check_text = partial(check, checks=text_report)
+check_text = partial(check, with_model=False)
 
 
 def assert_named(report: Report, check: str, *words: str, verdict: str = "fail") -> None:
@@ -333,7 +334,7 @@ def test_wrong_documents_are_named(data: str, tokenizer: Tokenizer, monkeypatch)
     config = TrainConfig.from_options(data=data, separate_documents=True, **SMALL)
     model = new_model(config.model.architecture(tokenizer.vocab_size))
     parts = RunComponents(tokenizer, model, Stuck(windows, 8, 0), windows, windows)
-    report = text_report(parts, config, Engine("cpu"))
+    report = preflight(parts, config, Engine("cpu"), with_model=False)
     assert_named(report, "rows in the text", "documents begin")
 
 

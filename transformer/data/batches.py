@@ -31,6 +31,11 @@ class Batch:
     targets: Tensor
     segment_ids: Tensor
 
+    @property
+    def n_targets(self) -> int:
+        """Positions that count in the loss."""
+        return int((self.targets != IGNORE_INDEX).sum())
+
 
 class Windows:
     """Windows of `length` tokens of a stream; the target of each token is the next one.

@@ -26,12 +26,12 @@ from transformer.preflight import (
     windows,
 )
 from transformer.preflight.check import Check, Report, ShownRow, Verdict
-from transformer.preflight.subject import Subject, n_targets, random_states_restored
+from transformer.preflight.subject import Subject, random_states_restored
 from transformer.training.distributed import Engine
 from transformer.training.run_components import RunComponents
 from transformer.training.train_config import TrainConfig
 
-__all__ = ["CHECK_NAMES", "Check", "Report", "ShownRow", "preflight", "text_report"]
+__all__ = ["CHECK_NAMES", "Check", "Report", "ShownRow", "preflight"]
 
 logger = logging.getLogger("transformer")
 _Checks = Mapping[str, Callable[[Subject], Check]]
@@ -87,55 +87,44 @@ _GROUPS = (_IDS, _TEXT, _MEMORY, *_MODEL, _WEIGHTS, _PLANS)
 CHECK_NAMES = tuple(name for group in _GROUPS for name in group)
 
 
-def preflight(parts: RunComponents, config: TrainConfig, engine: Engine) -> Report:
+def preflight(components: RunComponents, config: TrainConfig, engine: Engine, with_model: bool = True) -> Report:
     """Check a run before its first step. Its weights, position in the text and random states are left as they are.
 
-    A check of the model that raises an error has failed, since the run would meet the same error. One of the text that
-    does is a warning.
+    A check of the model that raises an error has failed, since the run would raise it too. One of the text that does is
+    a warning.
+
+    Args:
+        with_model: False: check the text and the batches alone.
 
     Raises:
         ConfigError: if an option of the run cannot work.
     """
-    report = _report(parts, config, engine, with_model=True)
-    if engine.device.type == "cuda":
-        torch.cuda.empty_cache()  # of the copies
-    return report
-
-
-def text_report(parts: RunComponents, config: TrainConfig, engine: Engine) -> Report:
-    """The checks of text and batches alone, which need no model."""
-    return _report(parts, config, engine, with_model=False)
-
-
-def _report(parts: RunComponents, config: TrainConfig, engine: Engine, with_model: bool) -> Report:
     begin = time.perf_counter()
     shown: tuple[ShownRow, ...] = ()
     with random_states_restored():
         try:
-            subject = Subject.of(parts, config, engine)
+            subject = Subject.of(components, config, engine)
             found = [*_run(_IDS, subject)]
         except ConfigError:
             raise
         except Exception as error:
             found = [_error("batches", error)]
         if found[0].verdict == "pass":  # or nothing else could be computed
-            found += _checks(subject, with_model)
+            found += _run(_TEXT, subject, "warn")
+            found += _check_model(subject) if with_model else ()
+            found += _run(_PLANS, subject)
             shown = alignment.shown(subject)
+    if engine.device.type == "cuda":
+        torch.cuda.empty_cache()  # of the copies
     return Report(tuple(found), shown, time.perf_counter() - begin)
 
 
-def _checks(subject: Subject, with_model: bool) -> Iterator[Check]:
-    yield from _run(_TEXT, subject, "warn")
-    if with_model:
-        (memory,) = _run(_MEMORY, subject)
-        yield memory
-        # A step that does not fit would end the process; without targets a model cannot be tried.
-        if memory.verdict != "fail" and n_targets(subject.fullest):
-            yield from _of_model(subject)
-    yield from _run(_PLANS, subject)
-
-
-def _of_model(subject: Subject) -> Iterator[Check]:
+def _check_model(subject: Subject) -> Iterator[Check]:
+    (memory,) = _run(_MEMORY, subject)
+    yield memory
+    # A step that does not fit would end the process; without targets a model cannot be tried.
+    if memory.verdict == "fail" or not subject.fullest.n_targets:
+        return
     for group in _MODEL:
         found = tuple(_run(group, subject))
         yield from found
@@ -144,8 +133,8 @@ def _of_model(subject: Subject) -> Iterator[Check]:
     yield from _run(_WEIGHTS, subject)
 
 
-def _run(checks: _Checks, subject: Subject, verdict: Verdict = "fail") -> Iterator[Check]:
-    """The results of these checks. verdict: of one that raises an error; the others would often meet it too."""
+def _run(checks: _Checks, subject: Subject, on_error: Verdict = "fail") -> Iterator[Check]:
+    """The results of these checks. on_error: the verdict on one that raises an error; after "fail" the rest is left."""
     for name, check in checks.items():
         begin = time.process_time()
         try:
@@ -153,8 +142,8 @@ def _run(checks: _Checks, subject: Subject, verdict: Verdict = "fail") -> Iterat
         except ConfigError:
             raise
         except Exception as error:
-            yield _error(name, error, verdict)
-            if verdict == "fail":
+            yield _error(name, error, on_error)
+            if on_error == "fail":
                 return
         logger.debug("%s took %.2f s of processor time", name, time.process_time() - begin)
 

@@ -11,7 +11,7 @@ import torch
 from transformer.data.batches import Batch
 from transformer.preflight.check import Check, Expected
 from transformer.preflight.learning import real_step
-from transformer.preflight.subject import Subject, cut, n_targets
+from transformer.preflight.subject import Subject, cut
 from transformer.training.memory_limits import free_bytes
 
 _PASSES = 40  # over a text: from about 16 on little is gained, from 40 on nothing (Muennighoff et al., 2023)
@@ -126,7 +126,7 @@ def _planned_steps(subject: Subject) -> tuple[int | None, float]:
     config, in_epoch, batch_seconds = subject.config, subject.source.steps_in_epoch, _batch_seconds(subject)
     accumulated = config.optimization.gradient_accumulation_steps
     budget = config.run.budget(None if in_epoch is None else in_epoch / accumulated)
-    tokens = sum(map(n_targets, subject.batches)) / len(subject.batches) * accumulated * subject.engine.world_size
+    tokens = sum(batch.n_targets for batch in subject.batches) / len(subject.batches) * accumulated * subject.engine.world_size
     steps = [budget.steps] if budget.steps else []
     steps += [math.ceil(budget.tokens / max(1.0, tokens))] if budget.tokens else []
     steps += [math.ceil(budget.seconds / (batch_seconds * accumulated))] if budget.seconds and batch_seconds else []

@@ -1,14 +1,15 @@
-"""Does the network compute what its configuration says? Each part is compared with its formula, one by one.
+"""Compares each part of the network with its formula.
 
-A small model goes through the loss, the precision and the mask of the run, as a step does and as validation does. Each
-part is given its own recorded input, so that the part that is wrong is named, not those after it; where one differs,
-known mistakes are tried, to name the cause.
+A small model computes the loss of a batch as a step of the run does, and as validation does. The formula of each part
+is applied to the recorded input of that part, so that a mistake in one part does not show in those after it. Where the
+results differ, known mistakes are tried, to name the cause.
 
 Dimensions: B batch · T window · E head_dim
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -41,12 +42,12 @@ _EXPECTED = {
     "what the loss counts": "-log p of each target, summed, IGNORE_INDEX left out",
 }
 
-# The part that it belongs to, if not to the one that is compared; the cause; and what would be computed.
+# A known mistake: the name of its part ("" for the part that is compared), the cause, and its result.
 Mistake = tuple[str, str, Callable[[], Tensor]]
 
 
 class Wrong(Exception):
-    """A part that differs from its formula, with the cause. part: where it belongs, if not to the part compared."""
+    """A part differs from its formula; the message is the cause. part: the one with the mistake; "": that compared."""
 
     def __init__(self, cause: str, part: str = "") -> None:
         super().__init__(cause)
@@ -55,9 +56,9 @@ class Wrong(Exception):
 
 @dataclass(frozen=True)
 class Comparison:
-    """wrong: cause by the name of a part. apart: the largest distance of each part that is right, by its size.
+    """wrong: the cause, by the name of a part. apart: the largest relative difference of each part without a mistake.
 
-    unknown: a choice of the architecture without a formula, for which nothing is compared.
+    unknown: an option of the architecture without a formula; nothing is compared then.
     """
 
     wrong: dict[str, str] = field(default_factory=dict)
@@ -78,10 +79,11 @@ PARTS: dict[str, Callable[[Subject], Check]] = {name: partial(_check, name) for 
 
 
 def comparison(subject: Subject) -> Comparison:
-    """Compare the forward pass of the run, and that of its validation, part by part."""
+    """Compare the parts of a forward pass of the run, and of its validation."""
     if choice := formulas.unknown_choice(subject.model.config):
         return Comparison(unknown=choice)
     model, found = small_model(subject, _VOCABULARY, WINDOW), Comparison()
+    in_fp64 = copy.deepcopy(model).cpu().double().requires_grad_(False)
     batch = random_batch(model, rows=2)
     batch.targets[:, ::3] = IGNORE_INDEX
     batch.segment_ids[:, batch.inputs.shape[1] // 3 :] = 1
@@ -90,7 +92,7 @@ def comparison(subject: Subject) -> Comparison:
         modules = [(name, module) for name, module in model.train(training).named_modules() if name]
         with torch.set_grad_enabled(training), recorded(modules) as values:
             nats = float(stepper.nats(batch, stepper.module).detach())
-        for name, compare in ForwardPass(subject, model, batch, values, nats).parts():
+        for name, compare in ForwardPass(subject, in_fp64, batch, values, nats).parts():
             try:
                 found.apart[name] = max(found.apart.get(name, 0.0), compare())
             except Wrong as wrong:
@@ -103,19 +105,22 @@ def comparison(subject: Subject) -> Comparison:
 
 
 class ForwardPass:
-    """What was recorded of one forward pass, in fp64, beside its formulas."""
+    """The recorded inputs and outputs of one forward pass, compared with the formulas; all in fp64 on the CPU.
+
+    nats: the summed loss of the batch.
+    """
 
     def __init__(self, subject: Subject, model: Transformer, batch: Batch, values: Recording, nats: float) -> None:
         self.model, self.config, self.batch, self.nats = model, model.config, batch, nats
         self.values = Recording({name: (x.cpu().double(), y.cpu().double()) for name, (x, y) in values.items()})
         self.close, self.close_loss = _CLOSE[subject.coarse], _CLOSE_LOSS[subject.coarse]
-        tokens, place = batch.inputs, torch.arange(batch.inputs.shape[1])
-        self.positions = place.expand_as(tokens)
-        self.mask = (place[:, None] >= place).expand(len(tokens), -1, -1)  # (B, T, T)
+        place = torch.arange(batch.inputs.shape[1])
+        self.positions = place.expand_as(batch.inputs)
+        self.mask = (place[:, None] >= place).expand(len(batch.inputs), -1, -1)  # (B, T, T)
         if subject.config.text.separate_documents:
-            begin = torch.stack([(row[:, None] == row).int().argmax(dim=1) for row in batch.segment_ids])
-            self.positions = place - begin
-            self.mask = self.mask & (batch.segment_ids[:, :, None] == batch.segment_ids[:, None, :])
+            same_document = batch.segment_ids[:, :, None] == batch.segment_ids[:, None, :]
+            self.positions = place - same_document.int().argmax(dim=2)
+            self.mask = self.mask & same_document
 
     def parts(self) -> Iterator[tuple[str, Callable[[], float]]]:
         """Names of parts and their comparisons: each returns the largest difference, by the size of what is expected.
@@ -133,7 +138,7 @@ class ForwardPass:
         yield "what the loss counts", self._loss
 
     def _embeddings(self) -> float:
-        rows = self.model.token_embedding.weight.detach().cpu().double()[self.batch.inputs]
+        rows = self.model.token_embedding.weight[self.batch.inputs]
         factor = self.config.d_model**0.5 if self.config.scale_embeddings else 1.0
         found = self.values["dropout" if self.model.position_embedding is None else "position_embedding"][0]
         ratio = float((found * rows).sum() / rows.square().sum())
@@ -141,8 +146,12 @@ class ForwardPass:
         return self._compare(found, rows * factor, otherwise)
 
     def _added_positions(self) -> float:
-        compute = partial(formulas.added_positions, self.model, self.config)
+        table = getattr(self.model.position_embedding, "weight", None)  # learned, or None
         before, after = self.values["position_embedding"]
+
+        def compute(positions: Tensor) -> Tensor:
+            return formulas.sinusoids(positions, self.config.d_model) if table is None else table[positions]
+
         constant = "every token has the position of the first: positions are constant; look at _positions"
         otherwise = "the vectors added for positions are not those of the formula: look at the position embedding"
         mistakes = [("", constant, partial(compute, torch.zeros_like(self.positions)))]
@@ -233,7 +242,7 @@ class ForwardPass:
         otherwise = f"the input of layer {layer} is not the output of the part before it: look at the model's loop"
         worst = self._compare(x, before, otherwise)
         (a_in, a_out), (f_in, f_out) = (self.values[f"layers.{layer}.{kind}"] for kind in ("attention", "feed_forward"))
-        enters, added = (partial(of, module, self.config) for of in (formulas.sub_layer_input, formulas.sub_layer_sum))
+        enters, added = (partial(f, module, self.config) for f in (formulas.sub_layer_input, formulas.sub_layer_sum))
         middle, alone = added("attention", x, a_out), added("attention", 0.0, a_out)
         ends, ends_alone = added("feed_forward", middle, f_out), added("feed_forward", 0.0, f_out)
         formula = formulas.PLACEMENTS[self.config.norm_placement]

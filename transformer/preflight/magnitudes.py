@@ -18,7 +18,7 @@ from transformer.model.attention import MultiHeadAttention
 from transformer.preflight import formulas
 from transformer.preflight.check import Check, Expected
 from transformer.preflight.measure import recorded
-from transformer.preflight.subject import Subject, cut, n_targets
+from transformer.preflight.subject import Subject, cut
 
 _LOSS_ROWS, _LOSS_LENGTH = 4, 128
 _LOSS_WARN, _LOSS_FAIL = 1.0, 3.0  # nats above ln(vocabulary)
@@ -40,7 +40,7 @@ def initial_loss(subject: Subject) -> Check:
     batch, model = cut(subject.fullest, _LOSS_ROWS, _LOSS_LENGTH), subject.copy_of_model(dropout=False)
     stepper = subject.stepper(model, batch)
     with torch.no_grad():
-        loss = float(stepper.nats(batch, stepper.module)) / n_targets(batch)
+        loss = float(stepper.nats(batch, stepper.module)) / batch.n_targets
     measured = f"{loss:.2f} nats per token"
     if subject.config.model.init_from or subject.config.model.start_from_bigrams:
         expected = Expected(f"below ln({size:,}) = {uniform:.2f}: the weights are trained")

@@ -19,7 +19,7 @@ from transformer.preflight.small_run import (
     small_stepper,
     small_trainer,
 )
-from transformer.preflight.subject import Subject, n_targets
+from transformer.preflight.subject import Subject
 
 _CLOSE = {True: 0.01, False: 2e-4}  # of a validation loss, by whether the run multiplies in bf16
 
@@ -85,7 +85,7 @@ def evaluation(subject: Subject) -> Check:
         handle.remove()
         was_training = model.training
     stepper = small_stepper(subject, model.eval(), batches)
-    counts = [n_targets(batch) for batch in batches]
+    counts = [batch.n_targets for batch in batches]
     with torch.no_grad():
         nats = [float(stepper.nats(batch, stepper.module)) for batch in batches]
     wanted = sum(nats) / sum(counts)

@@ -146,8 +146,3 @@ def output_folder() -> Iterator[str]:
 def parameters_of(model: nn.Module) -> dict[str, Tensor]:
     """Copies of all parameters, on the CPU."""
     return {name: parameter.detach().cpu().clone() for name, parameter in model.named_parameters()}
-
-
-def gradients_of(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of all gradients that there are, on the CPU."""
-    return {name: p.grad.detach().cpu().clone() for name, p in model.named_parameters() if p.grad is not None}

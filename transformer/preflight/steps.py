@@ -1,4 +1,4 @@
-"""Do the steps of a run do what they should? Its own `Stepper` and optimizers train a small model.
+"""Checks of the training step: the run's own `Stepper` and optimizers train a small model.
 
 Gradients are compared with those that autograd gives for the same batches, and those of a compiled step with those of
 the uncompiled one.
@@ -6,7 +6,7 @@ the uncompiled one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformer.data.batches import IGNORE_INDEX, Batch
 from transformer.preflight.check import Check, Expected, listed
 from transformer.preflight.measure import at_each_step, relative_error
-from transformer.preflight.small_run import gradients_of, parameters_of, small_batches, small_model, small_stepper
-from transformer.preflight.subject import Subject, n_targets, other_tokens
+from transformer.preflight.small_run import parameters_of, small_batches, small_model, small_stepper
+from transformer.preflight.subject import Subject, other_tokens
 from transformer.training.optimizers import set_learning_rate
 from transformer.training.step import Stepper
 
@@ -32,7 +32,7 @@ def updated(subject: Subject) -> Check:
     expected = Expected("every parameter with a gradient moves downhill, and none with a learning rate of 0")
     model = small_model(subject)
     stepper = small_stepper(subject, model, small_batches(subject, model))
-    seen = at_each_step(stepper.optimizers[0], lambda: gradients_of(model))
+    seen = at_each_step(stepper.optimizers[0], lambda: _gradients_by_name(model))
     set_learning_rate(stepper.optimizers, 1.0)
     before = parameters_of(model)
     stepper.step(1)
@@ -59,34 +59,45 @@ def updated(subject: Subject) -> Check:
 
 
 def _step_gradients(subject: Subject, n_steps: int, n_batches: int) -> tuple[list[Tensor], list[list[Tensor]]]:
-    """Of each step of `n_batches` the gradient that the optimizer gets, and by autograd that of each batch, divided by
-    the targets of the step; as vectors."""
+    """For each step of `n_batches`, the gradient that the optimizer gets, and those that autograd gives for each batch,
+    divided by the targets of the step; as vectors."""
     model = small_model(subject)
     batches = small_batches(subject, model)
     options = dict(gradient_accumulation_steps=n_batches, max_grad_norm=float("inf"))
     stepper = small_stepper(subject, model, batches, **options)
-    found = at_each_step(stepper.optimizers[0], lambda: _flat(gradients_of(model), model))
+    found = at_each_step(stepper.optimizers[0], lambda: _gradient(model))
     by_autograd = []
     for number in range(n_steps):
         learned = batches[number * n_batches : (number + 1) * n_batches]
-        total = sum(map(n_targets, learned))
-        by_autograd.append([_by_autograd(stepper, model, batch, total) for batch in learned])
+        total = sum(batch.n_targets for batch in learned)
+        by_autograd.append([_loss_and_gradient(stepper, stepper.module, batch, total)[1] for batch in learned])
         stepper.step(number + 1)
     return found, by_autograd
 
 
-def _by_autograd(stepper: Stepper, model: nn.Module, batch: Batch, total: int) -> Tensor:
-    """The gradient of a batch's summed loss, divided by `total` targets, as a vector; `grad` is left as it is."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    nats = stepper.nats(batch, stepper.module) / total
-    gradients = torch.autograd.grad(nats, [p for _, p in named], allow_unused=True)
-    return _flat({name: g for (name, _), g in zip(named, gradients, strict=True) if g is not None}, model)
+def _gradients_by_name(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of all gradients that there are, on the CPU."""
+    return {name: p.grad.detach().cpu().clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def _flat(gradients: dict[str, Tensor], model: nn.Module) -> Tensor:
-    """All gradients in one vector, in fp64 on the CPU; 0 where a parameter has none."""
-    parts = [gradients.get(name, torch.zeros_like(p)) for name, p in model.named_parameters()]
-    return torch.cat([part.detach().cpu().double().flatten() for part in parts])
+def _gradient(model: nn.Module) -> Tensor:
+    """The gradients of all trained parameters as one vector, with zeros for a parameter that has none."""
+    return _flat(torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters() if p.requires_grad)
+
+
+def _loss_and_gradient(
+    stepper: Stepper, score: Callable[..., Tensor], batch: Batch, divisor: int = 1
+) -> tuple[float, Tensor]:
+    """The summed loss of a batch by the compiled or uncompiled module, divided by `divisor`, and its gradient."""
+    torch.manual_seed(0)
+    loss = stepper.nats(batch, score) / divisor
+    parameters = [parameter for parameter in stepper.model.parameters() if parameter.requires_grad]
+    return float(loss.detach()), _flat(torch.autograd.grad(loss, parameters, materialize_grads=True))
+
+
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
+    """One vector, in fp64 on the CPU."""
+    return torch.cat([tensor.detach().cpu().double().flatten() for tensor in tensors])
 
 
 def accumulation(subject: Subject) -> Check:
@@ -97,7 +108,7 @@ def accumulation(subject: Subject) -> Check:
     distance = relative_error(found, wanted)
     if distance <= close:
         return expected.passed(f"{distance:.1e} apart, for {_ACCUMULATED} batches")
-    counts = [n_targets(batch) for batch in small_batches(subject, small_model(subject))[:_ACCUMULATED]]
+    counts = [batch.n_targets for batch in small_batches(subject, small_model(subject))[:_ACCUMULATED]]
     total, ratio = sum(counts), float(found @ wanted / (wanted @ wanted))
     if relative_error(found, ratio * wanted) <= close:
         reasons = (
@@ -145,7 +156,7 @@ def clipping(subject: Subject) -> Check:
     expected = Expected("a gradient with the norm --max-grad-norm, if it was larger")
     model = small_model(subject)
     stepper = small_stepper(subject, model, small_batches(subject, model), max_grad_norm=_MAX_NORM)
-    norms = at_each_step(stepper.optimizers[0], lambda: float(_flat(gradients_of(model), model).norm()))
+    norms = at_each_step(stepper.optimizers[0], lambda: float(_gradient(model).norm()))
     stepper.step(1)
     ratio = norms[0] / _MAX_NORM
     if abs(ratio - 1) < _ROUNDING:
@@ -184,13 +195,3 @@ def compiled(subject: Subject) -> Check:
         cause = "In the compiled step a token attends to later ones: train without --compile, or with other versions."
         return expected.failed(f"{before:.6g} becomes {after:.6g}", cause)
     return expected.passed(measured)
-
-
-def _loss_and_gradient(stepper: Stepper, score: Callable[..., Tensor], batch: Batch) -> tuple[float, Tensor]:
-    """The summed loss of a batch by the compiled module or the uncompiled one, and its gradient in one vector."""
-    torch.manual_seed(0)
-    nats = stepper.nats(batch, score)
-    stepper.model.zero_grad()
-    nats.backward()
-    gradients = [p.grad.detach().float().cpu().flatten() for p in stepper.model.parameters() if p.grad is not None]
-    return float(nats.detach()), torch.cat(gradients)

@@ -165,8 +165,8 @@ class Subject:
     @cached_property
     def fullest(self) -> Batch:
         """Of `batches` the one with the most targets; if none has any, windows of the text that have, if there are."""
-        fullest = max(self.batches, key=n_targets)
-        if self.training is None or n_targets(fullest):
+        fullest = max(self.batches, key=lambda batch: batch.n_targets)
+        if self.training is None or fullest.n_targets:
             return fullest
         usable = batching.with_targets(self.training)
         return self.training.batch(usable[: len(fullest.inputs)]) if len(usable) else fullest
@@ -228,11 +228,6 @@ class Subject:
         options = {"gradient_accumulation_steps": 1, "max_loss": float("inf"), "compile": False, **options}
         config, engine = self.config.with_options(**options), Engine(self.engine.device)
         return Stepper(model, FixedBatches([batch]), self.tokenizer, config, engine)
-
-
-def n_targets(batch: Batch) -> int:
-    """Positions of a batch that are learned."""
-    return int((batch.targets != IGNORE_INDEX).sum())
 
 
 def cut(batch: Batch, rows: int, length: int) -> Batch:

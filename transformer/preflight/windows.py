@@ -7,7 +7,7 @@ import torch
 
 from transformer.data.batches import with_targets
 from transformer.preflight.check import Check, Expected
-from transformer.preflight.subject import Subject, n_targets
+from transformer.preflight.subject import Subject
 
 _EMPTY = 0.2  # of the windows may have no target
 _LEAST_STEPS = 8  # from one row to the next; with fewer nothing is said of their order
@@ -17,7 +17,7 @@ _IN_ORDER = 0.5  # of them go to the next window of the text; in a random order 
 def to_learn(subject: Subject) -> Check:
     """Windows have targets, in training and in validation; with prompts that fill a window there are none in it."""
     expected = Expected(f"targets in {1 - _EMPTY:.0%} of the windows")
-    missing, n_batches = sum(not n_targets(batch) for batch in subject.batches), len(subject.batches)
+    missing, n_batches = sum(not batch.n_targets for batch in subject.batches), len(subject.batches)
     windows, of_all = subject.training, "the windows"
     if windows is None:
         share, of_all = 1 - float(subject.rows.learned.any(axis=1).mean()), "the rows that were read"

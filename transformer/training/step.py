@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from transformer.data.batches import IGNORE_INDEX, Batch, BatchSource
+from transformer.data.batches import Batch, BatchSource
 from transformer.data.tokenizer import Tokenizer
 from transformer.device import computes_in_bf16
 from transformer.errors import TransformerError
@@ -82,8 +82,7 @@ class Stepper:
         for _ in range(self.config.optimization.gradient_accumulation_steps):
             batches.append(self.source.next())
             descriptions.append(self.source.describe_last())
-        local = [int((batch.targets != IGNORE_INDEX).sum()) for batch in batches]
-        tokens = int(self.engine.sum(sum(local))[0])
+        tokens = int(self.engine.sum(sum(batch.n_targets for batch in batches))[0])
         if not tokens:  # in all processes: without an update, weights do not decay and moments do not change
             return Step(math.nan, math.nan, 0, self._rate())
         nats = 0.0

@@ -134,7 +134,7 @@ class Trainer:
         self.model.eval()
         nats = counted = 0.0
         for batch in self.validation:
-            counted += int((batch.targets != IGNORE_INDEX).sum())
+            counted += batch.n_targets
             nats += float(self.stepper.nats(batch, self.stepper.uncompiled))
         self.model.train()
         self.engine.reshard(self.stepper.module)
