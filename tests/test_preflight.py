@@ -31,8 +31,7 @@ from transformer.model import Transformer, transformer
 from transformer.model.attention import MultiHeadAttention, causal_mask
 from transformer.model.positions import Learned, Rotary
 from transformer.preflight import Report, damaged_rows, forecast, markers, preflight, trivial_targets
-from transformer.preflight.places import places
-from transformer.preflight.rows import Rows
+from transformer.preflight.places import Rows, places
 from transformer.preflight.token_runs import RunSearch, hashes
 from transformer.training import loss as losses
 from transformer.training import step as training_step

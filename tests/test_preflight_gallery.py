@@ -12,8 +12,7 @@ from preflight_gallery import Case, Mistake, examine, foreign, mistakes, ordinar
 from transformer.data.batches import IGNORE_INDEX, Batch
 from transformer.data.tokenize import TokenStream
 from transformer.errors import ConfigError, PreflightError
-from transformer.preflight.places import places
-from transformer.preflight.rows import Rows
+from transformer.preflight.places import Rows, places
 from transformer.training import memory_limits
 from transformer.training.options import parse
 from transformer.training.run import train

@@ -1,4 +1,4 @@
-"""Are inputs the text, and targets the next tokens? At every position of several batches; some rows are shown.
+"""Checks that inputs are the text, and targets the next tokens; and rows for a person to look at.
 
 Dimensions: R rows · T positions
 """
@@ -77,7 +77,7 @@ def shifted(rows: LocatedRows) -> Check:
 
 
 def _likeliest_shift(rows: LocatedRows) -> tuple[int, float]:
-    """Of shifts that targets should not have against inputs the one that most have, and the share of those."""
+    """The wrong shift of targets against inputs that is most frequent, and its share."""
     shares = {0: 0.0}
     for shift in _SHIFTS:
         first, last = max(0, -shift), rows.inputs.shape[1] - max(0, shift)
@@ -95,8 +95,7 @@ def _likeliest_shift(rows: LocatedRows) -> tuple[int, float]:
 def in_text(subject: Subject, rows: LocatedRows) -> Check:
     """Each row is in the tokenized text, with what follows it, first input and last target included.
 
-    It is found by its content, so that the code that made the row is not trusted. Of a stream only the beginning is
-    read, and cut elsewhere than in its blocks: a row may well not be in it.
+    Only the beginning of a stream is read, and cut elsewhere than in its blocks: a row need not be in it.
     """
     expected = Expected("each row as it is in the tokenized text, and what follows it")
     known = rows.exact
@@ -121,7 +120,7 @@ def in_text(subject: Subject, rows: LocatedRows) -> Check:
 
 
 def _differences(subject: Subject, rows: LocatedRows, there: np.ndarray) -> list[tuple[str, np.ndarray, str]]:
-    """What may differ from the text, where it does, (R, T) bool, and how; the first two have an example instead."""
+    """What may differ from the text, where it does, (R, T) bool, and how ("": described by an example)."""
     real, padding, targets_there = rows.real, rows.padding, there[:, 1:]
     other_inputs = real & there[:, :-1] & (rows.inputs != rows.text[:, :-1])
     # A padded position is followed by nothing; the last before it may leave its target out.
@@ -150,7 +149,7 @@ def _differences(subject: Subject, rows: LocatedRows, there: np.ndarray) -> list
 
 
 def _difference(subject: Subject, rows: LocatedRows, wrong: np.ndarray, what: str) -> str:
-    """How inputs or targets are not the text, with the first position as an example."""
+    """How inputs or targets differ from the text, with the first position as an example."""
 
     def quoted(token: int) -> str:
         return f"{subject.decoded(token)!r} (id {int(token)})"

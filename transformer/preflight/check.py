@@ -6,6 +6,7 @@ import dataclasses
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, Literal
 
 Verdict = Literal["pass", "warn", "fail"]
@@ -33,7 +34,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a check expects; makes its results."""
+    """What a check expects, with which it makes its results."""
 
     text: str
 
@@ -107,11 +108,9 @@ class Report:
         lines = [line for row in self.shown for line in row.lines()]
         lines += ["", f"{'check':{_NAME}}  {'':{_VERDICT}}  {'measured':{width}}  expected"]
         for check in self.checks:
-            measured, expected = (textwrap.wrap(text, width) or [""] for text in (check.measured, check.expected))
-            for i in range(max(len(measured), len(expected))):
-                name, verdict = (check.name, check.verdict) if i == 0 else ("", "")
-                left, right = (column[i] if i < len(column) else "" for column in (measured, expected))
-                lines.append(f"{name:{_NAME}}  {verdict:{_VERDICT}}  {left:{width}}  {right}".rstrip())
+            wrapped = (textwrap.wrap(text, width) for text in (check.measured, check.expected))
+            for name, verdict, measured, expected in zip_longest([check.name], [check.verdict], *wrapped, fillvalue=""):
+                lines.append(f"{name:{_NAME}}  {verdict:{_VERDICT}}  {measured:{width}}  {expected}".rstrip())
             lines += textwrap.wrap(check.cause_and_cure, _WIDTH, initial_indent="    → ", subsequent_indent="      ")
         counts = (len(self.checks) - len(self.warned) - len(self.failed), len(self.warned), len(self.failed))
         lines += ["", "{} passed, {} warned, {} failed, in {:.1f} s".format(*counts, self.seconds)]

@@ -1,4 +1,4 @@
-"""Where the rows of a batch are in the tokenized text although some of their tokens were changed.
+"""Finds rows of a batch in the tokenized text although some of their tokens were changed.
 
 Dimensions: N tokens of text · R rows · T positions
 """
@@ -21,10 +21,10 @@ _SAME = 0.2  # of a row has to be there; two places of a text have some hundredt
 def locate(
     tokens: np.ndarray, inputs: np.ndarray, targets: np.ndarray, real: np.ndarray, learned: np.ndarray | None = None
 ) -> np.ndarray:
-    """(R,) where in `tokens` (N,) the first position of each row is, or NOWHERE.
+    """(R,) the offset in `tokens` (N,) of the first position of each row, or NOWHERE.
 
-    Each run of a row that is in the text votes for the place that this gives the row. Of the places with the most votes
-    that is taken at which most inputs and targets are the same, and most targets are learned as in the row.
+    Each run of a row that is in the text votes for an offset. Of those with the most votes, the one is taken where most
+    inputs and targets are the same and most targets are learned as in the row.
 
     Args:
         inputs, targets: (R, T). real: (R, T) bool, inputs that are text; the others are not compared.
@@ -47,7 +47,7 @@ def locate(
 
 
 def text_at(tokens: np.ndarray, offsets: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """(R, T + 1) the tokens of the text from each offset on, and which of them there are."""
+    """(R, T + 1) the tokens of the text from each offset on, and whether there is such a token."""
     places = offsets[:, None] + np.arange(length + 1)
     there = (offsets != NOWHERE)[:, None] & (places >= 0) & (places < len(tokens))
     return tokens[np.where(there, places, 0)].astype(np.int64), there
@@ -61,6 +61,7 @@ def _best(
     real: np.ndarray,
     learned: np.ndarray | None,
 ) -> int:
+    """The offset at which the text is most like the row, or NOWHERE if it is not like it anywhere."""
     text, there = text_at(tokens, offsets, len(inputs))
     is_target = targets != IGNORE_INDEX
     same_inputs = ((text[:, :-1] == inputs) & there[:, :-1] & real).sum(axis=1)

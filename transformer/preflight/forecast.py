@@ -1,4 +1,4 @@
-"""What a run will take: memory, time and money, and its loss if a run like it was measured (experiments/LOG.md)."""
+"""What a run will need: memory, time and money, and its loss if a run like it was measured (experiments/LOG.md)."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _UNCERTAIN = 0.05  # of a loss, either way, between one run and another like it
 
 @dataclass(frozen=True)
 class Reference:
-    """A run that was measured: validation loss in nats per token, by tokens learned from.
+    """A run that was measured: validation losses in nats per token, by the number of tokens trained on.
 
-    text: its data; options: what another run has to have in common with it for its losses to compare.
+    text: its data. options: those that another run has to share for its losses to be comparable.
     """
 
     what: str
@@ -73,10 +73,8 @@ def memory(subject: Subject) -> Check:
 
 
 def _needed_bytes(subject: Subject) -> dict[str, float]:
-    """What a step takes beyond what the process has already, in bytes.
-
-    Activations are measured: what autograd keeps of one row, times the rows of a batch.
-    """
+    """What a step needs beyond what the process has allocated already, in bytes. Activations are those that autograd
+    keeps of one row, times the rows of a batch."""
     model, engine = subject.model, subject.engine
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     n_trained = sum(parameter.numel() for parameter in trained)
@@ -96,7 +94,7 @@ def _needed_bytes(subject: Subject) -> dict[str, float]:
 
 
 def _kept_by_autograd(subject: Subject) -> float:
-    """Bytes that are kept for the backward pass of one row of a batch, without logits."""
+    """Bytes that autograd keeps for the backward pass of one row of a batch, without logits."""
     stepper = subject.hidden_stepper(dropout=True)
     tensors = (*stepper.model.parameters(), *stepper.model.buffers())
     own = {tensor.untyped_storage().data_ptr() for tensor in tensors}
@@ -126,7 +124,8 @@ def _planned_steps(subject: Subject) -> tuple[int | None, float]:
     config, in_epoch, batch_seconds = subject.config, subject.source.steps_in_epoch, _batch_seconds(subject)
     accumulated = config.optimization.gradient_accumulation_steps
     budget = config.run.budget(None if in_epoch is None else in_epoch / accumulated)
-    tokens = sum(batch.n_targets for batch in subject.batches) / len(subject.batches) * accumulated * subject.engine.world_size
+    n_targets = sum(batch.n_targets for batch in subject.batches) / len(subject.batches)
+    tokens = n_targets * accumulated * subject.engine.world_size
     steps = [budget.steps] if budget.steps else []
     steps += [math.ceil(budget.tokens / max(1.0, tokens))] if budget.tokens else []
     steps += [math.ceil(budget.seconds / (batch_seconds * accumulated))] if budget.seconds and batch_seconds else []
@@ -174,10 +173,10 @@ def _expected_loss(subject: Subject, tokens: float) -> str:
             continue
         loss, (least, most) = loss_at(reference, tokens), (reference.curve[0][0], reference.curve[-1][0])
         if least * (1 - _UNCERTAIN) <= tokens <= most * (1 + _UNCERTAIN):
-            low, high = (math.exp(loss * (1 + side * _UNCERTAIN)) for side in (-1, 1))
-            return f"perplexity per token {low:.0f} to {high:.0f}, after {reference.what}"
-        side = "below" if tokens > most else "above"
-        return f"perplexity per token {side} {math.exp(loss):.0f}, after {reference.what}"
+            perplexity = f"{math.exp(loss * (1 - _UNCERTAIN)):.0f} to {math.exp(loss * (1 + _UNCERTAIN)):.0f}"
+        else:
+            perplexity = f"{'below' if tokens > most else 'above'} {math.exp(loss):.0f}"
+        return f"perplexity per token {perplexity}, after {reference.what}"
     return "no reference for the perplexity of this text, tokenizer and model"
 
 

@@ -1,4 +1,4 @@
-"""Does it learn? A step of the run, one batch overfitted, and the learning rate between too low and too high."""
+"""Checks of learning: the gradients of a step of the run, whether one batch is overfitted, and the learning rate."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ from transformer.preflight.subject import Subject, cut
 from transformer.training.optimizers import set_learning_rate
 from transformer.training.step import Diverged, Stepper
 
-_BEYOND = 2**40  # numbers of steps that no run reaches, whose random numbers are not those of its steps
+_BEYOND = 2**40  # the first step number here: the random numbers of the run's own steps are not used
 _ROWS, _LENGTH = 4, 32  # of the batch that is overfitted
 _MOST_STEPS = 80
-_LEAST_STEPS = 20  # after which it can be said that nothing is learned
+_LEAST_STEPS = 20  # with fewer nothing is said
 _PART = 0.6  # of the entropy of its tokens: a loss below that needs more than their frequencies
 _SMALL = 0.5  # nats per token: nothing is left to learn
-# Of AdamW, at which a batch is overfitted; post-norm takes less.
-_RATES = {"pre": 3e-3, "post": 1e-3, "reordered": 3e-3, "sandwich": 3e-3}
+_RATES = {"pre": 3e-3, "post": 1e-3, "reordered": 3e-3, "sandwich": 3e-3}  # of AdamW, to overfit a batch
 _SECONDS = 20.0  # of processor time that overfitting, or the range test, may take at most
 _LOWEST, _HIGHEST, _N_RATES = 1e-5, 10.0, 31  # learning rates of the range test
 _MOVED = 0.02  # of the initial loss: it falls
@@ -40,8 +39,8 @@ _MANY = 32  # targets, of which some have something before them
 
 @dataclass(frozen=True)
 class RealStep:
-    """A step of the run: seconds of the fastest, its targets, the norm of its gradient, and the names of parameters
-    whose gradients are wrong, by what is wrong with them."""
+    """A step of the run. tokens: its targets. norm: of its gradient. names: of parameters whose gradients are wrong, by
+    what is wrong with them."""
 
     seconds: float
     tokens: int
@@ -50,10 +49,10 @@ class RealStep:
 
 
 def real_step(subject: Subject) -> RealStep:
-    """Two steps of a whole batch on a copy of the model, at a rate at which it hardly changes.
+    """Two steps of a whole batch on a copy of the model, with a very low learning rate; the time is that of the faster.
 
-    A gradient that is zero in the first must not be in the second: behind layers whose outputs start at zero
-    (start_from_bigrams) gradients are zero until these have moved.
+    Behind layers whose outputs start at zero (start_from_bigrams) the gradients of the first step are zero: those of
+    the second count.
     """
     model = subject.copy_of_model()
     stepper = subject.stepper(model, subject.fullest, learning_rate=_LOWEST, embedding_learning_rate=None)
@@ -71,8 +70,7 @@ def real_step(subject: Subject) -> RealStep:
 def _wrong_gradients(model: nn.Module) -> dict[str, list[str]]:
     """Names of parameters by what is wrong with their gradients.
 
-    The bias of the keys has none where positions are not rotary: it adds the same to all scores of a query, which the
-    softmax removes.
+    Without rotary positions the gradient of the keys' bias is zero: it adds the same to all scores of a query.
     """
     found: dict[str, list[str]] = {}
     for name, parameter in model.named_parameters():
@@ -109,10 +107,7 @@ def gradients(subject: Subject) -> Check:
 
 
 def one_batch(subject: Subject) -> Check:
-    """A few rows can be overfitted: the loss falls far below the entropy of their tokens.
-
-    Rows that begin alike and go on differently cannot be told apart: the entropy that is left then is not learned.
-    """
+    """A few rows can be overfitted: the loss falls far below the entropy of their tokens."""
     batch = cut(subject.fullest, _ROWS, _LENGTH)
     entropy, least = _entropies(batch)
     goal = max(least + _PART * (entropy - least), _SMALL)
@@ -138,7 +133,8 @@ def one_batch(subject: Subject) -> Check:
 
 
 def _entropies(batch: Batch) -> tuple[float, float]:
-    """Nats per target: of the targets by their frequencies, and by those among targets with the same tokens before."""
+    """Nats per target if only its frequency is known, and if all tokens before it are: of rows that begin alike and go
+    on differently, the difference cannot be learned."""
     inputs, targets = batch.inputs.numpy(), batch.targets.numpy()
     learned = np.argwhere(targets != IGNORE_INDEX).tolist()
     by_past: dict[bytes, Counter[int]] = {}
@@ -153,7 +149,7 @@ def _entropies(batch: Batch) -> tuple[float, float]:
 
 
 def rate(subject: Subject) -> Check:
-    """The learning rate lies between those from which on the loss falls, and diverges."""
+    """The learning rate is above the lowest at which the loss falls, and below the lowest at which it diverges."""
     chosen = subject.config.optimization.learning_rate
     falls, diverges = _range_test(subject, cut(subject.fullest, _ROWS, 2 * _LENGTH))
     low = f"falls from {falls:.1g} on" if falls else "falls nowhere"
@@ -170,10 +166,9 @@ def rate(subject: Subject) -> Check:
 
 
 def _range_test(subject: Subject, batch: Batch) -> tuple[float | None, float | None]:
-    """The learning rates from which on the loss falls, and diverges; None: not up to where that matters.
+    """The lowest learning rates at which the loss falls, and diverges; None: there is none up to twice the chosen rate.
 
-    The rate grows by a factor from step to step (Smith, 2017, arXiv 1506.01186), until it is known on which side of
-    both the chosen rate is. All groups of parameters keep their proportions.
+    The rate grows by a factor from step to step (Smith, 2017, arXiv 1506.01186). Parameter groups keep their ratios.
     """
     stepper = subject.stepper(subject.copy_of_model(dropout=False), batch)
     chosen = subject.config.optimization.learning_rate
@@ -192,8 +187,7 @@ def _range_test(subject: Subject, batch: Batch) -> tuple[float | None, float | N
 
 
 def _losses(stepper: Stepper, rates: Sequence[float]) -> Iterator[float]:
-    """The losses of steps with these learning rates, relative to that of the optimizer: until one is not finite, or
-    they have taken too long."""
+    """The losses of steps with these learning rates (1: that of the run), until one is not finite or time is up."""
     begin = time.process_time()
     for number, rate in enumerate(rates):
         set_learning_rate(stepper.optimizers, rate)

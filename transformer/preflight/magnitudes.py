@@ -1,4 +1,4 @@
-"""How large things are before training: the loss, the positions, and what each sub-layer adds to the residual stream.
+"""Checks of magnitudes before training: of the loss, the positions, and the outputs of sub-layers.
 
 Dimensions: B batch · T window · D d_model · H heads
 """
@@ -23,17 +23,17 @@ from transformer.preflight.subject import Subject, cut
 _LOSS_ROWS, _LOSS_LENGTH = 4, 128
 _LOSS_WARN, _LOSS_FAIL = 1.0, 3.0  # nats above ln(vocabulary)
 _RATIO, _LOST = 5.0, 50.0  # of the norms of positions and tokens: to warn, and to fail
-# Times the norm of the residual stream that may be added to it: before a norm it begins as small as the embeddings.
-# Other placements normalise what is added, which is of one size however the weights are drawn.
+# How large the output of a sub-layer may be, relative to the residual stream, which in "pre" begins as small as the
+# embeddings. Other placements normalise the output.
 _LIMITS = {"post": 1.5, "pre": 8.0}
-_GAIN = 1.5  # times the values of one head may be the output of attention if all heads agree
+_GAIN = 1.5  # how large the output of attention may be if all heads agree, relative to the values of one head
 
 
 def initial_loss(subject: Subject) -> Check:
-    """A model with random weights has a loss of ln(vocabulary) nats per token, by the run's own loss.
+    """A model with random weights has a loss of ln(vocabulary) nats per token.
 
-    Where the vocabulary projection is tied to the embedding, the score of each position's own token is high from the
-    start: how sure a new model is of what it cannot know is measured without it.
+    If the vocabulary projection is tied to the embedding, the logit of each position's own token starts high:
+    a loss that is too high is measured again without it.
     """
     size = subject.model.config.vocab_size
     uniform = math.log(size)
@@ -62,7 +62,7 @@ def initial_loss(subject: Subject) -> Check:
 
 
 def _loss_without_own_token(model: Transformer, batch: Batch) -> float:
-    """Nats per token where the token of a position is not its own target and cannot be predicted."""
+    """Nats per token if the token of a position is neither a target there nor predicted."""
     inputs, targets = batch.inputs.to(model.device), batch.targets.to(model.device)
     with torch.no_grad():
         logits = model(inputs).float()
@@ -74,7 +74,7 @@ def _loss_without_own_token(model: Transformer, batch: Batch) -> float:
 
 
 def positions(subject: Subject) -> Check:
-    """Token embeddings and positions that are added to them have norms of a similar size."""
+    """Token embeddings and the positions that are added to them have norms of a similar size."""
     expected = Expected(f"norms between 1 : {_RATIO:.0f} and {_RATIO:.0f} : 1")
     model = subject.copy_of_model(dropout=False)
     if model.position_embedding is None:
@@ -95,10 +95,10 @@ def positions(subject: Subject) -> Check:
 
 
 def residual(subject: Subject) -> Check:
-    """What attention and feed-forward add is not much larger than the residual stream that it is added to.
+    """Outputs of attention and feed-forward are not much larger than the residual stream that they are added to.
 
-    When all heads have the same values, attention's output is about as large as one head's values where heads are
-    concatenated and projected or averaged, and as many times larger as there are heads where they are summed.
+    If all heads have the same values, the output of attention is about as large as one head's values, whether heads are
+    concatenated and projected, or averaged; if they are summed, it is larger by the number of heads.
     """
     limit = _LIMITS.get(subject.model.config.norm_placement, math.inf)
     of_stream = f"less than {limit:.3g} of the stream; " if limit < math.inf else ""
@@ -128,8 +128,8 @@ def residual(subject: Subject) -> Check:
 
 
 def _added(model: Transformer, tokens: Tensor) -> tuple[dict[str, list[float]], list[float]]:
-    """By kind of sub-layer, for each layer the norm of what it adds by that of the stream before, a mean over
-    positions; and for each layer the root mean square of attention's output by that of its values."""
+    """By kind of sub-layer, the norm of its output in each layer relative to the residual stream, as a mean over
+    positions; and the root mean square of attention's output in each layer relative to that of its values."""
     modules = [(name, module) for name, module in model.named_modules() if name]
     with torch.no_grad(), recorded(modules) as recording:
         model.eval().hidden_states(tokens)
@@ -152,7 +152,7 @@ def _added(model: Transformer, tokens: Tensor) -> tuple[dict[str, list[float]], 
 
 @torch.no_grad()
 def _give_all_heads_the_first_values(attention: MultiHeadAttention) -> None:
-    """What heads that are summed write is then as large as it can become."""
+    """Makes all heads agree, so that the output of summed heads is as large as possible."""
     for parameter in attention.value.parameters():
         heads = parameter.unflatten(0, (attention.n_kv_heads, -1))
         heads.copy_(heads[:1].expand_as(heads).clone())

@@ -1,4 +1,4 @@
-"""Written markers in the text, such as "[SEP]" at the end of every line, which the model learns to generate."""
+"""The check for markers in the text, such as "[SEP]" at the end of every line, which the model learns to generate."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SHOWN = 40  # characters of an example
 
 
 def markers(subject: Subject) -> Check:
-    """No text that is at the beginning or end of nearly every document or line, like a written "[SEP]"."""
+    """Nearly all documents or lines do not begin or end with the same text, such as "[SEP]"."""
     expected = Expected("none at the ends of nearly all documents or lines, or again and again")
     texts = ["".join(text for text, learned in document.parts if learned) for document, _ in subject.documents]
     documents = [text.strip() for text in texts if text.strip()]
@@ -37,7 +37,7 @@ def markers(subject: Subject) -> Check:
     for what, units, least in (("document", documents, _LEAST_DOCUMENTS), ("line", lines, _LEAST_LINES)):
         different = list(dict.fromkeys(units))
         for at_end in (True, False) if len(different) >= least else ():
-            # Of different ones, since one that is repeated has its own end; and of all, or they are not nearly all.
+            # Found among different units, since a repeated one has its own ending; the share is that of all units.
             marker = marker_of(different, at_end)
             share = sum(unit.endswith(marker) if at_end else unit.startswith(marker) for unit in units) / len(units)
             if marker and share >= _NEARLY_ALL:
@@ -57,7 +57,7 @@ def _is_never_text(marker: str) -> bool:
 
 
 def _repeated(texts: Sequence[str]) -> tuple[str, str] | None:
-    """A written special token anywhere, or a line that is repeated: what, and how often."""
+    """A special token in the text, or a repeated line: what, and how often. None: there is neither."""
     text = "\n".join(texts)
     found, words = Counter(match[0] for match in re.finditer(_SPECIAL, text)), len(text.split())
     if found and (most := found.most_common(1)[0])[1] >= _LEAST_LINES and most[1] * _WORDS_BETWEEN >= words:
@@ -71,10 +71,7 @@ def _repeated(texts: Sequence[str]) -> tuple[str, str] | None:
 
 
 def marker_of(texts: Sequence[str], at_end: bool) -> str:
-    """What nearly all texts end (or begin) with; an empty string if there is nothing.
-
-    Sentences end in punctuation and lines begin with dashes, numbers or WikiText's "=": those alone are no marker.
-    """
+    """What nearly all texts end (or begin) with, other than the usual punctuation; an empty string: nothing."""
     least = _NEARLY_ALL * len(texts)
     for pattern in (_SPECIAL, _RULE):
         ending = re.compile(f"(?:{pattern})$" if at_end else pattern)

@@ -1,7 +1,7 @@
-"""Validation text that is in the training text too: a loss on it measures memorization.
+"""The check for validation text that is in the training text too.
 
-Runs of `LENGTH` tokens, of more where tokens are short, are compared by hashes (as GPT-3's contamination study compared
-runs of 13 words; Brown et al., 2020, appendix C).
+Runs of `LENGTH` tokens, or more if tokens are short, are compared by hashes, as runs of 13 words in the contamination
+study of GPT-3 (Brown et al., 2020, appendix C).
 
 Dimensions: N tokens
 """
@@ -63,7 +63,7 @@ def _varied(tokens: np.ndarray, length: int) -> np.ndarray:
 
 
 def _known(wanted: np.ndarray, subject: Subject, length: int) -> np.ndarray:
-    """Which of these hashes are those of some run in the training text, without what is held out from it."""
+    """Which of these hashes are those of a run in the training text, without the part that is held out."""
     span = (0, None) if subject.training is None else (subject.training.first, subject.training.stop)
     tokens = subject.text.tokens[slice(*span)][:_MOST]
     search = RunSearch(wanted, length)
@@ -78,7 +78,7 @@ def _starts(windows: Windows) -> np.ndarray:
 
 
 def _copies(windows: Windows, starts: np.ndarray, known: np.ndarray, length: int) -> list[int]:
-    """The first tokens of the documents nearly all of whose runs are known; the rest of one is no document."""
+    """The first tokens of documents that are in the training text: nearly all their runs are known."""
     within = windows.first not in windows.stream.starts  # what is held out may begin within a document
     found = []
     for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(known) + length - 1], strict=True):

@@ -1,7 +1,7 @@
-"""Where the rows of a batch are in the tokenized text, word for word, and which of their positions are padding.
+"""The rows of batches, and where they are in the tokenized text, word for word.
 
-A run of spaces, dashes or equal lines is text if the text has it there, and padding if it has not. All of the text is
-searched by hashes, so that a row that is not found is not in it.
+The text is searched by hashes of all its tokens, so that a row that is not found is not in it. A run of spaces, dashes
+or equal lines is text if the text has it there, and else padding.
 
 Dimensions: N tokens of text · R rows · T positions in the longest of them
 """
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from transformer.data.batches import IGNORE_INDEX
+from transformer.data.batches import IGNORE_INDEX, Batch
 from transformer.data.tokenize import TokenStream
 from transformer.preflight import damaged_rows
 from transformer.preflight.damaged_rows import NOWHERE, text_at
-from transformer.preflight.rows import Rows
 from transformer.preflight.token_runs import RunSearch, hashes
 
+ABSENT = -1  # after the end of a row of a shorter batch
 SEARCHED = 2**27  # tokens of the text, at most
 _COMPARED = 2**12  # of the places where a row's inputs are, compared with its targets
 _RUN_OF_PADDING = 3  # of a padding token, in a row that is not in the text; two may be how a document begins
@@ -29,13 +29,67 @@ Segment = tuple[int, int, int]  # a row, its first position, and the one after i
 
 
 @dataclass(frozen=True)
-class LocatedRows(Rows):
-    """Rows beside the text that they are of.
+class Rows:
+    """The rows of several batches, stacked.
 
-    stream: the text; is_whole: all of it, not the beginning of a stream. offsets: (R,) where the first position of each
-    row is in it, or NOWHERE. exact: (R,) bool, the inputs are there word for word, padding aside; count: how often.
-    real, padding: (R, T) bool. text, there: (R, T + 1) the tokens of the text from each offset on, and which of them
-    there are.
+    inputs, targets, segment_ids: (R, T), as in `Batch`; ABSENT, IGNORE_INDEX and ABSENT after the end of a row.
+
+    batch, place: (R,) the number of each row's batch, and of the row in it.
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    segment_ids: np.ndarray
+    batch: np.ndarray
+    place: np.ndarray
+
+    @classmethod
+    def of(cls, batches: Sequence[Batch]) -> Rows:
+        length = max(batch.inputs.shape[1] for batch in batches)
+
+        def stacked(name: str, fill: int) -> np.ndarray:
+            arrays = [getattr(batch, name).cpu().numpy() for batch in batches]
+            padded = [np.pad(a, ((0, 0), (0, length - a.shape[1])), constant_values=fill) for a in arrays]
+            return np.concatenate(padded).astype(np.int64)
+
+        counts = [len(batch.inputs) for batch in batches]
+        place = np.concatenate([np.arange(count) for count in counts])
+        tokens = stacked("inputs", ABSENT), stacked("targets", IGNORE_INDEX), stacked("segment_ids", ABSENT)
+        return cls(*tokens, np.repeat(np.arange(len(batches)), counts), place)
+
+    @property
+    def present(self) -> np.ndarray:
+        """(R, T) bool: positions before the end of their row."""
+        return self.inputs != ABSENT
+
+    @property
+    def learned(self) -> np.ndarray:
+        """(R, T) bool: where there is a target."""
+        return self.targets != IGNORE_INDEX
+
+    def where(self, wrong: np.ndarray) -> str:
+        """The columns and rows of the True of (R, T), in words."""
+        columns, rows = np.flatnonzero(wrong.any(axis=0)), np.flatnonzero(wrong.any(axis=1))
+        if len(columns) <= 3:
+            ends = {0: " (the first)", wrong.shape[1] - 1: " (the last)"}
+            names = ", ".join(f"{column}{ends.get(column, '')}" for column in columns)
+            text = f"column{'s' if len(columns) > 1 else ''} {names}"
+        else:
+            text = f"{len(columns)} columns from {columns[0]} to {columns[-1]}"
+        text += f" of {len(rows)} of {len(wrong)} rows"
+        places = np.unique(self.place[rows])
+        several = len(np.unique(self.batch[rows])) > 1
+        return f"{text} (row {places[0]} of each batch)" if len(places) == 1 and several else text
+
+
+@dataclass(frozen=True)
+class LocatedRows(Rows):
+    """Rows, and the part of the text that each of them is.
+
+    stream: the text. is_whole: whether this is all of it, not the beginning of a stream. offsets: (R,) the token of the
+    text at the first position of each row, or NOWHERE. exact: (R,) bool, whether the inputs are there word for word,
+    padding aside. count: (R,) how often. real, padding: (R, T) bool. text: (R, T + 1) the tokens of the text from each
+    offset on. there: (R, T + 1) bool, whether there is such a token.
     """
 
     stream: TokenStream
@@ -50,7 +104,6 @@ class LocatedRows(Rows):
 
     @property
     def searched_all(self) -> bool:
-        """Whether the text was searched to its end."""
         return len(self.stream.tokens) <= SEARCHED
 
     @property
@@ -72,8 +125,12 @@ def places(
     is_whole: bool = True,
     first_differs: int | None = None,
 ) -> LocatedRows:
-    """Look up rows. padding_ids: tokens that may be padding, in shorter runs than others. first_differs: a token that
-    may be at a row's first position instead of that of the text."""
+    """Find rows in the text.
+
+    Args:
+        padding_ids: tokens that may be padding, in shorter runs than others. first_differs: a token that may be at the
+            first position of a row, in place of that of the text.
+    """
     length, stops = rows.inputs.shape[1], rows.present.sum(axis=1).tolist()
     tokens = [row[:stop] for row, stop in zip(rows.inputs, stops, strict=True)]
     skips = np.array([first_differs is not None and len(row) > 1 and row[0] == first_differs for row in tokens])
@@ -106,9 +163,9 @@ def places(
 def _look_up(
     rows: Rows, tokens: Sequence[np.ndarray], stream: TokenStream, padding_ids: Collection[int], skips: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int]]]:
-    """(R,) the offset of each row or NOWHERE, (R,) how often it is there, and which part of the row is.
+    """(R,) the offset of each row or NOWHERE; (R,) how often it is in the text; and the span of the row that is.
 
-    A row is looked up as it is, and if it is not found without its first token (skips), and without runs at its ends.
+    A row that is not found as it is, is looked up without its first token (skips) and without the runs at its ends.
     """
     spans = [(0, len(row)) for row in tokens]
     offsets, count = np.full(len(tokens), NOWHERE), np.zeros(len(tokens), np.int64)
@@ -129,9 +186,9 @@ def _look_up(
 
 
 def _padding_runs(row: np.ndarray, ids: Collection[int], at_begin: int, at_end: int) -> tuple[int, int]:
-    """How many tokens at the beginning and at the end of a row may be padding: a run of one of `ids`, or a long one.
+    """How many tokens at the beginning and at the end of a row may be padding: a run of one of `ids`, or a long run.
 
-    at_begin, at_end: the shortest run of `ids` that may be.
+    at_begin, at_end: the shortest run of `ids` that may be padding.
     """
     changes = np.flatnonzero(row[1:] != row[:-1])
     left, right = (int(changes[0]) + 1, len(row) - 1 - int(changes[-1])) if len(changes) else (len(row), len(row))
@@ -165,7 +222,8 @@ def _search(tokens: np.ndarray, inputs: np.ndarray, segments: Sequence[Segment])
 
 
 def _best(stream: TokenStream, offsets: np.ndarray, targets: np.ndarray, begin: int) -> int:
-    """Of the places where the inputs of a row are, one whose next tokens are its targets, learned as they are."""
+    """The offset at which the next tokens are the targets of the row, and as many of them are learned; of those at
+    which its inputs are."""
     learned, last = targets != IGNORE_INDEX, len(targets) - 1
 
     def preferred(values: np.ndarray, position: int, wanted: object) -> np.ndarray:

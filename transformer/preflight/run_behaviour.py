@@ -1,8 +1,9 @@
-"""Do the parts of a run around its steps do what they should: tied weights, dropout, validation, resuming?"""
+"""Checks of what surrounds the steps of a run: tied weights, dropout, validation, resuming."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -20,6 +21,7 @@ from transformer.preflight.small_run import (
     small_trainer,
 )
 from transformer.preflight.subject import Subject
+from transformer.training.trainer import Trainer
 
 _CLOSE = {True: 0.01, False: 2e-4}  # of a validation loss, by whether the run multiplies in bf16
 
@@ -107,43 +109,51 @@ def evaluation(subject: Subject) -> Check:
 def resumed(subject: Subject) -> Check:
     """A run that goes on from its checkpoint has the weights, optimizer state and position of the one that wrote it."""
     expected = Expected("a run from a checkpoint goes on as the one that wrote it")
-    runs = []
     with output_folder() as folder:
-        for seed in (0, 1):  # the second begins with other weights, and has to load those of the first
-            model = small_model(subject, dropout=subject.model.config.dropout, seed=seed)
-            batches = small_batches(subject, model)
-            options = dict(gradient_accumulation_steps=2)
-            # In a thread of its own, where a run ignores signals: one that asks to stop is for the real run.
-            silent_run = small_trainer(subject, model, batches, batches[:1], folder, **options)
-            with silent_run as trainer, ThreadPoolExecutor(1) as thread:
-                thread.submit(trainer.run).result()
-            runs.append(trainer)
+        # The second run has other initial weights, and has to load those of the first.
+        first, second = (_run_small_training(subject, folder, seed) for seed in (0, 1))
         saved = parameters_of(checkpoint.load_model(folder))
-    first, second = runs
+    if difference := next(_differences(first, second, saved), None):
+        return expected.failed(*difference)
+    return expected.passed(f"{len(saved)} tensors and the next step are the same")
+
+
+def _run_small_training(subject: Subject, folder: str, seed: int) -> Trainer:
+    """Train a small model in `folder`, or resume the training there; the trainer at the end."""
+    model = small_model(subject, dropout=subject.model.config.dropout, seed=seed)
+    batches = small_batches(subject, model)
+    silent = small_trainer(subject, model, batches, batches[:1], folder, gradient_accumulation_steps=2)
+    # In a thread of its own, where a run ignores signals: one that asks to stop is for the real run.
+    with silent as trainer, ThreadPoolExecutor(1) as thread:
+        thread.submit(trainer.run).result()
+    return trainer
+
+
+def _differences(first: Trainer, second: Trainer, saved: dict[str, Tensor]) -> Iterator[tuple[str, str]]:
+    """How a resumed run differs from the one that wrote the checkpoint, or the saved model from it, and the cause."""
     if second.progress.step != first.progress.step:
-        return expected.failed("it begins again", "A run does not go on from its checkpoint: look at how it is loaded.")
+        yield "it begins again", "A run does not go on from its checkpoint: look at how it is loaded."
     weights, loaded = parameters_of(first.model), parameters_of(second.model)
     if other := [name for name, value in weights.items() if not torch.equal(value, loaded[name])]:
         cause = f"A run that goes on has another {other[0]} than the one that wrote the checkpoint: look at restore."
-        return expected.failed("other weights", cause)
+        yield "other weights", cause
     if first.source.state() != second.source.state():
         cause = "A run that goes on reads its text from another position: look at the source's restore."
-        return expected.failed("another position in the text", cause)
-    for one, two in zip(first.optimizers, second.optimizers, strict=True):
-        left, right = _state_of(one), _state_of(two)
+        yield "another position in the text", cause
+    states = ([_state_of(optimizer) for optimizer in run.optimizers] for run in (first, second))
+    for left, right in zip(*states, strict=True):
         if len(left) != len(right) or not all(map(torch.equal, left, right)):
             cause = "A run that goes on begins with another optimizer state: its moments are not saved or not restored."
-            return expected.failed("another optimizer state", cause)
+            yield "another optimizer state", cause
     if other := [name for name, value in saved.items() if not _same(value, weights[name])]:
         cause = f"The saved model has another {other[0]} than the one that was trained: look at checkpoint.save."
-        return expected.failed("another model is saved", cause)
-    for run in runs:
+        yield "another model is saved", cause
+    for run in (first, second):
         run.stepper.step(first.progress.step + 1)
-    weights, loaded = parameters_of(first.model), parameters_of(second.model)
-    if not all(_same(value, loaded[name]) for name, value in weights.items()):
+    loaded = parameters_of(second.model)
+    if not all(_same(value, loaded[name]) for name, value in parameters_of(first.model).items()):
         cause = "The step after a checkpoint differs from that without stopping: it depends on more than its number."
-        return expected.failed("another next step", cause)
-    return expected.passed(f"{len(weights)} tensors and the next step are the same")
+        yield "another next step", cause
 
 
 def _alike(left: float, right: float) -> bool:

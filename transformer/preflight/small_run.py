@@ -1,8 +1,7 @@
 """A small model of the run's architecture, a few batches, and the run's own step and trainer for them.
 
-At the beginning of a run scores and sub-layers are so small that a wrong factor hardly changes anything, and in a large
-model a look takes long. What is a matter of the code, not of the weights, is therefore checked on this model, whose
-weights are drawn so that every part of it can be seen.
+The code is checked on this model: it is fast, and its weights are so large that a mistake in any part changes the
+result. With new weights of the run, a missing factor would hardly change anything.
 """
 
 from __future__ import annotations
@@ -30,10 +29,9 @@ from transformer.training.train_config import TrainConfig
 from transformer.training.trainer import Trainer
 
 WINDOW = 300  # long enough for an attention kernel that works in blocks of 128 or 256
-DROPOUT = 0.25  # where the run has none, so that it can be told whether it is switched on
+DROPOUT = 0.25  # where the run has none, so that it shows whether dropout is on
 _LENGTH = 12  # tokens in a row of the batches
 _OF_THE_RUN = ("data", "optimizer", "precision", "separate_documents", "seed")
-# A step of a constant learning rate, and no other choices.
 _FIXED = dict(learning_rate=1e-3, schedule="linear", warmup_ratio=0.0, final_learning_rate=1.0, output="")
 
 
@@ -43,10 +41,10 @@ def small_model(
     """In training mode on the device of the run. vocab_size: 0 for that of the run."""
     model = subject.model
     config = _small_config(model.config, vocab_size or model.config.vocab_size, length)
-    small, chance = type(model)(replace(config, dropout=dropout)), torch.Generator().manual_seed(seed)
+    small, generator = type(model)(replace(config, dropout=dropout)), torch.Generator().manual_seed(seed)
 
     def draw(parameter: Tensor, std: float, mean: float = 0.0) -> None:
-        parameter.copy_(mean + std * torch.randn(parameter.shape, generator=chance))
+        parameter.copy_(mean + std * torch.randn(parameter.shape, generator=generator))
 
     embedding = config.d_model**-0.5 if config.scale_embeddings else 0.5
     with torch.no_grad():
@@ -64,16 +62,16 @@ def small_model(
 
 
 def _small_config(config: ModelConfig, vocab_size: int, context_length: int) -> ModelConfig:
-    """The architecture with few, narrow layers: every choice the same, every size smaller."""
+    """The architecture with all sizes reduced, and all other options the same."""
     n_kv_heads = min(config.kv_heads, 2)
     n_heads, head_dim = n_kv_heads * min(config.n_heads // config.kv_heads, 2), min(config.key_dim, 16)
-    # What fits together in the model fits together here: not every format knows other sizes.
+    # Ratios of sizes that are usual stay so: not every format of the Hub can express others.
     width = n_heads * head_dim if config.d_model == config.n_heads * config.key_dim else min(config.d_model, 32)
     is_fourfold = config.feed_forward_dim == 4 * config.d_model
     context_length = min(config.context_length, context_length)
-    # The first layer of each kind, and at least two layers if there are two.
+    # The first layer of each kind; if they are all of one kind, the first two layers.
     kinds = [(config.is_local(layer), config.rotates(layer)) for layer in range(config.n_layers)]
-    layers = sorted({kind: kinds.index(kind) for kind in kinds}.values())
+    layers = sorted(map(kinds.index, set(kinds)))
     layers = layers if len(layers) > 1 else list(range(min(config.n_layers, 2)))
     return replace(
         config,
@@ -102,14 +100,14 @@ def random_batch(model: Transformer, rows: int, seed: int = 0, every: int = 1, v
 
 
 def small_batches(subject: Subject, model: Transformer) -> list[Batch]:
-    """As many as two steps of three batches take, with different numbers of targets."""
+    """Enough for two steps of three batches, with different numbers of targets."""
     sizes = [(2, 1), (1, 2), (3, 3), (1, 1), (2, 2), (2, 1)]
     known = subject.tokenizer.vocab_size
     return [random_batch(model, n, seed, every, known) for seed, (n, every) in enumerate(sizes)]
 
 
 def small_stepper(subject: Subject, model: Transformer, batches: Sequence[Batch], **options: Any) -> Stepper:
-    """The step of such a run. options: of its configuration; without them a step takes one batch."""
+    """The step of such a run, of one batch unless `options` of its configuration say otherwise."""
     engine = Engine(subject.engine.device)
     return Stepper(model, FixedBatches(batches), subject.tokenizer, _config(subject, **options), engine)
 
@@ -118,7 +116,7 @@ def small_stepper(subject: Subject, model: Transformer, batches: Sequence[Batch]
 def small_trainer(
     subject: Subject, model: Transformer, batches: Sequence[Batch], validation: list[Batch], folder: str, **options: Any
 ) -> Iterator[Trainer]:
-    """The trainer of such a run of two steps; within it nothing is logged or displayed."""
+    """The trainer of such a run of two steps. Inside the context nothing is logged or displayed."""
     config, engine = _config(subject, output=folder, **options), Engine(subject.engine.device)
     logger = logging.getLogger("transformer")
     before, logger.disabled = logger.disabled, True

@@ -168,8 +168,7 @@ def clipping(subject: Subject) -> Check:
 def compiled(subject: Subject) -> Check:
     """Loss and gradients are those of the uncompiled step, and later tokens do not change the loss of earlier ones.
 
-    With dropout, which the compiler draws from other random numbers, only the second is compared. The compiler caches
-    its result, so that the run uses it too and the time is spent once.
+    The compiler caches its result, so that the run does not compile again.
     """
     expected = Expected("loss and gradients of the uncompiled one; nothing depends on later tokens")
     if not subject.config.run.compile:
@@ -178,7 +177,7 @@ def compiled(subject: Subject) -> Check:
     stepper = subject.stepper(subject.copy_of_model(), batch, compile=True)
     loss, gradient = _loss_and_gradient(stepper, stepper.module, batch)
     measured = f"loss {loss:.5g}"
-    if not subject.model.config.dropout:
+    if not subject.model.config.dropout:  # for which compiled code draws other random numbers
         wanted, wanted_gradient = _loss_and_gradient(stepper, stepper.uncompiled, batch)
         distance, close = relative_error(gradient, wanted_gradient), _CLOSE_COMPILED[subject.coarse]
         measured += f", uncompiled {wanted:.5g}; gradients {distance:.1e} apart"

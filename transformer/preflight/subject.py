@@ -1,4 +1,4 @@
-"""What is checked: the components of a run before its first step, and copies of them that checks may change."""
+"""The subject of the checks: the components of a run before its first step, and copies that checks may change."""
 
 from __future__ import annotations
 
@@ -23,23 +23,21 @@ from transformer.device import computes_in_bf16
 from transformer.hub.text_sources import pieces
 from transformer.model import Transformer
 from transformer.model.linear import Linear
-from transformer.preflight.places import LocatedRows, places
-from transformer.preflight.rows import ABSENT, Rows
+from transformer.preflight.places import ABSENT, LocatedRows, Rows, places
 from transformer.training.distributed import Engine
 from transformer.training.run_components import RunComponents
 from transformer.training.step import Stepper
 from transformer.training.train_config import TrainConfig
 
 T = TypeVar("T")
-_BATCHES = 16  # of the training text are read, or fewer, to have no more than this many tokens:
-_TOKENS = 2**17
+_BATCHES, _TOKENS = 16, 2**17  # limits of what is read of the training text
 _CHARACTERS = 2**20  # of the corpus are compared with its tokens
 _STREAMED_CHARACTERS = 2**23  # of a corpus without windows are tokenized, to find rows in them
 _VALIDATION_ROWS = 8  # in a batch
 
 
 class FixedBatches:
-    """A source that gives these batches in turn, again and again."""
+    """A source that cycles through these batches."""
 
     def __init__(self, batches: Sequence[Batch]) -> None:
         self.batches, self.taken = batches, 0
@@ -69,7 +67,7 @@ class FixedBatches:
 class Subject:
     """A run before its first step.
 
-    batches: the next ones of the source, which is put back to where it was; where: the position of the first.
+    batches: the next ones of the source, which is restored. where: the position of the first one. kept: see `once`.
     """
 
     model: Transformer
@@ -113,8 +111,8 @@ class Subject:
 
     @cached_property
     def rows(self) -> LocatedRows:
-        """The rows of `batches`. Of windows with a `prompt_share`, and of the first window of each block of a stream,
-        the first input is the end-of-text token, whatever the text has there."""
+        """The rows of `batches`. With `prompt_share`, and in a stream, the first input may be the end-of-text token in
+        place of that of the text."""
         begins = bool(self.config.text.prompt_share) or self.training is None
         first = self.tokenizer.end_of_text_id if begins else None
         return places(Rows.of(self.batches), self.text, self.padding_ids, self.training is not None, first)
@@ -126,7 +124,7 @@ class Subject:
 
     @cached_property
     def text_row(self) -> Tensor:
-        """(1, T) tokens: of the row that has most of them, those that are no padding."""
+        """(1, T) tokens: those of the row with least padding, without it."""
         rows = Rows.of(self.batches).inputs
         text = max((row[~np.isin(row, [ABSENT, *self.padding_ids])] for row in rows), key=len)
         if len(text) < 2:  # nothing but padding
@@ -135,20 +133,20 @@ class Subject:
 
     @cached_property
     def text(self) -> TokenStream:
-        """The training text as tokens; of a stream its beginning, tokenized here."""
+        """The tokens of the training text; of a stream, those of its beginning."""
         if self.training is not None:
             return self.training.stream
         return tokenize(self.read(_STREAMED_CHARACTERS), self.tokenizer)
 
     @cached_property
     def documents(self) -> list[tuple[Document, bool]]:
-        """The first documents of the corpus, read again, each with whether this is all of it."""
+        """The first documents of the corpus, each with whether it is complete."""
         joined = list(join_pieces(self.read(_CHARACTERS)))
         cut = sum(len(document.text) for document in joined) > _CHARACTERS  # then the last may go on
         return [(document, not (cut and number == len(joined) - 1)) for number, document in enumerate(joined)]
 
     def read(self, characters: int) -> Iterator[Document]:
-        """The beginning of the corpus, in pieces, as the run reads it."""
+        """The beginning of the corpus, in the pieces in which the run reads it."""
         data, read = self.config.text, 0
         for piece in pieces(data.data, data.data_config, "train", data.clean, data.text_column, data.max_documents):
             yield piece
@@ -164,7 +162,7 @@ class Subject:
 
     @cached_property
     def fullest(self) -> Batch:
-        """Of `batches` the one with the most targets; if none has any, windows of the text that have, if there are."""
+        """The batch with the most targets; if none has any, a batch of windows that do, if there are such windows."""
         fullest = max(self.batches, key=lambda batch: batch.n_targets)
         if self.training is None or fullest.n_targets:
             return fullest
@@ -184,12 +182,12 @@ class Subject:
 
     @property
     def coarse(self) -> bool:
-        """Whether results may differ from those in fp32 on a CPU by more than the order of sums explains."""
+        """Whether results may differ from those in fp32 on a CPU by more than rounding."""
         return self.bf16 or self.engine.device.type != "cpu"
 
     @property
     def trained(self) -> bool:
-        """Whether the model starts with weights that are not drawn at random."""
+        """Whether the initial weights are not random."""
         config = self.config.model
         return bool(config.init_from or config.embeddings_from or config.start_from_bigrams)
 
@@ -202,10 +200,10 @@ class Subject:
         return model
 
     def hidden_stepper(self, dropout: bool = False) -> Stepper:
-        """The step of the run on a copy whose hidden states alone are of interest: its vocabulary projection, which
-        takes most of the time, has one row.
+        """The step of the run on a copy of the model for its hidden states alone: to save time, its vocabulary
+        projection has one row.
 
-        With start_from_bigrams some matrices start at zero, so that layers add nothing: they are drawn at random here.
+        Matrices that start at zero (start_from_bigrams) are drawn at random, so that no layer's output is zero.
         """
         model = self.copy_of_model(dropout)
         model.head = Linear(model.config.d_model, 1, bias=model.head.bias is not None).to(model.device)
@@ -220,10 +218,10 @@ class Subject:
         return self.stepper(model, self.batches[0])
 
     def stepper(self, model: Transformer, batch: Batch, **options: Any) -> Stepper:
-        """What makes the steps of the run, in one process, for a copy of the model that learns from one batch.
+        """The step of the run in one process, on a copy of the model and one batch.
 
         Args:
-            options: of the run's configuration that are changed. Nothing is compiled unless they say so.
+            options: changes of the run's configuration. Nothing is compiled unless they say so.
         """
         options = {"gradient_accumulation_steps": 1, "max_loss": float("inf"), "compile": False, **options}
         config, engine = self.config.with_options(**options), Engine(self.engine.device)
@@ -231,7 +229,7 @@ class Subject:
 
 
 def cut(batch: Batch, rows: int, length: int) -> Batch:
-    """The first rows of a batch that have targets, `length` positions of them, from where there is a target."""
+    """The first rows of a batch that have targets, and `length` positions of them, with targets."""
     learned = batch.targets != IGNORE_INDEX
     order = torch.argsort(~learned.any(dim=1), stable=True)[:rows]
     begin = 0
@@ -243,7 +241,7 @@ def cut(batch: Batch, rows: int, length: int) -> Batch:
 
 
 def other_tokens(tokens: Tensor, first: int, stop: int, subject: Subject) -> Tensor:
-    """The tokens with a different one, which is no padding, from position `first` until before `stop`."""
+    """The tokens, with all those in [first, stop) replaced by others that are not padding."""
     size, padding = subject.model.config.vocab_size, subject.padding_ids
     one, another = sorted(range(size - 1, max(-1, size - 3 - len(padding)), -1), key=lambda id: id in padding)[:2]
     changed = tokens.clone()
@@ -253,7 +251,7 @@ def other_tokens(tokens: Tensor, first: int, stop: int, subject: Subject) -> Ten
 
 @contextmanager
 def random_states_restored() -> Iterator[None]:
-    """After it all random generators are in the state from before."""
+    """Restores the states of all random generators afterwards."""
     states = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         try:

@@ -1,4 +1,4 @@
-"""Is the tokenized text the text, does its tokenizer fit it, and are its completions answers?"""
+"""Checks of the text: that its tokens give it back, that the tokenizer fits it, and that completions are answers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def round_trip(subject: Subject) -> Check:
     stream, tokenizer = subject.text, subject.tokenizer
     ends = [*stream.starts[1:].tolist(), len(stream.tokens) - 1]
     characters = 0
-    worst: tuple[float, int] | None = None  # similarity of the document that is least like its tokens, and its number
+    worst: tuple[float, int] | None = None  # the lowest similarity of a document to its tokens, and its number
     compared = list(enumerate(zip(subject.documents[:_DOCUMENTS], stream.starts.tolist(), ends, strict=False)))
     for number, ((document, is_whole), start, last) in compared:
         text, first = document.text, start + 1
@@ -51,7 +51,7 @@ def round_trip(subject: Subject) -> Check:
         # Some tokenizers keep no case, accents or spaces: then a text is compared with what they make of it.
         made = tokenizer.decode(tokenizer.encode_documents([text])[0], skip_special=False)
         if made == text or not _same_but_for_space(decoded, made, is_whole):
-            place = _agreed(decoded, made)
+            place = _common_prefix(decoded, made)
             text, token_text = (repr(one[place : place + _SHOWN]) for one in (made, decoded))
             cause = (
                 f"Document {number} differs from its tokens at character {place:,}: the corpus has {text}, the tokens "
@@ -102,10 +102,10 @@ def encoding(subject: Subject) -> Check:
     expected = Expected(f"less than {_WRONG:.0%} of the letters beyond ASCII misread")
     text = "".join(document.text for document, _ in subject.documents)[:_DECODED]
     runs = re.findall(r"[^\x00-\x7f]+", text)
-    characters, replaced = sum(map(len, runs)), text.count("\ufffd")
+    characters, replaced = len("".join(runs)), text.count("\ufffd")
     misread = {codec: [run for run in runs if len(run) > 1 and _reread(run, codec) is not None] for codec in _CODECS}
-    codec = max(_CODECS, key=lambda codec: sum(map(len, misread[codec])))
-    wrong, least = sum(map(len, misread[codec])), max(_LEAST_WRONG, _WRONG * characters)
+    wrong, codec = max(((len("".join(misread[codec])), codec) for codec in _CODECS), key=lambda counted: counted[0])
+    least = max(_LEAST_WRONG, _WRONG * characters)
     measured = f"{wrong:,} of {characters:,} misread, {replaced:,} replaced"
     if wrong >= least:
         run = Counter(misread[codec]).most_common(1)[0][0]
@@ -166,15 +166,15 @@ def _reread(run: str, codec: str) -> str | None:
 
 
 def _same_but_for_space(left: str, right: str, is_whole: bool) -> bool:
-    """Whether two texts agree without white space, which a tokenizer may lose elsewhere where a text was cut in parts.
+    """Whether two texts are the same without white space, which tokenizers lose in different places.
 
-    is_whole: to the end of both; else but for the end of the shorter one, where a word was cut.
+    is_whole: False: the end of the shorter one, where a word was cut, may differ.
     """
     left, right = "".join(left.split()), "".join(right.split())
-    return left == right if is_whole else _agreed(left, right) >= min(len(left), len(right)) - _AT_THE_CUT
+    return left == right if is_whole else _common_prefix(left, right) >= min(len(left), len(right)) - _AT_THE_CUT
 
 
-def _agreed(left: str, right: str) -> int:
+def _common_prefix(left: str, right: str) -> int:
     """How many characters two texts have in common at the beginning."""
     pairs = enumerate(zip(left, right, strict=False))
     return next((place for place, (a, b) in pairs if a != b), min(len(left), len(right)))

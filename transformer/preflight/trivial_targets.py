@@ -1,7 +1,7 @@
-"""Targets that are predicted without reading the text: padding, special tokens, repetitions, constant columns.
+"""Checks for targets that are learned without reading the text: padding, special tokens, repeated tokens, constants.
 
-They soon cost nothing, so that a loss over all targets is too low. If a share s of them is trivial and the others
-cost L nats each, what is reported is the perplexity exp((1 - s) L): with two thirds of padding a reported 3 is 25.
+Their loss is soon zero, so that the mean over all targets is too low. If a share s of them is trivial and the loss of
+the others is L, the reported perplexity is exp((1 - s) L): with two thirds of padding, 3 in place of 25.
 
 Dimensions: R rows · T positions
 """
@@ -24,7 +24,7 @@ _CHUNK = 2**22  # tokens read at once
 
 
 def real_perplexity(reported: float, trivial: float) -> float:
-    """The perplexity of the other targets, when the share `trivial` costs nothing and `reported` is that of all."""
+    """The perplexity of the other targets, if `reported` is that of all and the loss of the share `trivial` is zero."""
     return reported ** (1 / (1 - trivial)) if trivial < 1 else float("inf")
 
 
@@ -45,14 +45,14 @@ def padding_counted(subject: Subject) -> Check:
 
 
 def _padded_targets(subject: Subject, rows: LocatedRows) -> np.ndarray:
-    """(R, T) bool: targets that are padding: the text has nothing there, or they have an id that no text can have."""
+    """(R, T) bool: targets where the text has nothing, or with an id of padding that no text can have."""
     own = {subject.tokenizer.pad_id} - {None, subject.tokenizer.end_of_text_id}
     by_id = np.isin(rows.targets, [id for id in own if id is not None and not _may_be_text(subject, id)])
     return rows.learned & (by_id | (rows.padding & (rows.targets == rows.inputs)))
 
 
 def _may_be_text(subject: Subject, id: int) -> bool:
-    """Whether tokenizing a text can give this id, which special tokens are not meant for."""
+    """Whether tokenizing a text can give this id, as it should not for most special tokens."""
     token = subject.tokenizer.backend.id_to_token(id)
     if token is None or token == getattr(subject.tokenizer.backend.model, "unk_token", None):
         return True
@@ -104,10 +104,7 @@ def repeated(subject: Subject) -> Check:
 
 
 def constant_columns(subject: Subject) -> Check:
-    """No column, and not the last target of each row, is nearly always the same token, unless the text is like that.
-
-    Lines of one length, or records, end in the same column of every row: so nothing is said of what is in the text.
-    """
+    """No column, and not the last target of each row, is nearly always the same token, unless the text is like that."""
     expected = Expected(f"no column with one target in {_ALWAYS:.0%} of its rows")
     rows = subject.rows
     if rows.are_text:
@@ -133,7 +130,7 @@ def constant_columns(subject: Subject) -> Check:
 
 
 def _constant(targets: np.ndarray, learned: np.ndarray, where: np.ndarray) -> int:
-    """The token that is nearly always the target at these positions, and seldom at others; -1 if there is none."""
+    """The token that is nearly always the target at these positions, and rarely at others; -1: there is none."""
     values, counts = np.unique(targets[learned & where], return_counts=True)
     if counts.sum() < _LEAST_ROWS or counts.max() < _ALWAYS * counts.sum():
         return -1

@@ -1,4 +1,4 @@
-"""Which tokens a token attends to: no later ones, no other documents, no padding; all earlier ones, with a cache too.
+"""Checks of what a token attends to: all earlier tokens, also in a cache; no later ones, other documents or padding.
 
 Dimensions: B batch · T window · D d_model
 """
@@ -19,20 +19,17 @@ from transformer.preflight.measure import differing, max_difference, recorded
 from transformer.preflight.small_run import random_batch, small_model
 from transformer.preflight.subject import Subject, other_tokens
 
-_PLACES = 4  # of a long window, spread over it, before and after which everything is changed
-_SHORT = 32  # tokens of a window of which all places are tried
+_PLACES = 4  # positions of a long window that are tried, spread over it
+_SHORT = 32  # the longest window of which all positions are tried
 _VOCABULARY = 64  # of the small model
 _CLOSE = 1e-3  # of the size of the hidden states: the same numbers, summed in another order
 _PADDED_ROWS = 4  # of the batches are tried
 
 
 def causality(subject: Subject) -> Check:
-    """Nothing before a token changes when it and those after it do; everything from it on does.
-
-    What trained weights do not attend to is no mistake of the mask: of those only the first can fail.
-    """
+    """Nothing before a token changes when it and those after it do; everything from it on does."""
     expected = Expected("a changed token changes nothing before it, and everything after")
-    length, certain = subject.text_row.shape[1], not subject.trained
+    length, certain = subject.text_row.shape[1], not subject.trained  # trained weights may ignore a token
     places = list(range(length))
     if length > _SHORT:
         edges = [edge + side for edge in (128, 256) for side in (0, 1) if edge + side < length]
@@ -59,13 +56,13 @@ def causality(subject: Subject) -> Check:
 
 
 def _reach(subject: Subject) -> int:
-    """How many tokens a token attends to in the layer without a sliding window, or the one with the longest."""
+    """How many tokens a token attends to in the layer where it attends to most."""
     config = subject.model.config
     return max(config.window_of(layer) or subject.text_row.shape[1] for layer in range(config.n_layers))
 
 
 def documents_apart(subject: Subject) -> Check:
-    """With `separate_documents` no token attends to another document; without it each attends to all before it."""
+    """With `separate_documents` no token attends to another document; without it, to all tokens before it."""
     apart, length = subject.config.text.separate_documents, subject.text_row.shape[1]
     expected = Expected("no attention" if apart else "attention goes on (no --separate-documents)")
     if length < 4:
@@ -113,8 +110,7 @@ def padding_unseen(subject: Subject) -> Check:
 
 
 def cached(subject: Subject) -> Check:
-    """Decoding token by token with the cache gives what one pass over all tokens gives; also by the backend that serves
-    the model."""
+    """Decoding with the cache gives the logits of one pass, in the model and in its inference backend."""
     expected = Expected("the same as without a cache, to 1/1000")
     model, tokens = _small(subject)
     length, worst = tokens.shape[1], 0.0
@@ -143,8 +139,10 @@ def _small(subject: Subject) -> tuple[Transformer, Tensor]:
 
 
 def _hidden(subject: Subject, tokens: Tensor, segment_ids: Tensor | None = None) -> Tensor:
-    """(1, T, D) hidden states of (1, T) tokens, on the CPU, as a step of the run computes them: with gradients, in its
-    precision. segment_ids: (1, T); None: the row is one document."""
+    """(1, T, D) hidden states of (1, T) tokens as a step of the run computes them: with gradients, in its precision.
+
+    segment_ids: (1, T); None: the row is one document.
+    """
     stepper, zeros = subject.once(Subject.hidden_stepper), torch.zeros_like(tokens)
     batch = Batch(tokens, zeros, zeros if segment_ids is None else segment_ids)
     with torch.enable_grad(), recorded([("last layer", stepper.model.layers[-1])]) as recording:
@@ -157,14 +155,14 @@ def _unchanged(subject: Subject) -> Tensor:
 
 
 def _changed(subject: Subject, first: int, stop: int, segment_ids: Tensor | None = None) -> Tensor:
-    """(T,) bool: where the hidden states of the text row change with its tokens from `first` until before `stop`."""
+    """(T,) bool: where the hidden states of the text row change if its tokens in [first, stop) do."""
     before = subject.once(_unchanged) if segment_ids is None else _hidden(subject, subject.text_row, segment_ids)
     tokens = other_tokens(subject.text_row, first, stop, subject)
     return differing(before, _hidden(subject, tokens, segment_ids))[0]
 
 
 def _attended_padding(subject: Subject) -> str:
-    """Where real tokens attend to padding of the run's own batches; an empty string if nowhere."""
+    """Where tokens attend to padding in the run's own batches, in words; an empty string if nowhere."""
     for what, rows, batches in (
         ("training", subject.rows, subject.batches),
         ("validation", subject.validation_rows, subject.validation_batches),
@@ -183,7 +181,7 @@ def _attended_padding(subject: Subject) -> str:
 
 
 def _hidden_with_other_padding(subject: Subject, tokens: Tensor, segment_ids: Tensor, padding: Tensor) -> Tensor:
-    """Hidden states with other embeddings at padding (1, T), whose ids, by which it may be masked, are the same."""
+    """Hidden states with other embeddings at padding (1, T). Its ids stay, since the model may mask it by them."""
 
     def change(_: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         return output.where(~padding.to(output.device)[..., None], output.std())

@@ -1,4 +1,4 @@
-"""Do windows hold targets, and does the source give each of them once, in random order, and again if it is put back?"""
+"""Checks of the windows: that they have targets, and that the source gives each once, shuffled, and can be restored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _IN_ORDER = 0.5  # of them go to the next window of the text; in a random order 
 
 
 def to_learn(subject: Subject) -> Check:
-    """Windows have targets, in training and in validation; with prompts that fill a window there are none in it."""
+    """Windows have targets, in training and in validation."""
     expected = Expected(f"targets in {1 - _EMPTY:.0%} of the windows")
     missing, n_batches = sum(not batch.n_targets for batch in subject.batches), len(subject.batches)
     windows, of_all = subject.training, "the windows"
@@ -41,7 +41,7 @@ def to_learn(subject: Subject) -> Check:
 
 
 def order(subject: Subject) -> Check:
-    """From the same position the source gives the same batch, as resuming needs; and no row twice in an epoch."""
+    """From the same position the source gives the same batch, and it gives no row twice in an epoch."""
     source, first = subject.source, subject.batches[0]
     before = source.state()
     again = source.next()
@@ -58,7 +58,7 @@ def order(subject: Subject) -> Check:
         rows.inputs, axis=0, return_index=True, return_inverse=True, return_counts=True
     )
     measured = f"{len(index)} different of {len(rows.inputs)} rows"
-    # A text of repetitions has equal rows: no row may come more often than it is in the text.
+    # Rows of a repetitive text may be equal: none may come more often than it is in the text.
     most = np.zeros(len(index), np.int64)
     np.maximum.at(most, inverse.reshape(-1), np.where(rows.exact, rows.count, len(rows.inputs)))
     if _within_epoch(subject) and rows.searched_all and (counts > most).any():
@@ -68,7 +68,7 @@ def order(subject: Subject) -> Check:
 
 
 def _within_epoch(subject: Subject) -> bool:
-    """Whether the rows that were read can all be of one epoch, in which no window comes twice."""
+    """Whether all rows that were read may be of one epoch."""
     windows = subject.training
     if windows is None:
         return False
