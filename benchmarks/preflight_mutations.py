@@ -426,7 +426,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     _batches(
         "the place in the text is not restored",
-        '        self._taken = state["batches"]',
+        '        self._taken = state_dict["batches"]',
         "        pass",
         "order of the batches",
     ),
@@ -456,15 +456,15 @@ MUTATIONS: tuple[Mutation, ...] = (
     _training(
         "only the last batch is learned",
         "step",
-        "                summed = self.nats(batch, self.module)\n",
-        "                self.module.zero_grad(); summed = self.nats(batch, self.module)\n",
+        "                summed = self.summed_loss(batch)\n",
+        "                self.module.zero_grad(); summed = self.summed_loss(batch)\n",
         "accumulated gradients",
     ),
     _training(
         "the same batch is accumulated",
         "step",
-        "summed = self.nats(batch, self.module)",
-        "summed = self.nats(batches[0], self.module)",
+        "summed = self.summed_loss(batch)",
+        "summed = self.summed_loss(batches[0])",
         "accumulated gradients",
     ),
     _training(
@@ -554,7 +554,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     _training(
         "the place in the text is not taken from the checkpoint",
         "trainer",
-        '        self.source.restore(found.facts["data"])\n',
+        '        self.source.load_state_dict(found.facts["data"])\n',
         "",
         "resuming",
     ),

@@ -29,7 +29,7 @@ from transformer.device import describe
 from transformer.model import ModelConfig, Transformer
 from transformer.training.distributed import Engine
 from transformer.training.flops import flops_per_token, measured_peak
-from transformer.training.step import Stepper
+from transformer.training.step import TrainStep
 from transformer.training.train_config import TrainConfig
 
 OURS, GPT2, X_TRANSFORMERS = "ours", "transformers GPT-2", "x-transformers"
@@ -77,8 +77,8 @@ def ours(task: Namespace) -> Contender:
     model, engine, number = our_model(task), Engine("cpu"), itertools.count(1)
     source: Any = Namespace(next=lambda: Batch(*(draw(task) for _ in range(3))), describe_last=str)
     tokenizer: Any = Namespace(vocab_size=task.vocabulary)
-    stepper = Stepper(model, source, tokenizer, config, engine)
-    return model.parameter_count(), lambda: stepper.step(next(number))
+    train_step = TrainStep(model, source, tokenizer, config, engine)
+    return model.parameter_count(), lambda: train_step.run(next(number))
 
 
 def gpt2(task: Namespace) -> Contender:

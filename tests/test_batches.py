@@ -198,22 +198,22 @@ def rows(batch: Batch) -> list[tuple]:
 
 def test_a_run_goes_on_where_it_was_interrupted(make: Make) -> None:
     whole = make(0, 1)
-    batches, states, shown = [], [whole.state()], []
+    batches, states, shown = [], [whole.state_dict()], []
     for _ in range(200):  # more than one epoch of each
         batches.append(whole.next())
-        states.append(json.loads(json.dumps(whole.state())))
+        states.append(json.loads(json.dumps(whole.state_dict())))
         shown.append(whole.describe_last())
     assert "epoch 1," in shown[0] and "epoch 1," not in shown[-1]
     for cut in [0, 1, *np.random.default_rng(0).integers(2, 190, 6).tolist()]:
         state = states[cut]
         for begin in range(cut, min(cut + 36, 200), 9):  # and is interrupted again and again
             resumed = make(0, 1)
-            resumed.restore(state)
+            resumed.load_state_dict(state)
             for i in range(begin, min(begin + 9, 200)):
                 again = resumed.next()
                 assert torch.equal(again.inputs, batches[i].inputs) and torch.equal(again.targets, batches[i].targets)
                 assert resumed.describe_last() == shown[i]
-            state = json.loads(json.dumps(resumed.state()))
+            state = json.loads(json.dumps(resumed.state_dict()))
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 5])
@@ -223,7 +223,7 @@ def test_the_batches_do_not_depend_on_the_number_of_processes(make: Make, world_
         alone.next()
     together = [make(rank, world_size) for rank in range(world_size)]
     for source in together:
-        source.restore(alone.state())
+        source.load_state_dict(alone.state_dict())
     for _ in range(12):
         expected, parts = alone.next(), [source.next() for source in together]
         assert sorted(row for part in parts for row in rows(part)) == sorted(rows(expected))
@@ -236,9 +236,9 @@ def test_a_stream_holds_every_token_in_each_epoch_in_blocks_of_even_batches(tmp_
     assert source.steps_in_epoch is None
     epochs: list[list[int]] = [[], []]
     order: list[list[int]] = [[], []]
-    while (epoch := source.state()["epoch"]) < 2:
+    while (epoch := source.state_dict()["epoch"]) < 2:
         batch = source.next()
-        epoch = source.state()["epoch"]
+        epoch = source.state_dict()["epoch"]
         if epoch < 2:
             assert 3 <= len(batch.inputs) <= 4
             epochs[epoch] += batch.targets[batch.targets != IGNORE_INDEX].tolist()

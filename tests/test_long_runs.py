@@ -113,10 +113,10 @@ def test_short_windows_come_first_and_a_resume_knows_both_positions(text):
         seen.append(batches.next())
         shapes.append(tuple(seen[-1].inputs.shape))
         if step == 5:
-            state = json.loads(json.dumps(batches.state()))
+            state = json.loads(json.dumps(batches.state_dict()))
     assert shapes == [(8, 8)] * 4 + [(2, 32)] * 4
     again = source()
-    again.restore(state)
+    again.load_state_dict(state)
     again.set_progress(6 / 8)
     assert torch.equal(again.next().inputs, seen[6].inputs)
 

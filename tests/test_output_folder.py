@@ -22,7 +22,7 @@ from transformer.training import run_state
 from transformer.training.interrupt import Interrupt, Interrupted
 from transformer.training.lock import only_run_in
 from transformer.training.run import train
-from transformer.training.step import Step, Stepper
+from transformer.training.step import StepMetrics, TrainStep
 from transformer.training.train_config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
@@ -203,13 +203,13 @@ def default_hangup():
 
 @pytest.mark.usefixtures("default_hangup")
 def test_a_closed_terminal_is_sigterm_unless_it_is_ignored(corpus: str, tmp_path: Path, monkeypatch) -> None:
-    make = Stepper.step
+    make = TrainStep.run
 
-    def step(self: Stepper, number: int) -> Step:
+    def step(self: TrainStep, number: int) -> StepMetrics:
         os.kill(os.getpid(), signal.SIGHUP)
         return make(self, number)
 
-    monkeypatch.setattr(Stepper, "step", step)
+    monkeypatch.setattr(TrainStep, "run", step)
     config = TrainConfig.from_options(corpus, str(tmp_path), preflight="off", **SMALL)
     with pytest.raises(Interrupted, match="stopped after step 1") as stopped:
         train(config)

@@ -93,11 +93,11 @@ class Collator:
         self.change(inputs, targets)
         return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), batch.segment_ids)
 
-    def state(self) -> dict[str, Any]:
-        return self.source.state()
+    def state_dict(self) -> dict[str, Any]:
+        return self.source.state_dict()
 
-    def restore(self, state: dict[str, Any]) -> None:
-        self.source.restore(state)
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.source.load_state_dict(state_dict)
 
     def describe_last(self) -> str:
         return self.source.describe_last()
@@ -217,9 +217,9 @@ def test_nothing_is_disturbed(data: str, tokenizer: Tokenizer) -> None:
     source = EpochBatches(windows, 8, 0)
     source.next()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    position, states = source.state(), (torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate())
+    position, states = source.state_dict(), (torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate())
     preflight(RunComponents(tokenizer, model, source, windows, windows), config, Engine("cpu"))
-    assert source.state() == position and not model.training
+    assert source.state_dict() == position and not model.training
     assert torch.equal(torch.get_rng_state(), states[0]) and (np.random.get_state()[1] == states[1]).all()
     assert random.getstate() == states[2]
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
@@ -355,7 +355,7 @@ def test_a_source_that_repeats_or_cannot_return_is_named(data: str, tokenizer: T
         inputs[:], targets[:] = inputs[:1], targets[:1]
 
     assert_named(check_text(data, tokenizer, one_row_in_all), "order of the batches", "repeats")
-    monkeypatch.setattr(EpochBatches, "restore", lambda self, state: None)
+    monkeypatch.setattr(EpochBatches, "load_state_dict", lambda self, state_dict: None)
     assert_named(check_text(data, tokenizer), "order of the batches", "does not return")
 
 

@@ -18,7 +18,7 @@ from transformer.legacy import preset_config
 from transformer.preflight import Report, preflight
 from transformer.training.distributed import Engine
 from transformer.training.run_components import RunComponents
-from transformer.training.step import Stepper
+from transformer.training.step import TrainStep
 from transformer.training.train_config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
@@ -121,9 +121,9 @@ def fine_tuning(
     )
     source = EpochBatches(training, 8, 0)
     if steps:
-        stepper = Stepper(model, source, tokenizer, config, Engine(device))
+        train_step = TrainStep(model, source, tokenizer, config, Engine(device))
         for number in range(steps):
-            stepper.step(number + 1)
+            train_step.run(number + 1)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(scale)

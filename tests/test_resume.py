@@ -21,7 +21,7 @@ from transformer.hub import checkpoint
 from transformer.training import run_state
 from transformer.training.interrupt import Interrupted
 from transformer.training.run import train
-from transformer.training.step import Step, Stepper
+from transformer.training.step import StepMetrics, TrainStep
 from transformer.training.train_config import RENAMED, TrainConfig
 
 SMALL = dict(
@@ -83,15 +83,15 @@ def assert_same(left: Path, right: Path) -> None:
 @contextmanager
 def before_step(number: int, happens: Callable[[], None]) -> Iterator[None]:
     """Within it something happens just before the step of this number is made."""
-    make = Stepper.step
+    make = TrainStep.run
 
-    def step(self: Stepper, now: int) -> Step:
+    def step(self: TrainStep, now: int) -> StepMetrics:
         if now == number:
             happens()
         return make(self, now)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Stepper, "step", step)
+        patch.setattr(TrainStep, "run", step)
         yield
 
 

@@ -62,9 +62,9 @@ def test_examples_come_once_in_an_epoch_and_from_any_position_again() -> None:
     source = ExampleBatches(examples, 4, seed=1)
     epoch = [source.next() for _ in range(source.steps_in_epoch)]
     assert sorted(torch.cat([batch.targets[:, -1] for batch in epoch]).tolist()) == list(range(11, 41, 2))
-    state, following = source.state(), source.next()
+    state, following = source.state_dict(), source.next()
     again = ExampleBatches(examples, 4, seed=1)
-    again.restore(state)
+    again.load_state_dict(state)
     assert torch.equal(again.next().inputs, following.inputs)
     assert again.describe_last() == source.describe_last()
 

@@ -276,6 +276,13 @@ def test_the_learning_rate_rises_then_falls_to_its_end(schedule: str) -> None:
     assert learning_rate(schedule, 0.0, warmup_ratio=0.0, decay_ratio=1.0, final=0.1) == 1.0
 
 
+def test_progress_has_the_same_names_in_checkpoints_as_before() -> None:
+    saved = dict(step=9, tokens=90, seconds=3.0, training_seconds=2.0, best_loss=4.5, best_step=7, waited=2)
+    progress = Progress()
+    progress.load_state_dict(saved)
+    assert progress.validations_since_best == 2 and progress.state_dict() == saved
+
+
 @given(st.integers(0, 10**6), st.integers(0, 10**9), st.floats(0, 1e6), st.integers(1, 10**6), st.floats(0.01, 1e4))
 def test_a_run_is_as_far_as_the_budget_that_is_most_spent(
     step: int, tokens: int, seconds: float, steps: int, limit: float

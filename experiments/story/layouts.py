@@ -86,11 +86,11 @@ class ExampleBatches:
         self._taken += 1
         return self.examples.batch(rows)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"batches": self._taken}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        self._taken = state["batches"]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._taken = state_dict["batches"]
 
     def describe_last(self) -> str:
         return f"examples {listed(self._rows(self._taken - 1))}" if self._taken else "no batch yet"
@@ -117,11 +117,11 @@ class ChangedBatches:
     def set_progress(self, progress: float) -> None:
         self.source.set_progress(progress)
 
-    def state(self) -> dict[str, Any]:
-        return self.source.state()
+    def state_dict(self) -> dict[str, Any]:
+        return self.source.state_dict()
 
-    def restore(self, state: dict[str, Any]) -> None:
-        self.source.restore(state)
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.source.load_state_dict(state_dict)
 
     def describe_last(self) -> str:
         return self.source.describe_last()

@@ -114,10 +114,10 @@ class BatchSource(Protocol):
     def set_progress(self, progress: float) -> None:
         """Set the progress of the run, in [0, 1], on which the next batches may depend."""
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """The position after the last batch, as JSON."""
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue after that position, also with another number of processes."""
 
     @property
@@ -154,11 +154,11 @@ class EpochBatches:
     def set_progress(self, progress: float) -> None:
         """The order does not depend on it."""
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"batches": self._taken}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        self._taken = state["batches"]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._taken = state_dict["batches"]
 
     def describe_last(self) -> str:
         if not self._taken:
@@ -203,12 +203,12 @@ class ShortWindowsFirst:
     def set_progress(self, progress: float) -> None:
         self._current = self.short if progress < self.share else self.long
 
-    def state(self) -> dict[str, Any]:
-        return {"short": self.short.state(), "long": self.long.state()}
+    def state_dict(self) -> dict[str, Any]:
+        return {"short": self.short.state_dict(), "long": self.long.state_dict()}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        self.short.restore(state["short"])
-        self.long.restore(state["long"])
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.short.load_state_dict(state_dict["short"])
+        self.long.load_state_dict(state_dict["long"])
 
     def describe_last(self) -> str:
         return self._current.describe_last()

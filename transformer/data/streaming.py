@@ -60,13 +60,13 @@ class StreamBatches:
     def set_progress(self, progress: float) -> None:
         """The order does not depend on it."""
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"epoch": self._epoch, "block": self._block, "taken": self._taken, "begins": self._begins}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        self._epoch, self._block, self._taken = state["epoch"], state["block"], state["taken"]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._epoch, self._block, self._taken = state_dict["epoch"], state_dict["block"], state_dict["taken"]
         self._corpus = Corpus(self._source, self._text_column)
-        self._corpus.go_to(state["begins"])
+        self._corpus.go_to(state_dict["begins"])
         self._load_block()
 
     def describe_last(self) -> str:

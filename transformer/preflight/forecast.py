@@ -95,8 +95,8 @@ def _needed_bytes(subject: Subject) -> dict[str, float]:
 
 def _kept_by_autograd(subject: Subject) -> float:
     """Bytes that autograd keeps for the backward pass of one row of a batch, without logits."""
-    stepper = subject.hidden_stepper(dropout=True)
-    tensors = (*stepper.model.parameters(), *stepper.model.buffers())
+    train_step = subject.hidden_train_step(dropout=True)
+    tensors = (*train_step.model.parameters(), *train_step.model.buffers())
     own = {tensor.untyped_storage().data_ptr() for tensor in tensors}
     kept: dict[int, int] = {}
 
@@ -109,7 +109,7 @@ def _kept_by_autograd(subject: Subject) -> float:
     row = cut(subject.batches[0], 1, subject.batches[0].inputs.shape[1])
     row = Batch(row.inputs, torch.zeros_like(row.targets), row.segment_ids)  # the projection of this copy has one row
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = stepper.nats(row, stepper.module)
+        loss = train_step.summed_loss(row)
     del loss
     return float(sum(kept.values()))
 

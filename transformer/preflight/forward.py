@@ -87,11 +87,11 @@ def comparison(subject: Subject) -> Comparison:
     batch = random_batch(model, rows=2)
     batch.targets[:, ::3] = IGNORE_INDEX
     batch.segment_ids[:, batch.inputs.shape[1] // 3 :] = 1
-    stepper = subject.stepper(model, batch)
+    train_step = subject.make_train_step(model, batch)
     for mode, training in (("the training step", True), ("validation", False)):
         modules = [(name, module) for name, module in model.train(training).named_modules() if name]
         with torch.set_grad_enabled(training), recorded(modules) as values:
-            nats = float(stepper.nats(batch, stepper.module).detach())
+            nats = float(train_step.summed_loss(batch).detach())
         for name, compare in ForwardPass(subject, in_fp64, batch, values, nats).parts():
             try:
                 found.apart[name] = max(found.apart.get(name, 0.0), compare())

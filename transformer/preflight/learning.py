@@ -17,7 +17,7 @@ from transformer.preflight.check import Check, Expected, listed
 from transformer.preflight.measure import at_each_step
 from transformer.preflight.subject import Subject, cut
 from transformer.training.optimizers import set_learning_rate
-from transformer.training.step import Diverged, Stepper
+from transformer.training.step import Diverged, TrainStep
 
 _BEYOND = 2**40  # the first step number here: the random numbers of the run's own steps are not used
 _ROWS, _LENGTH = 4, 32  # of the batch that is overfitted
@@ -55,12 +55,12 @@ def real_step(subject: Subject) -> RealStep:
     the second count.
     """
     model = subject.copy_of_model()
-    stepper = subject.stepper(model, subject.fullest, learning_rate=_LOWEST, embedding_learning_rate=None)
-    names = at_each_step(stepper.optimizers[0], lambda: _wrong_gradients(model))
+    train_step = subject.make_train_step(model, subject.fullest, learning_rate=_LOWEST, embedding_learning_rate=None)
+    names = at_each_step(train_step.optimizers[0], lambda: _wrong_gradients(model))
     seconds: list[float] = []
     while len(seconds) < 2:
         begin = time.perf_counter()
-        step = stepper.step(_BEYOND + len(seconds))
+        step = train_step.run(_BEYOND + len(seconds))
         seconds.append(time.perf_counter() - begin)
         if "zero" not in names[0] and seconds[0] > _SLOW:
             break
@@ -114,9 +114,9 @@ def one_batch(subject: Subject) -> Check:
     expected = Expected(f"below {goal:.2f}, the entropy of its tokens being {entropy:.2f}")
     rate = _RATES[subject.model.config.norm_placement]
     options = dict(optimizer="adamw", learning_rate=rate, embedding_learning_rate=None, weight_decay=0.0)
-    stepper = subject.stepper(subject.copy_of_model(dropout=False), batch, **options)
+    train_step = subject.make_train_step(subject.copy_of_model(dropout=False), batch, **options)
     losses: list[float] = []
-    for loss in _losses(stepper, [min(1.0, (number + 1) / 5) for number in range(_MOST_STEPS)]):
+    for loss in _losses(train_step, [min(1.0, (number + 1) / 5) for number in range(_MOST_STEPS)]):
         losses.append(loss)
         if loss <= goal:
             break
@@ -170,12 +170,12 @@ def _range_test(subject: Subject, batch: Batch) -> tuple[float | None, float | N
 
     The rate grows by a factor from step to step (Smith, 2017, arXiv 1506.01186). Parameter groups keep their ratios.
     """
-    stepper = subject.stepper(subject.copy_of_model(dropout=False), batch)
+    train_step = subject.make_train_step(subject.copy_of_model(dropout=False), batch)
     chosen = subject.config.optimization.learning_rate
     rates = np.geomspace(_LOWEST, _HIGHEST, _N_RATES).tolist()
     falls: float | None = None
     first = best = math.inf
-    for rate, loss in zip(rates, _losses(stepper, [rate / chosen for rate in rates]), strict=False):
+    for rate, loss in zip(rates, _losses(train_step, [rate / chosen for rate in rates]), strict=False):
         first, best = min(first, loss) if first == math.inf else first, min(best, loss)
         if falls is None and loss < first * (1 - _MOVED):
             falls = rate
@@ -186,13 +186,13 @@ def _range_test(subject: Subject, batch: Batch) -> tuple[float | None, float | N
     return falls, None
 
 
-def _losses(stepper: Stepper, rates: Sequence[float]) -> Iterator[float]:
+def _losses(train_step: TrainStep, rates: Sequence[float]) -> Iterator[float]:
     """The losses of steps with these learning rates (1: that of the run), until one is not finite or time is up."""
     begin = time.process_time()
     for number, rate in enumerate(rates):
-        set_learning_rate(stepper.optimizers, rate)
+        set_learning_rate(train_step.optimizers, rate)
         try:
-            loss = stepper.step(_BEYOND + number).loss
+            loss = train_step.run(_BEYOND + number).loss
         except Diverged:
             loss = math.inf
         yield loss

@@ -38,9 +38,9 @@ def initial_loss(subject: Subject) -> Check:
     size = subject.model.config.vocab_size
     uniform = math.log(size)
     batch, model = cut(subject.fullest, _LOSS_ROWS, _LOSS_LENGTH), subject.copy_of_model(dropout=False)
-    stepper = subject.stepper(model, batch)
+    train_step = subject.make_train_step(model, batch)
     with torch.no_grad():
-        loss = float(stepper.nats(batch, stepper.module)) / batch.n_targets
+        loss = float(train_step.summed_loss(batch)) / batch.n_targets
     measured = f"{loss:.2f} nats per token"
     if subject.config.model.init_from or subject.config.model.start_from_bigrams:
         expected = Expected(f"below ln({size:,}) = {uniform:.2f}: the weights are trained")

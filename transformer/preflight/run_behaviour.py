@@ -17,7 +17,7 @@ from transformer.preflight.small_run import (
     parameters_of,
     small_batches,
     small_model,
-    small_stepper,
+    small_train_step,
     small_trainer,
 )
 from transformer.preflight.subject import Subject
@@ -31,7 +31,7 @@ def tied(subject: Subject) -> Check:
     configured = subject.model.config.tie_embeddings
     expected = Expected("one matrix (tie_embeddings)" if configured else "two matrices (no tie_embeddings)")
     model = small_model(subject)
-    small_stepper(subject, model, small_batches(subject, model)).step(1)
+    small_train_step(subject, model, small_batches(subject, model)).run(1)
     for what, one in (("the model of the run", subject.model), ("a model after a step", model)):
         if (one.head.weight is one.token_embedding.weight) != configured:
             apart = "are two matrices" if configured else "are one matrix"
@@ -48,24 +48,24 @@ def dropout(subject: Subject) -> Check:
         return expected.passed("none")
     model = small_model(subject, dropout=max(p, DROPOUT))
     batches = small_batches(subject, model)[:1]
-    stepper = small_stepper(subject, model, batches)
+    train_step = small_train_step(subject, model, batches)
 
-    def nats(training: bool, seed: int) -> float:
+    def loss_of(training: bool, seed: int) -> float:
         torch.manual_seed(seed)
-        stepper.module.train(training)
+        train_step.module.train(training)
         with torch.set_grad_enabled(training):
-            return float(stepper.nats(batches[0], stepper.module).detach())
+            return float(train_step.summed_loss(batches[0]).detach())
 
-    if not _alike(nats(False, 0), nats(False, 1)):
+    if not _alike(loss_of(False, 0), loss_of(False, 1)):
         cause = "In evaluation mode the same tokens give another loss each time: dropout is not switched off."
         return expected.failed("drawn in evaluation mode", cause)
-    if _alike(nats(True, 0), nats(True, 1)):
+    if _alike(loss_of(True, 0), loss_of(True, 1)):
         cause = f"In training mode nothing is dropped, though dropout is {p:g}: look at Dropout and model.train()."
         return expected.failed("none in training mode", cause)
     losses = []
     for number in (1, 2, 1):
         again = small_model(subject, dropout=max(p, DROPOUT))
-        losses.append(small_stepper(subject, again, batches).step(number).loss)
+        losses.append(small_train_step(subject, again, batches).run(number).loss)
     if not _alike(losses[0], losses[2]):
         cause = "The same step drops other numbers each time, also in a resumed run: seed each step by its number."
         return expected.failed("not the same for the same step", cause)
@@ -86,11 +86,11 @@ def evaluation(subject: Subject) -> Check:
         found = trainer.validation_loss()
         handle.remove()
         was_training = model.training
-    stepper = small_stepper(subject, model.eval(), batches)
+    train_step = small_train_step(subject, model.eval(), batches)
     counts = [batch.n_targets for batch in batches]
     with torch.no_grad():
-        nats = [float(stepper.nats(batch, stepper.module)) for batch in batches]
-    wanted = sum(nats) / sum(counts)
+        losses = [float(train_step.summed_loss(batch)) for batch in batches]
+    wanted = sum(losses) / sum(counts)
     if any(modes):
         cause = "Validation runs in training mode, so that dropout changes the loss: call model.eval() before it."
         return expected.failed("in training mode", cause, certain=bool(dropout))
@@ -98,7 +98,7 @@ def evaluation(subject: Subject) -> Check:
         cause = "After a validation the model stays in evaluation mode: call model.train(), or nothing drops out."
         return expected.failed("training goes on in evaluation mode", cause, certain=bool(dropout))
     if not abs(found - wanted) <= _CLOSE[subject.bf16] * wanted:
-        means = sum(one / count for one, count in zip(nats, counts, strict=True)) / len(counts)
+        means = sum(one / count for one, count in zip(losses, counts, strict=True)) / len(counts)
         is_mean_of_means = abs(found - means) < 1e-3 * means
         why = "it is the mean of the batches' means" if is_mean_of_means else "other targets are counted"
         cause = f"The validation loss is {found:.4f} where its targets give {wanted:.4f}: {why}."
@@ -135,10 +135,10 @@ def _differences(first: Trainer, second: Trainer, saved: dict[str, Tensor]) -> I
         yield "it begins again", "A run does not go on from its checkpoint: look at how it is loaded."
     weights, loaded = parameters_of(first.model), parameters_of(second.model)
     if other := [name for name, value in weights.items() if not torch.equal(value, loaded[name])]:
-        cause = f"A run that goes on has another {other[0]} than the one that wrote the checkpoint: look at restore."
+        cause = f"A run that goes on has another {other[0]} than the checkpoint: look at run_state.set_state_dict."
         yield "other weights", cause
-    if first.source.state() != second.source.state():
-        cause = "A run that goes on reads its text from another position: look at the source's restore."
+    if first.source.state_dict() != second.source.state_dict():
+        cause = "A run that goes on reads its text from another position: look at the load_state_dict of the source."
         yield "another position in the text", cause
     states = ([_state_of(optimizer) for optimizer in run.optimizers] for run in (first, second))
     for left, right in zip(*states, strict=True):
@@ -149,7 +149,7 @@ def _differences(first: Trainer, second: Trainer, saved: dict[str, Tensor]) -> I
         cause = f"The saved model has another {other[0]} than the one that was trained: look at checkpoint.save."
         yield "another model is saved", cause
     for run in (first, second):
-        run.stepper.step(first.progress.step + 1)
+        run.train_step.run(first.progress.step + 1)
     loaded = parameters_of(second.model)
     if not all(_same(value, loaded[name]) for name, value in parameters_of(first.model).items()):
         cause = "The step after a checkpoint differs from that without stopping: it depends on more than its number."

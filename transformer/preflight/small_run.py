@@ -24,7 +24,7 @@ from transformer.data.batches import IGNORE_INDEX, Batch
 from transformer.model import ModelConfig, Transformer
 from transformer.preflight.subject import FixedBatches, Subject
 from transformer.training.distributed import Engine
-from transformer.training.step import Stepper
+from transformer.training.step import TrainStep
 from transformer.training.train_config import TrainConfig
 from transformer.training.trainer import Trainer
 
@@ -106,10 +106,10 @@ def small_batches(subject: Subject, model: Transformer) -> list[Batch]:
     return [random_batch(model, n, seed, every, known) for seed, (n, every) in enumerate(sizes)]
 
 
-def small_stepper(subject: Subject, model: Transformer, batches: Sequence[Batch], **options: Any) -> Stepper:
+def small_train_step(subject: Subject, model: Transformer, batches: Sequence[Batch], **options: Any) -> TrainStep:
     """The step of such a run, of one batch unless `options` of its configuration say otherwise."""
     engine = Engine(subject.engine.device)
-    return Stepper(model, FixedBatches(batches), subject.tokenizer, _config(subject, **options), engine)
+    return TrainStep(model, FixedBatches(batches), subject.tokenizer, _config(subject, **options), engine)
 
 
 @contextmanager

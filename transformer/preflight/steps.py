@@ -1,4 +1,4 @@
-"""Checks of the training step: the run's own `Stepper` and optimizers train a small model.
+"""Checks of the training step: the run's own `TrainStep` and optimizers train a small model.
 
 Gradients are compared with those that autograd gives for the same batches, and those of a compiled step with those of
 the uncompiled one.
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from transformer.data.batches import IGNORE_INDEX, Batch
 from transformer.preflight.check import Check, Expected, listed
 from transformer.preflight.measure import at_each_step, relative_error
-from transformer.preflight.small_run import parameters_of, small_batches, small_model, small_stepper
+from transformer.preflight.small_run import parameters_of, small_batches, small_model, small_train_step
 from transformer.preflight.subject import Subject, other_tokens
 from transformer.training.optimizers import set_learning_rate
-from transformer.training.step import Stepper
+from transformer.training.step import TrainStep
 
 _ACCUMULATED = 3  # batches in a step
 _MAX_NORM = 1e-2  # small enough to clip every gradient
@@ -31,26 +31,26 @@ def updated(subject: Subject) -> Check:
     """The optimizers move every parameter that has a gradient, downhill, as far as the learning rate says."""
     expected = Expected("every parameter with a gradient moves downhill, and none with a learning rate of 0")
     model = small_model(subject)
-    stepper = small_stepper(subject, model, small_batches(subject, model))
-    seen = at_each_step(stepper.optimizers[0], lambda: _gradients_by_name(model))
-    set_learning_rate(stepper.optimizers, 1.0)
+    train_step = small_train_step(subject, model, small_batches(subject, model))
+    seen = at_each_step(train_step.optimizers[0], lambda: _gradients_by_name(model))
+    set_learning_rate(train_step.optimizers, 1.0)
     before = parameters_of(model)
-    stepper.step(1)
+    train_step.run(1)
     after = parameters_of(model)
     if not seen:
-        return expected.failed("the optimizer is not called", "A step does not call it: look at Stepper.step.")
+        return expected.failed("the optimizer is not called", "A step does not call it: look at TrainStep.run.")
     gradients, moves = seen[0], {name: after[name] - value for name, value in before.items()}
     if still := [name for name, gradient in gradients.items() if gradient.any() and not moves[name].any()]:
         cause = f"A step does not change {listed(still)}: the optimizers were not given it, or do not make their step."
         return expected.failed(f"{len(still)} of {len(moves)} parameters do not move", cause)
     if not sum(float((moves[name].double() * gradient.double()).sum()) for name, gradient in gradients.items()) < 0:
         return expected.failed("uphill", "A step follows the gradient uphill: look for maximize, or a sign.")
-    set_learning_rate(stepper.optimizers, 0.0)
-    stepper.step(2)
+    set_learning_rate(train_step.optimizers, 0.0)
+    train_step.run(2)
     if not all(torch.equal(value, after[name]) for name, value in parameters_of(model).items()):
         cause = "With a learning rate of 0 the weights change: the schedule does not reach the optimizers' groups."
         return expected.failed("they change with a learning rate of 0", cause)
-    groups = [group for optimizer in stepper.optimizers for group in optimizer.param_groups]
+    groups = [group for optimizer in train_step.optimizers for group in optimizer.param_groups]
     decaying = {id(p) for group in groups if group.get("weight_decay") for p in group["params"]}
     if decayed := [name for name, p in model.named_parameters() if p.dim() < 2 and id(p) in decaying]:
         cause = f"Weight decay is applied to {listed(decayed)}: it is for matrices, not for norms and biases."
@@ -64,14 +64,14 @@ def _step_gradients(subject: Subject, n_steps: int, n_batches: int) -> tuple[lis
     model = small_model(subject)
     batches = small_batches(subject, model)
     options = dict(gradient_accumulation_steps=n_batches, max_grad_norm=float("inf"))
-    stepper = small_stepper(subject, model, batches, **options)
-    found = at_each_step(stepper.optimizers[0], lambda: _gradient(model))
+    train_step = small_train_step(subject, model, batches, **options)
+    found = at_each_step(train_step.optimizers[0], lambda: _gradient(model))
     by_autograd = []
     for number in range(n_steps):
         learned = batches[number * n_batches : (number + 1) * n_batches]
         total = sum(batch.n_targets for batch in learned)
-        by_autograd.append([_loss_and_gradient(stepper, stepper.module, batch, total)[1] for batch in learned])
-        stepper.step(number + 1)
+        by_autograd.append([_loss_and_gradient(train_step, batch, divisor=total)[1] for batch in learned])
+        train_step.run(number + 1)
     return found, by_autograd
 
 
@@ -86,12 +86,12 @@ def _gradient(model: nn.Module) -> Tensor:
 
 
 def _loss_and_gradient(
-    stepper: Stepper, score: Callable[..., Tensor], batch: Batch, divisor: int = 1
+    train_step: TrainStep, batch: Batch, module: Callable[..., Tensor] | None = None, divisor: int = 1
 ) -> tuple[float, Tensor]:
-    """The summed loss of a batch by the compiled or uncompiled module, divided by `divisor`, and its gradient."""
+    """The summed loss of a batch, divided by `divisor`, and its gradient. module: as in `TrainStep.summed_loss`."""
     torch.manual_seed(0)
-    loss = stepper.nats(batch, score) / divisor
-    parameters = [parameter for parameter in stepper.model.parameters() if parameter.requires_grad]
+    loss = train_step.summed_loss(batch, module) / divisor
+    parameters = [parameter for parameter in train_step.model.parameters() if parameter.requires_grad]
     return float(loss.detach()), _flat(torch.autograd.grad(loss, parameters, materialize_grads=True))
 
 
@@ -131,7 +131,7 @@ def accumulation(subject: Subject) -> Check:
     ):
         if relative_error(found, other) <= close:
             return expected.failed("other batches, or other weights for them", f"In a step {why}.")
-    cause = "The gradient that reaches the optimizer is not that of the batches of the step: look at Stepper.step."
+    cause = "The gradient that reaches the optimizer is not that of the batches of the step: look at TrainStep.run."
     return expected.failed(f"{distance:.2g} apart, by its size", cause)
 
 
@@ -155,9 +155,9 @@ def clipping(subject: Subject) -> Check:
     """The norm of the gradient is at most --max-grad-norm when the optimizer gets it."""
     expected = Expected("a gradient with the norm --max-grad-norm, if it was larger")
     model = small_model(subject)
-    stepper = small_stepper(subject, model, small_batches(subject, model), max_grad_norm=_MAX_NORM)
-    norms = at_each_step(stepper.optimizers[0], lambda: float(_gradient(model).norm()))
-    stepper.step(1)
+    train_step = small_train_step(subject, model, small_batches(subject, model), max_grad_norm=_MAX_NORM)
+    norms = at_each_step(train_step.optimizers[0], lambda: float(_gradient(model).norm()))
+    train_step.run(1)
     ratio = norms[0] / _MAX_NORM
     if abs(ratio - 1) < _ROUNDING:
         return expected.passed("it has")
@@ -174,11 +174,11 @@ def compiled(subject: Subject) -> Check:
     if not subject.config.run.compile:
         return expected.passed("steps are not compiled")
     batch = subject.fullest
-    stepper = subject.stepper(subject.copy_of_model(), batch, compile=True)
-    loss, gradient = _loss_and_gradient(stepper, stepper.module, batch)
+    train_step = subject.make_train_step(subject.copy_of_model(), batch, compile=True)
+    loss, gradient = _loss_and_gradient(train_step, batch)
     measured = f"loss {loss:.5g}"
     if not subject.model.config.dropout:  # for which compiled code draws other random numbers
-        wanted, wanted_gradient = _loss_and_gradient(stepper, stepper.uncompiled, batch)
+        wanted, wanted_gradient = _loss_and_gradient(train_step, batch, train_step.uncompiled)
         distance, close = relative_error(gradient, wanted_gradient), _CLOSE_COMPILED[subject.coarse]
         measured += f", uncompiled {wanted:.5g}; gradients {distance:.1e} apart"
         if not (abs(loss - wanted) <= close * abs(wanted) and distance <= close):
@@ -189,7 +189,7 @@ def compiled(subject: Subject) -> Check:
     targets = torch.zeros_like(batch.inputs).masked_fill(later, IGNORE_INDEX)
     other = batch.inputs.where(~later, other_tokens(batch.inputs, 0, length, subject))
     pair = (Batch(inputs, targets, batch.segment_ids) for inputs in (batch.inputs, other))
-    before, after = (_loss_and_gradient(stepper, stepper.module, one)[0] for one in pair)
+    before, after = (_loss_and_gradient(train_step, one)[0] for one in pair)
     if not abs(before - after) <= _NOISE * abs(before):
         cause = "In the compiled step a token attends to later ones: train without --compile, or with other versions."
         return expected.failed(f"{before:.6g} becomes {after:.6g}", cause)

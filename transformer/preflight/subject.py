@@ -26,7 +26,7 @@ from transformer.model.linear import Linear
 from transformer.preflight.places import ABSENT, LocatedRows, Rows, places
 from transformer.training.distributed import Engine
 from transformer.training.run_components import RunComponents
-from transformer.training.step import Stepper
+from transformer.training.step import TrainStep
 from transformer.training.train_config import TrainConfig
 
 T = TypeVar("T")
@@ -53,11 +53,11 @@ class FixedBatches:
     def set_progress(self, progress: float) -> None:
         pass
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"taken": self.taken}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        self.taken = state["taken"]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.taken = state_dict["taken"]
 
     def describe_last(self) -> str:
         return "a batch of the preflight"
@@ -85,13 +85,13 @@ class Subject:
     def of(cls, parts: RunComponents, config: TrainConfig, engine: Engine) -> Subject:
         """Read the batches that are checked."""
         source = parts.source
-        before = source.state()
+        before = source.state_dict()
         batches, most = [source.next()], min(_BATCHES, source.steps_in_epoch or _BATCHES)
         where, tokens = source.describe_last(), batches[0].inputs.numel()
         while len(batches) < most and (tokens < _TOKENS or len(batches) < 2):
             batches.append(source.next())
             tokens += batches[-1].inputs.numel()
-        source.restore(before)
+        source.load_state_dict(before)
         run = parts.model, parts.tokenizer, source, parts.training, parts.validation
         return cls(*run, config, engine, batches, where)
 
@@ -199,7 +199,7 @@ class Subject:
                 module.p = 0.0
         return model
 
-    def hidden_stepper(self, dropout: bool = False) -> Stepper:
+    def hidden_train_step(self, dropout: bool = False) -> TrainStep:
         """The step of the run on a copy of the model for its hidden states alone: to save time, its vocabulary
         projection has one row.
 
@@ -215,9 +215,9 @@ class Subject:
                 for parameter in model.layers.parameters():
                     if parameter.dim() == 2 and not parameter.any():
                         parameter.normal_(std=parameter.shape[1] ** -0.5)
-        return self.stepper(model, self.batches[0])
+        return self.make_train_step(model, self.batches[0])
 
-    def stepper(self, model: Transformer, batch: Batch, **options: Any) -> Stepper:
+    def make_train_step(self, model: Transformer, batch: Batch, **options: Any) -> TrainStep:
         """The step of the run in one process, on a copy of the model and one batch.
 
         Args:
@@ -225,7 +225,7 @@ class Subject:
         """
         options = {"gradient_accumulation_steps": 1, "max_loss": float("inf"), "compile": False, **options}
         config, engine = self.config.with_options(**options), Engine(self.engine.device)
-        return Stepper(model, FixedBatches([batch]), self.tokenizer, config, engine)
+        return TrainStep(model, FixedBatches([batch]), self.tokenizer, config, engine)
 
 
 def cut(batch: Batch, rows: int, length: int) -> Batch:

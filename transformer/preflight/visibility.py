@@ -143,10 +143,10 @@ def _hidden(subject: Subject, tokens: Tensor, segment_ids: Tensor | None = None)
 
     segment_ids: (1, T); None: the row is one document.
     """
-    stepper, zeros = subject.once(Subject.hidden_stepper), torch.zeros_like(tokens)
+    train_step, zeros = subject.once(Subject.hidden_train_step), torch.zeros_like(tokens)
     batch = Batch(tokens, zeros, zeros if segment_ids is None else segment_ids)
-    with torch.enable_grad(), recorded([("last layer", stepper.model.layers[-1])]) as recording:
-        stepper.nats(batch, stepper.module)
+    with torch.enable_grad(), recorded([("last layer", train_step.model.layers[-1])]) as recording:
+        train_step.summed_loss(batch)
     return recording["last layer"][1].float().cpu()
 
 
@@ -186,7 +186,7 @@ def _hidden_with_other_padding(subject: Subject, tokens: Tensor, segment_ids: Te
     def change(_: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         return output.where(~padding.to(output.device)[..., None], output.std())
 
-    handle = subject.once(Subject.hidden_stepper).model.token_embedding.register_forward_hook(change)
+    handle = subject.once(Subject.hidden_train_step).model.token_embedding.register_forward_hook(change)
     try:
         return _hidden(subject, tokens, segment_ids)
     finally:

@@ -43,12 +43,12 @@ def to_learn(subject: Subject) -> Check:
 def order(subject: Subject) -> Check:
     """From the same position the source gives the same batch, and it gives no row twice in an epoch."""
     source, first = subject.source, subject.batches[0]
-    before = source.state()
+    before = source.state_dict()
     again = source.next()
-    source.restore(before)
+    source.load_state_dict(before)
     expected = Expected("the same again from the same position, and no row twice")
     if again.inputs.shape != first.inputs.shape or not torch.equal(again.inputs, first.inputs):
-        cause = "The source does not return to where it was, so a resumed run reads other text: correct its restore."
+        cause = "The source does not return to where it was, so a resumed run reads other text: fix load_state_dict."
         return expected.failed("another batch from the same position", cause)
     if not torch.equal(again.targets, first.targets):
         cause = "The source makes other targets of the same inputs: seed what is random in it by its position."

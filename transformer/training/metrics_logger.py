@@ -14,7 +14,7 @@ from transformer.training.distributed import Engine
 from transformer.training.flops import flops_per_token, measured_peak
 from transformer.training.metrics_file import MetricsFile
 from transformer.training.schedule import Progress
-from transformer.training.step import Step
+from transformer.training.step import StepMetrics
 from transformer.training.train_config import TrainConfig
 
 _AVERAGED_STEPS = 20  # for the loss and speed in the terminal
@@ -29,7 +29,7 @@ class MetricsLogger:
 
     def __init__(self, progress: Progress, config: TrainConfig, engine: Engine, model: Transformer) -> None:
         self._progress, self._config, self._engine = progress, config, engine
-        self._recent: deque[tuple[Step, float]] = deque(maxlen=_AVERAGED_STEPS)
+        self._recent: deque[tuple[StepMetrics, float]] = deque(maxlen=_AVERAGED_STEPS)
         if engine.main:
             self._output = Path(config.run.output)
             self._display = Display()
@@ -48,7 +48,7 @@ class MetricsLogger:
         if self._engine.main:
             self._display.close()
 
-    def log_step(self, step: Step, seconds: float, done: float) -> None:
+    def log_step(self, step: StepMetrics, seconds: float, done: float) -> None:
         """Log a step; one without targets is skipped.
 
         Args:

@@ -6,6 +6,7 @@ ends, whether the budget is in steps, tokens, time or money.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -21,7 +22,7 @@ class Progress:
 
     tokens: targets so far. seconds: duration of the run, without pauses between a stop and a resume.
     training_seconds: duration of the steps alone. best_loss: the lowest validation loss, in nats per token, at
-    best_step. waited: validations since best_step.
+    best_step. validations_since_best: how many followed it without a lower loss.
     """
 
     step: int = 0
@@ -30,7 +31,17 @@ class Progress:
     training_seconds: float = 0.0
     best_loss: float = math.inf
     best_step: int = 0
-    waited: int = 0
+    validations_since_best: int = 0
+
+    def state_dict(self) -> dict[str, float]:
+        """The fields under their names in checkpoints."""
+        fields = dataclasses.asdict(self)
+        fields["waited"] = fields.pop("validations_since_best")
+        return fields
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        for name, value in state_dict.items():
+            setattr(self, "validations_since_best" if name == "waited" else name, value)
 
 
 @dataclass(frozen=True)

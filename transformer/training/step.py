@@ -28,8 +28,8 @@ class Diverged(TransformerError):
 
 
 @dataclass(frozen=True)
-class Step:
-    """The numbers of a step.
+class StepMetrics:
+    """The metrics of a step.
 
     loss: nats per token before the update. gradient_norm: before clipping. tokens: targets in the batches; if there are
     none, no weight changes, and loss and gradient_norm are nan. learning_rate: the highest of all parameter groups.
@@ -41,8 +41,8 @@ class Step:
     learning_rate: float
 
 
-class Stepper:
-    """Computes the steps of a run, with the loss of `model` in the run's precision, compiled if asked for.
+class TrainStep:
+    """The training step of a run, with the loss of `model` in the run's precision, compiled if asked for.
 
     module: `LanguageModelLoss` as the engine prepared it. uncompiled: the same without compilation, for validation,
     whose shapes would be compiled again. max_loss: above this many nats per token the run counts as diverged.
@@ -65,7 +65,7 @@ class Stepper:
         self.optimizers = make_optimizers(model, config)
         self.max_loss = config.optimization.max_loss or 3 * math.log(tokenizer.vocab_size)
 
-    def step(self, number: int) -> Step:
+    def run(self, number: int) -> StepMetrics:
         """Forward and backward passes, and one update of the weights.
 
         Args:
@@ -84,15 +84,15 @@ class Stepper:
             descriptions.append(self.source.describe_last())
         tokens = int(self.engine.sum(sum(batch.n_targets for batch in batches))[0])
         if not tokens:  # in all processes: without an update, weights do not decay and moments do not change
-            return Step(math.nan, math.nan, 0, self._rate())
-        nats = 0.0
+            return StepMetrics(math.nan, math.nan, 0, self._learning_rate())
+        total = 0.0
         for index, batch in enumerate(batches):
             with self.engine.gradients(self.module, last=index == len(batches) - 1):
-                summed = self.nats(batch, self.module)
+                summed = self.summed_loss(batch)
                 # Gradients are averaged over processes: so each target has the same weight in any batch and process.
                 (summed * (self.engine.world_size / tokens)).backward()
-            nats += float(summed.detach())
-        loss = self.engine.sum(nats)[0] / tokens
+            total += float(summed.detach())
+        loss = self.engine.sum(total)[0] / tokens
         norm = float(
             full_tensor(nn.utils.clip_grad_norm_(self.module.parameters(), self.config.optimization.max_grad_norm))
         )
@@ -101,15 +101,15 @@ class Stepper:
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        return Step(loss, norm, tokens, self._rate())
+        return StepMetrics(loss, norm, tokens, self._learning_rate())
 
-    def nats(self, batch: Batch, score: Callable[..., Tensor]) -> Tensor:
-        """Summed negative log-likelihood of a batch's targets, by a module like `LanguageModelLoss`."""
+    def summed_loss(self, batch: Batch, module: Callable[..., Tensor] | None = None) -> Tensor:
+        """Summed negative log-likelihood of a batch's targets. module: `uncompiled`, or by default `module`."""
         device = self.engine.device
         segment_ids = batch.segment_ids.to(device) if self.config.text.separate_documents else None
-        return score(batch.inputs.to(device), batch.targets.to(device), segment_ids)
+        return (module or self.module)(batch.inputs.to(device), batch.targets.to(device), segment_ids)
 
-    def _rate(self) -> float:
+    def _learning_rate(self) -> float:
         return max(group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups)
 
     def _explain(self, number: int, loss: float, norm: float, descriptions: list[str], batch: Batch) -> str:
@@ -125,6 +125,6 @@ class Stepper:
         text = self.tokenizer.decode(batch.inputs[0].tolist())[:_EXCERPT_LENGTH]
         return (
             f"the run diverged at step {number:,}: loss {loss:.4g}, gradient norm {norm:.4g}, learning rate "
-            f"{self._rate():.3g}; {cause}. The batch: {'; '.join(descriptions)}, starting with {text!r}. The weights "
-            "before this step are kept: try a lower learning_rate or a larger warmup_ratio."
+            f"{self._learning_rate():.3g}; {cause}. The batch: {'; '.join(descriptions)}, starting with {text!r}. The "
+            "weights before this step are kept: try a lower learning_rate or a larger warmup_ratio."
         )

@@ -5,7 +5,6 @@ It does not depend on the architecture of the model or on how a step is computed
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 import signal
@@ -31,7 +30,7 @@ from transformer.training.interrupt import Interrupt, Interrupted
 from transformer.training.metrics_logger import MetricsLogger
 from transformer.training.optimizers import set_learning_rate
 from transformer.training.schedule import Progress, learning_rate
-from transformer.training.step import Stepper
+from transformer.training.step import TrainStep
 from transformer.training.train_config import RENAMED, TrainConfig
 
 logger = logging.getLogger("transformer")
@@ -68,8 +67,8 @@ class Trainer:
         batches = source.steps_in_epoch
         accumulated = config.optimization.gradient_accumulation_steps
         self.budget = config.run.budget(None if batches is None else batches / accumulated)
-        self.stepper = Stepper(model, source, tokenizer, config, engine)
-        self.optimizers = self.stepper.optimizers
+        self.train_step = TrainStep(model, source, tokenizer, config, engine)
+        self.optimizers = self.train_step.optimizers
         decay = config.optimization.ema_decay
         self.average = WeightAverage(model, decay) if decay else None
         self._bytes_per_token = self._measure_bytes()
@@ -101,7 +100,7 @@ class Trainer:
                 set_learning_rate(self.optimizers, self._learning_rate(done))
                 self.source.set_progress(done)
                 step_begin = time.perf_counter()
-                step = self.stepper.step(progress.step + 1)
+                step = self.train_step.run(progress.step + 1)
                 now, main = time.perf_counter(), float(self.engine.main)
                 # All processes use the clock of the first one, and stop when any of them is asked to.
                 clocks = (main * (now - begin), main * (now - step_begin), interrupt.signal)
@@ -132,14 +131,14 @@ class Trainer:
     def validation_loss(self) -> float:
         """Nats per token of the validation batches, over all processes."""
         self.model.eval()
-        nats = counted = 0.0
+        total = counted = 0.0
         for batch in self.validation:
             counted += batch.n_targets
-            nats += float(self.stepper.nats(batch, self.stepper.uncompiled))
+            total += float(self.train_step.summed_loss(batch, self.train_step.uncompiled))
         self.model.train()
-        self.engine.reshard(self.stepper.module)
-        nats, counted = self.engine.sum(nats, counted)
-        return nats / counted
+        self.engine.reshard(self.train_step.module)
+        total, counted = self.engine.sum(total, counted)
+        return total / counted
 
     def _validate(self, metrics: MetricsLogger) -> None:
         """Log the validation loss of the model, or of the average of its weights, and save it if it is the best."""
@@ -150,10 +149,10 @@ class Trainer:
         progress, loss = self.progress, self.validation_loss()
         model = self._unsharded_model()
         if math.isfinite(loss) and loss < progress.best_loss:
-            progress.best_loss, progress.best_step, progress.waited = loss, progress.step, 0
+            progress.best_loss, progress.best_step, progress.validations_since_best = loss, progress.step, 0
             self._save_model(model)
         else:
-            progress.waited += 1
+            progress.validations_since_best += 1
         if self.engine.main:
             metrics.log_validation(loss, loss / math.log(2) / self._bytes_per_token, self._sample(model))
 
@@ -208,7 +207,7 @@ class Trainer:
         return self.budget.spent(self.progress) >= 1.0 or self._out_of_patience()
 
     def _out_of_patience(self) -> bool:
-        return self.config.run.patience is not None and self.progress.waited >= self.config.run.patience
+        return self.config.run.patience is not None and self.progress.validations_since_best >= self.config.run.patience
 
     def _checkpoint_due(self, seconds: float) -> bool:
         if self.config.run.checkpoint_every:
@@ -222,8 +221,8 @@ class Trainer:
             tensors |= self.average.state_dict()
         if self.engine.main:
             facts = {
-                "progress": dataclasses.asdict(self.progress),
-                "data": self.source.state(),
+                "progress": self.progress.state_dict(),
+                "data": self.source.state_dict(),
                 "run": self.config.identity(),
             }
             run = self.config.run
@@ -255,8 +254,7 @@ class Trainer:
         run_state.set_state_dict(self.model, self.optimizers, without_average(found.tensors))
         if self.average:
             self.average.load_state_dict(found.tensors)
-        self.source.restore(found.facts["data"])
-        for name, value in found.facts["progress"].items():
-            setattr(self.progress, name, value)
+        self.source.load_state_dict(found.facts["data"])
+        self.progress.load_state_dict(found.facts["progress"])
         if self.engine.main:
             logger.info("resuming after step %s of the run in %s", f"{self.progress.step:,}", self.output)
