@@ -18,7 +18,7 @@ from transformer.credentials import clean_token, guard_output, redact, scrub
 from transformer.errors import CheckpointError, CorpusError, PublishError, TransformerError
 from transformer.hub import retry
 from transformer.hub.client import ask
-from transformer.hub.publish import prepare
+from transformer.hub.publish import create_repository
 from transformer.hub.resolve import fetch, fetch_tokenizer
 from transformer.hub.text_sources import has_split
 from transformer.reporting.model_card import command_line
@@ -57,9 +57,9 @@ def shown(error: BaseException) -> str:
 
 @pytest.mark.parametrize("around", ["{}\n", " {} ", "\t{}\r\n", "\n\n{}"])
 def test_spaces_and_line_ends_around_a_token_are_not_sent(hub: Hub, around: str, monkeypatch) -> None:
-    prepare("user/lm", token=around.format("hf_test"))
+    create_repository("user/lm", token=around.format("hf_test"))
     monkeypatch.setenv("HF_TOKEN", around.format("hf_test"))
-    prepare("user/lm")
+    create_repository("user/lm")
     sent = [request.headers["authorization"] for request in hub.requests if request.path == "/api/repos/create"]
     assert sent == ["Bearer hf_test"] * 2
 
@@ -80,9 +80,9 @@ def test_another_odd_character_is_a_sentence_at_once(hub: Hub, token: str, monke
         raise AssertionError("it is tried again")
 
     monkeypatch.setattr(retry, "time", SimpleNamespace(sleep=never))
-    calls = [lambda: prepare("user/lm", token=token)]
+    calls = [lambda: create_repository("user/lm", token=token)]
     monkeypatch.setenv("HF_TOKEN", token)
-    calls += [lambda: prepare("user/lm"), lambda: fetch("user/lm"), lambda: fetch_tokenizer("user/lm")]
+    calls += [lambda: create_repository("user/lm"), lambda: fetch("user/lm"), lambda: fetch_tokenizer("user/lm")]
     for call in calls:
         with pytest.raises(
             (PublishError, CheckpointError), match=r"character U\+[0-9A-F]{4,} at position \d+"
@@ -126,11 +126,11 @@ def test_a_server_that_repeats_the_token_does_not_reach_the_message(hub: Hub, mo
 
     monkeypatch.setattr(hub, "answer", answer)
     with pytest.raises(PublishError) as refusal:
-        prepare("user/lm", token="hf_explicit")
+        create_repository("user/lm", token="hf_explicit")
     assert "hf_explicit" not in shown(refusal.value)
     monkeypatch.setenv("HF_TOKEN", "hf_environment")
     for call in (
-        lambda: prepare("user/lm"),
+        lambda: create_repository("user/lm"),
         lambda: fetch("user/lm"),
         lambda: fetch_tokenizer("user/lm"),
     ):

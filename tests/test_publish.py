@@ -25,7 +25,7 @@ from transformer import cli
 from transformer.errors import CheckpointError, PublishError
 from transformer.hub import retry
 from transformer.hub.checkpoint import load
-from transformer.hub.publish import prepare, push
+from transformer.hub.publish import create_repository, push
 from transformer.hub.resolve import MODEL_FILES, fetch
 
 ROOT = Path(__file__).parents[1]
@@ -141,7 +141,7 @@ def test_a_push_that_failed_goes_on(hub: Hub, model: Path) -> None:
 def test_who_may_not_write_hears_it_at_once(hub: Hub, token: str, repository: str, sentence: str) -> None:
     hub.tokens["hf_read"] = Account("user", "read")
     with pytest.raises(PublishError, match=sentence) as refusal:
-        prepare(repository, token=token)
+        create_repository(repository, token=token)
     assert token not in str(refusal.value) and "\n" not in str(refusal.value)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from transformer.hub import retry
-from transformer.hub.retry import wait_of_response, with_retries
+from transformer.hub.retry import delay_of_response, with_retries
 
 
 @pytest.fixture
@@ -76,4 +76,4 @@ def test_each_wait_is_announced_without_secrets(waits: list[float], caplog: pyte
     ],
 )
 def test_the_wait_of_a_response(status: int, header: str | None, wait: float | None) -> None:
-    assert wait_of_response(status, header) == wait
+    assert delay_of_response(status, header) == wait

@@ -83,6 +83,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return fields
 
 
+def write_json(path: str | Path, fields: dict[str, Any]) -> None:
+    """Write an object as a JSON file, as `atomic_write` does."""
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 Turn = tuple[str, str]  # message of the user, and the answer
 
@@ -126,20 +127,7 @@ def facts_of(title: str, text: str) -> Facts | None:
     first = f"{subject} {opening['verb']} {opening['rest']}"
     if not 25 <= len(first) <= _MAX_ANSWER:
         return None
-    answer, used = first, 1
-    for sentence in plain[1:_MAX_SENTENCES]:
-        if len(answer) + len(sentence) > _MAX_ANSWER or not _is_whole(sentence):
-            break
-        answer, used = f"{answer} {sentence}", used + 1
-    rest = [
-        *plain[used:],
-        *(s for line in lines[1:6] if len(line) > 200 for s in map(_without_parentheses, sentences(line))),
-    ]
-    more: list[str] = []
-    for sentence in rest:
-        if not _is_whole(sentence) or sum(map(len, more)) + len(sentence) > 3 * _MAX_ANSWER:
-            break
-        more.append(sentence)
+    answer = _that_fit([first, *takewhile(_is_whole, plain[1:_MAX_SENTENCES])])
     life = _LIFE.search(raw[0]) if person else None
     born = life[1] if life else (found[1] if person and (found := _BORN.search(raw[0])) else None)
     birthplace = _BIRTHPLACE.search("\n".join(lines[:8])) if person else None
@@ -147,15 +135,39 @@ def facts_of(title: str, text: str) -> Facts | None:
         name=name,
         subject=subject,
         verb=opening["verb"],
-        answer=answer,
+        answer=" ".join(answer),
         first=first,
         person=person,
-        more=tuple(more),
+        more=_more(plain[len(answer) :], lines[1:6]),
         born=born,
         died=life[2] if life else None,
         birthplace=birthplace[1] if birthplace else None,
         place=not person and bool(_PLACE_KIND.search(opening["rest"][:80])) and bool(re.search(r"\b[io]n\b", first)),
     )
+
+
+def _more(sentences_left: list[str], paragraphs: list[str]) -> tuple[str, ...]:
+    """The sentences after an answer: those that are left of its paragraph, and those of the next long ones."""
+    for paragraph in paragraphs:
+        if len(paragraph) > 200:
+            sentences_left = [*sentences_left, *map(_without_parentheses, sentences(paragraph))]
+    more: list[str] = []
+    for sentence in sentences_left:
+        if not _is_whole(sentence) or sum(map(len, more)) + len(sentence) > 3 * _MAX_ANSWER:
+            break
+        more.append(sentence)
+    return tuple(more)
+
+
+def _that_fit(found: Sequence[str]) -> list[str]:
+    """The first of these sentences that fit into an answer together; at least one."""
+    fitting, length = [found[0]], len(found[0])
+    for sentence in found[1:]:
+        if length + len(sentence) > _MAX_ANSWER:
+            break
+        fitting.append(sentence)
+        length += 1 + len(sentence)
+    return fitting
 
 
 def sentences(paragraph: str) -> list[str]:
@@ -178,8 +190,8 @@ def _introduction(facts: Facts, title: str, rng: random.Random) -> list[Turn]:
     """A question what or who it is, sometimes followed by a request for more."""
     turns = [(_what_or_who(facts, title, rng), facts.answer)]
     if facts.more and rng.random() < 0.35:
-        more = _take(facts.more, rng.randint(1, 3))
-        turns.append((rng.choice(_MORE), more))
+        more = _that_fit(facts.more[: rng.randint(1, 3)])
+        turns.append((rng.choice(_MORE), " ".join(more)))
     return turns
 
 
@@ -237,16 +249,6 @@ def _details(facts: Facts, rng: random.Random) -> list[Turn]:
         question = f"{'Who' if facts.person else 'What'} {facts.verb} {facts.name}?"
         turns.insert(0, (question, facts.answer))
     return turns
-
-
-def _take(more: tuple[str, ...], count: int) -> str:
-    """At most `count` sentences with the maximum length of an answer, but at least one."""
-    text = more[0]
-    for sentence in more[1:count]:
-        if len(text) + len(sentence) > _MAX_ANSWER:
-            break
-        text = f"{text} {sentence}"
-    return text
 
 
 def _on(date: str) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from transformer.data.stream_decoder import StreamDecoder, decode
 from transformer.data.tokenizer_files import read_files, reported, token_of
 from transformer.data.tokenizer_training import train_bpe
 from transformer.errors import CheckpointError
-from transformer.files import atomic_write
+from transformer.files import atomic_write, write_json
 
 END_OF_TEXT = "<|endoftext|>"
 # The end-of-text token of tokenizers whose settings do not name it.
@@ -169,8 +169,7 @@ class Tokenizer:
         names: dict[str, Any] = kept | self.special_tokens | {"tokenizer_class": "PreTrainedTokenizerFast"}
         if self.chat_templates:
             names["chat_template"] = template_files.to_setting(self.chat_templates)
-        with atomic_write(directory / "tokenizer_config.json") as path:
-            path.write_text(json.dumps(names, indent=2) + "\n", encoding="utf-8")
+        write_json(directory / "tokenizer_config.json", names)
         template_files.remove_files(directory)
 
     def encode_prompt(self, text: str) -> list[int]:
@@ -202,12 +201,8 @@ class Tokenizer:
         Raises:
             CheckpointError: if the tokenizer fails on a text.
         """
-        self.backend.encode_special_tokens = True
-        try:
-            with reported("the text cannot be tokenised"):
-                encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        finally:
-            self.backend.encode_special_tokens = False
+        with reported("the text cannot be tokenised"), self._special_tokens_as_text():
+            encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def pieces(self, text: str) -> list[tuple[int, str]]:
@@ -216,17 +211,23 @@ class Tokenizer:
         The pieces, joined, are the text. If several tokens share a character, it belongs to the first one.
         """
         text, pieces, reached = replace_surrogates(text), [], 0
-        self.backend.encode_special_tokens = True
-        try:
+        with self._special_tokens_as_text():
             encoding = self.backend.encode(text, add_special_tokens=False)
-        finally:
-            self.backend.encode_special_tokens = False
         for token, (_, stop) in zip(encoding.ids, encoding.offsets, strict=True):
             pieces.append((token, text[reached:stop]))  # from the end of the last one: offsets may skip white space
             reached = max(reached, stop)
         if pieces and reached < len(text):
             pieces[-1] = (pieces[-1][0], pieces[-1][1] + text[reached:])
         return pieces
+
+    @contextmanager
+    def _special_tokens_as_text(self) -> Iterator[None]:
+        """A context in which special tokens in a text are encoded as any other text."""
+        self.backend.encode_special_tokens = True
+        try:
+            yield
+        finally:
+            self.backend.encode_special_tokens = False
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """The text of token ids. skip_special: without special tokens."""

@@ -1,4 +1,4 @@
-"""A model directory in a tar, packed and unpacked. A tar may be untrusted."""
+"""Packing and unpacking of model directories as tars, which may be untrusted."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from transformer.errors import CheckpointError, first_line
 from transformer.files import atomic_write
 
 _MAX_BYTES = 32 * 2**30  # unpacked
-_MAX_MEMBERS = 10_000  # the ones that are left out included
-_MAX_RATIO = 50  # times smaller that compression makes a model: weights hardly shrink, and tokenizers by ten at most
-_FREE_BYTES = 2**24  # that a small archive may hold in any case
-_unpacked: dict[Path, int] = {}  # folders that `unpack` made, with the descriptors that hold their locks
-_MAX_READ = 2**22  # bytes at once: tarfile reads a header in one piece, however long it says that it is
-_PREFIX = "decoder-only-transformer-model-"  # of a folder that a tar was unpacked into
+_MAX_MEMBERS = 10_000  # including those that are skipped
+_MAX_RATIO = 50  # of compression: weights hardly shrink, and tokenizers at most to a tenth
+_FREE_BYTES = 2**24  # of content in any archive, beyond that ratio
+_unpacked: dict[Path, int] = {}  # folders of `unpack`, with the file descriptors that hold their locks
+_MAX_READ = 2**22  # bytes at once: tarfile reads a header in one piece, whatever length it claims
+_PREFIX = "decoder-only-transformer-model-"  # of the names of folders of `unpack`
 
 
 class DamagedArchive(CheckpointError):
-    """A file is no tar of a model: cut, changed on the way, or another thing altogether."""
+    """A file is not a complete tar of a model."""
 
 
 def pack(directory: Path, archive: Path, wanted: Callable[[str], bool]) -> None:
@@ -41,23 +41,23 @@ def pack(directory: Path, archive: Path, wanted: Callable[[str], bool]) -> None:
 
 
 def paths_of(directory: Path) -> dict[str, Path]:
-    """What stands in a model directory and in its folder of chat templates, by the paths within it."""
+    """The files of a model directory and of its folder of chat templates, by their paths within it."""
     found = [*directory.iterdir(), *directory.glob(f"{TEMPLATE_FOLDER}/*")]
     return {file.relative_to(directory).as_posix(): file for file in sorted(found)}
 
 
 def unpack(archive: Path, wanted: Callable[[str], bool], name: str | None = None) -> Path:
-    """The model directory within a tar, plain or gzipped, in a temporary folder of its own.
+    """The model directory in a tar, plain or gzipped, in a new temporary folder.
 
-    The folder is there until `discard`, or until the interpreter exits. Only regular files with wanted names are
-    taken, wherever in the tar they stand.
+    The folder exists until `discard`, or until the interpreter exits. It gets regular files with wanted names only,
+    from any folder in the tar.
 
     Args:
-        name: what messages call the tar; by default its path.
+        name: of the tar in messages; None: its path.
 
     Raises:
-        DamagedArchive: if it is no tar, is cut, holds no model, or more than a model: known before it is unpacked.
-        CheckpointError: if it cannot be unpacked here, such as onto a full disk.
+        DamagedArchive: if it is not a tar, is incomplete, has no model, or is larger than a model can be.
+        CheckpointError: if it cannot be unpacked, as on a full disk.
     """
     name = name or str(archive)
     directory, lock = _own_folder()
@@ -71,7 +71,7 @@ def unpack(archive: Path, wanted: Callable[[str], bool], name: str | None = None
         discard(directory)
         if isinstance(error, OSError) and error.errno is not None:
             raise CheckpointError(f"{name} cannot be unpacked: {error.strerror} ({directory}).") from error
-        # tarfile and gzip raise these, and others where a header is broken on purpose
+        # of tarfile and gzip; some are raised only for headers that were damaged on purpose
         if isinstance(error, (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, ArithmeticError)):
             raise DamagedArchive(f"{name} is not a tar that can be read: {first_line(error)}") from error
         raise
@@ -79,7 +79,7 @@ def unpack(archive: Path, wanted: Callable[[str], bool], name: str | None = None
 
 
 def discard(directory: Path) -> None:
-    """Remove a folder that `unpack` made, when its model is loaded; any other is left alone."""
+    """Delete a folder of `unpack` after its model was loaded; other folders are not changed."""
     if (lock := _unpacked.pop(directory, None)) is not None:
         shutil.rmtree(directory, ignore_errors=True)
         os.close(lock)
@@ -90,7 +90,7 @@ def _unpack(name: str, file: BinaryIO, wanted: Callable[[str], bool], directory:
     file.seek(0)
     gzipped = file.read(2) == b"\x1f\x8b"
     file.seek(0)
-    content = _Bounded(gzip.GzipFile(fileobj=file) if gzipped else file)
+    content = _BoundedReader(gzip.GzipFile(fileobj=file) if gzipped else file)
     left = min(_MAX_BYTES, _MAX_RATIO * size + _FREE_BYTES)
     with tarfile.open(fileobj=content, mode="r:") as tar:
         for number, member in enumerate(tar):
@@ -107,14 +107,14 @@ def _unpack(name: str, file: BinaryIO, wanted: Callable[[str], bool], directory:
         content.seek(tar.offset)
         if content.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError("it has no end, so that it is not whole")
-        while left >= 0 and (block := content.read(_MAX_READ)):  # to its end: there gzip's checksum is compared
+        while left >= 0 and (block := content.read(_MAX_READ)):  # to the end, where gzip compares its checksum
             left -= len(block)
 
 
 def _own_folder() -> tuple[Path, int]:
-    """A new temporary folder, removed when this process ends, or by the next call in any process if it was killed.
+    """A new temporary folder, and the file descriptor that holds its lock until the process ends.
 
-    Its owner holds a lock on it, by the descriptor that is returned too: it ends with the process.
+    The folder is deleted when this process ends or, if it was killed, by the next call in any process.
     """
     root = Path(tempfile.gettempdir())
     for folder in root.glob(f"{_PREFIX}*"):
@@ -124,13 +124,13 @@ def _own_folder() -> tuple[Path, int]:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
         lock = _lock(folder, wait=True)
-        if lock is not None and folder.exists():  # or another process took it for one that was left behind
+        if lock is not None and folder.exists():  # otherwise another process deleted it before it was locked
             atexit.register(_remove, folder, os.getpid())
             return folder, lock
 
 
 def _lock(folder: Path, wait: bool) -> int | None:
-    """A descriptor of the folder that holds its lock; None if it is another process's, or is gone."""
+    """A file descriptor that holds the folder's lock; None: another process has it, or there is no such folder."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:
@@ -144,12 +144,12 @@ def _lock(folder: Path, wait: bool) -> int | None:
 
 
 def _remove(folder: Path, process: int) -> None:
-    if os.getpid() == process:  # not in a process forked from it
+    if os.getpid() == process:  # not in forked processes
         shutil.rmtree(folder, ignore_errors=True)
 
 
-class _Bounded(io.BufferedIOBase):
-    """A file of which only so much is read at once."""
+class _BoundedReader(io.BufferedIOBase):
+    """A file of which at most `_MAX_READ` bytes are read at once."""
 
     def __init__(self, file: io.BufferedIOBase | BinaryIO) -> None:
         self._file = file

@@ -1,4 +1,4 @@
-"""A model directory, as Hugging Face tools read and write it:
+"""Reading and writing of model directories in the format of Hugging Face:
 
 config.json · model.safetensors · tokenizer.json · tokenizer_config.json · generation_config.json · README.md
 """
@@ -6,7 +6,6 @@ config.json · model.safetensors · tokenizer.json · tokenizer_config.json · g
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from transformer.data.tokenizer import Tokenizer
 from transformer.errors import CheckpointError
-from transformer.files import atomic_write, read_json
+from transformer.files import atomic_write, read_json, write_json
 from transformer.hub.architectures import adapter_for, default_adapter
 from transformer.hub.resolve import WEIGHTS
 from transformer.hub.weights import open_weights
@@ -28,13 +27,11 @@ _SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty")  # the defau
 
 
 def save(model: Transformer, tokenizer: Tokenizer | None, directory: str | Path, model_type: str | None = None) -> None:
-    """Write the model directory, each file whole or not at all, the weights last.
-
-    Without a tokenizer the directory has weights and config alone.
+    """Write the model directory: each file atomically, the weights last. Without a tokenizer it has weights and config.
 
     Args:
-        model_type: the Hub's name of the architecture: of a model that was opened, what `read_model_type` said of its
-            directory. None: the default of a newly built model.
+        model_type: the Hub's name of the architecture; for a model that was loaded, that of `read_model_type`. None:
+            the default for a newly built model.
 
     Raises:
         ConfigError: if a model of this type cannot compute what the model does.
@@ -53,8 +50,8 @@ def save(model: Transformer, tokenizer: Tokenizer | None, directory: str | Path,
         others = sorted(tokenizer.end_ids - {tokenizer.end_of_text_id})
         ends = {"eos_token_id": [tokenizer.end_of_text_id, *others]} if others else {}
     sampling = {name: getattr(DEFAULT_SAMPLING, name) for name in _SAMPLING}
-    _write_json(directory / "config.json", {**fields, **ids})
-    _write_json(directory / "generation_config.json", {**ids, **ends, "do_sample": True, **sampling})
+    write_json(directory / "config.json", {**fields, **ids})
+    write_json(directory / "generation_config.json", {**ids, **ends, "do_sample": True, **sampling})
     state = adapter.export_state(model.state_dict(), model.config)
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
     with atomic_write(directory / WEIGHTS) as path:
@@ -62,7 +59,7 @@ def save(model: Transformer, tokenizer: Tokenizer | None, directory: str | Path,
 
 
 def read_model_type(directory: str | Path) -> str:
-    """The Hub's name of the architecture of a model directory, to be given to `save` when the model is written again.
+    """The Hub's name of the architecture of a model directory, for `save`.
 
     Raises:
         CheckpointError: if there is no config.json, or the architecture is not one of `hub.architectures`.
@@ -73,14 +70,14 @@ def read_model_type(directory: str | Path) -> str:
 def load(
     directory: str | Path, device: torch.device | str = "cpu", keep_half: bool = False
 ) -> tuple[Transformer, Tokenizer]:
-    """Open a model directory, of one of the architectures in `hub.architectures`. The model is in evaluation mode.
+    """Load a model directory of one of the architectures in `hub.architectures`. The model is in evaluation mode.
 
     Args:
-        keep_half: matrices that the file has in bf16 or fp16 stay so, and are read from the file where they are used:
-            a model that an inference backend is made of and that is dropped then. It computes nothing by itself.
+        keep_half: matrices in bf16 or fp16 are not converted, and stay memory-mapped. Such a model cannot compute; an
+            inference backend is built from it.
 
     Raises:
-        CheckpointError: if a file is missing or damaged, or the architecture is not understood.
+        CheckpointError: if a file is missing or damaged, or the architecture is not supported.
     """
     directory = Path(directory)
     model = load_model(directory, device, keep_half)
@@ -88,7 +85,7 @@ def load(
 
 
 def load_model(directory: str | Path, device: torch.device | str = "cpu", keep_half: bool = False) -> Transformer:
-    """Open the model of a model directory, without its tokenizer. Arguments as `load`."""
+    """Load the model of a model directory, without its tokenizer. Arguments as `load`."""
     directory = Path(directory)
     fields = read_json(directory / "config.json")
     adapter = adapter_for(fields.get("model_type"))
@@ -102,32 +99,27 @@ def load_model(directory: str | Path, device: torch.device | str = "cpu", keep_h
     del tensors
     if config.tie_embeddings:
         held = [state[name] for name in ("token_embedding.weight", "head.weight") if name in state]
-        if torch.equal(held[0], held[-1]):  # the file holds the one matrix under either name
+        if torch.equal(held[0], held[-1]):  # the file has one matrix, or it twice
             state["token_embedding.weight"] = state["head.weight"] = held[0]
-        else:  # as transformers has it: what was trained counts, whatever config.json says of it
+        else:  # as in transformers: two different matrices are not tied, whatever config.json says
             config = dataclasses.replace(config, tie_embeddings=False)
             model = _without_weights(config)
     model.load_state_dict(state, assign=True)
     if config.tie_embeddings:
-        model.head.weight = model.token_embedding.weight  # assigning gave each a parameter of its own
+        model.head.weight = model.token_embedding.weight  # which load_state_dict has made two parameters
     return model.to(device).eval()
 
 
 def _without_weights(config: ModelConfig) -> Transformer:
-    """A model whose parameters have shapes and take no memory, until they are assigned."""
+    """A model whose parameters are on the meta device until they are assigned."""
     with _OnMeta():
         model: Transformer = model_class(config)(config, initialize=False)
     return model
 
 
 class _OnMeta(TorchFunctionMode):
-    """Makes uninitialised tensors, as which modules make their parameters, without memory; all others as they are."""
+    """Creates uninitialised tensors, such as new parameters, on the meta device, and others as usual."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         where = {"device": "meta"} if function is torch.empty else {}
         return function(*args, **{**(kwargs or {}), **where})
-
-
-def _write_json(path: Path, fields: dict[str, Any]) -> None:
-    with atomic_write(path) as partial:
-        partial.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")

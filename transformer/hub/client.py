@@ -1,6 +1,6 @@
-"""Requests to the Hub that try again where it may help, and that fail with one sentence.
+"""Requests to the Hub, repeated if that may help, whose failure is described in one sentence.
 
-Import this late: a model that is here already needs no network client.
+To be imported where it is used: a local model needs no network client.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from typing import TypeVar
 
-import httpx2  # what huggingface_hub speaks HTTP with, and whose errors it lets through
+import httpx2  # the HTTP client of huggingface_hub, which does not catch its errors
 from huggingface_hub import constants, get_token
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -21,10 +21,10 @@ from huggingface_hub.errors import (
 
 from transformer.credentials import clean_token, redact, scrub
 from transformer.errors import TransformerError
-from transformer.hub.retry import wait_of_response, with_retries
+from transformer.hub.retry import delay_of_response, with_retries
 
 _LOGIN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-# RuntimeError is how the client says that the Hub refused an upload.
+# The client raises RuntimeError if the Hub refused an upload.
 _FAILURES = (httpx2.HTTPError, OSError, RuntimeError)
 _FINAL = (
     HFValidationError,
@@ -43,14 +43,14 @@ class DamagedFile(OSError):
 
 
 def ask(request: Callable[[], T], failure: str, kind: type[TransformerError], token: str | None = None) -> T:
-    """What `request` returns; it must be one that may be repeated.
+    """The result of `request`, which has to be safe to repeat.
 
     Args:
-        failure: what did not work then, in words: the beginning of the sentence.
-        token: what the request is made with, if it is not the client's own; it has been checked.
+        failure: the beginning of the error message.
+        token: that of the request, already checked; None: the client's own.
 
     Raises:
-        kind: if the token cannot be one, the Hub says no, or does not answer however often it is asked.
+        kind: if the token is malformed, or the Hub refuses the request or does not answer.
     """
 
     def attempt() -> T:
@@ -59,15 +59,15 @@ def ask(request: Callable[[], T], failure: str, kind: type[TransformerError], to
         return request()
 
     try:
-        return with_retries(attempt, _wait_asked)
+        return with_retries(attempt, _retry_delay)
     except TransformerError:
         raise
-    except Exception as error:  # the client lets through those of the libraries that it uses
+    except Exception as error:  # also those of the libraries that the client uses
         raise kind(f"{failure}: {_cause(error)}") from scrub(error)
 
 
 def check_login() -> None:
-    """Check the token that the Hub's client would send by itself: of the environment, or of `hf auth login`.
+    """Check the token that the Hub's client sends by default, from the environment or from `hf auth login`.
 
     Raises:
         ValueError: as `clean_token`.
@@ -80,18 +80,18 @@ def check_login() -> None:
     clean_token(get_token(), "the token of `hf auth login`")
 
 
-def _wait_asked(error: BaseException) -> float | None:
-    """Seconds that the Hub asks to wait, 0 if it does not; None if another attempt makes no sense."""
+def _retry_delay(error: BaseException) -> float | None:
+    """As `retry_delay` of `with_retries`."""
     reason = error.__cause__
     if isinstance(error, DamagedFile) and isinstance(reason, Exception):  # and could not be fetched again
-        return None if isinstance(reason, httpx2.ConnectError) else _wait_asked(reason)
+        return None if isinstance(reason, httpx2.ConnectError) else _retry_delay(reason)
     if isinstance(error, _FINAL) or not isinstance(error, _FAILURES):
         return None
-    if isinstance(error, LocalEntryNotFoundError):  # nothing in the cache, and for this reason not from the Hub either
+    if isinstance(error, LocalEntryNotFoundError):  # not in the cache; the cause is why it was not downloaded
         unreachable = isinstance(reason, (OfflineModeIsEnabled, httpx2.ConnectError))
-        return None if unreachable or not isinstance(reason, Exception) else _wait_asked(reason)
+        return None if unreachable or not isinstance(reason, Exception) else _retry_delay(reason)
     if isinstance(error, HfHubHTTPError) and error.response is not None:
-        return wait_of_response(error.response.status_code, error.response.headers.get("retry-after"))
+        return delay_of_response(error.response.status_code, error.response.headers.get("retry-after"))
     return 0.0
 
 
@@ -103,10 +103,10 @@ def _cause(error: Exception) -> str:
     if isinstance(error, LocalTokenNotFoundError):
         return "you are not logged in; set HF_TOKEN or run `hf auth login`."
     if isinstance(error, LocalEntryNotFoundError):
-        if isinstance(error.__cause__, HfHubHTTPError):  # the Hub was there, and said no
+        if isinstance(error.__cause__, HfHubHTTPError):  # the Hub refused the request
             return _cause(error.__cause__)
         return "it is not in the Hub's cache here, and the Hub cannot be reached."
     status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
     hint = " Set HF_TOKEN or run `hf auth login`, with a token that may do this." if status in (401, 403) else ""
-    # Before it is cut into lines: a secret that a line end cuts in two would not be recognised.
+    # Redacted before it is split into lines: half of a secret would not be recognised.
     return (redact(str(error)).strip() or type(error).__name__).splitlines()[0] + hint

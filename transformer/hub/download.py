@@ -1,4 +1,4 @@
-"""Download a file from a URL with `urllib`, resuming an interrupted download, in this process or a later one.
+"""Download of a file from a URL, which resumes an interrupted download, also of an earlier process.
 
 The file is kept. Each call asks the server whether it has changed, by its ETag or its modification time.
 """
@@ -24,17 +24,17 @@ from transformer.checksum import checksum, is_intact
 from transformer.credentials import redact, scrub, split_credentials
 from transformer.errors import CheckpointError
 from transformer.files import move_into_place
-from transformer.hub.retry import wait_of_response, with_retries
+from transformer.hub.retry import delay_of_response, with_retries
 
 logger = logging.getLogger("transformer")
 TIMEOUT = 60  # seconds without a byte
-_QUESTION_TIMEOUT = 10  # the same where there is a file already
+_QUESTION_TIMEOUT = 10  # the same if there is a file already
 MAX_BYTES = 32 * 2**30
 _BLOCK = 2**20
 
 
-class _BrokenOff(OSError):
-    """The answer ended before the file did."""
+class _Incomplete(OSError):
+    """The response ended before the file."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class _Version:
 
     @property
     def strong(self) -> str | None:
-        """What If-Range takes: a strong ETag, or the modification time."""
+        """The value for If-Range: a strong ETag, or the modification time."""
         return self.etag if self.etag and not self.etag.startswith("W/") else self.modified
 
     def is_of(self, other: _Version) -> bool:
-        """Whether both are the same version, as far as is known."""
+        """Whether both are the same version, as far as that is known."""
         if self.etag and other.etag:
             return self.etag.removeprefix("W/") == other.etag.removeprefix("W/")
         if self.modified and other.modified and self.modified != other.modified:
@@ -63,10 +63,10 @@ class _Version:
 def download(url: str, target: Path) -> None:
     """Download `url` to `target`, unless the current version is already there. `target` is never a partial file.
 
-    A partial download is kept beside it under another name, with the server's version of it: the rest is requested only
-    of the same version. A user and password in the URL are sent to its host alone.
+    A partial download is kept beside it under another name, together with its version: it is resumed only if the server
+    still has this version. A user and password in the URL are sent to its host only.
 
-    If the server does not say how long the file is, a cut connection cannot be distinguished from the end of the file.
+    If the server does not send the length of the file, a lost connection looks like the end of the file.
 
     Raises:
         CheckpointError: if the server refuses, or every attempt fails without progress. The file of an earlier download
@@ -76,14 +76,14 @@ def download(url: str, target: Path) -> None:
     partial = target.with_name(f"{target.name}.arriving")
     version_file, partial_version = target.with_suffix(".version"), partial.with_suffix(".arriving-version")
     with open(partial, "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # two processes may want the same
+        fcntl.flock(file, fcntl.LOCK_EX)  # another process may download the same file
         if target.exists() and _is_current(url, target, version_file):
             if not file.seek(0, 2):
                 partial.unlink()
             return
         try:
             version = with_retries(
-                lambda: _receive(url, file, partial_version), _wait_asked, progress=lambda: file.seek(0, 2)
+                lambda: _receive(url, file, partial_version), _retry_delay, progress=lambda: file.seek(0, 2)
             )
         except (OSError, http.client.HTTPException, ValueError) as error:
             if not file.seek(0, 2):
@@ -139,21 +139,21 @@ def _receive(url: str, file: BinaryIO, version_file: Path) -> _Version:
     """
     have = file.seek(0, 2)
     version = _read(version_file).strong if have else None
-    # Of another version the server sends all of it.
+    # If the version has changed, the server sends the complete file.
     request = _request(url, {"Range": f"bytes={have}-", "If-Range": version} if version else {})
     try:
         reply = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code != 416:
             raise
-        file.truncate(0)  # it is shorter now
-        raise _BrokenOff("the file has changed") from error
+        file.truncate(0)  # the file is shorter now
+        raise _Incomplete("the file has changed") from error
     with reply:
         start, end = _span(reply.status, reply.headers)
         arriving = _version(reply.headers)
         if reply.status == 206 and (start != have or arriving.strong != version):
             file.truncate(0)
-            raise _BrokenOff("the file has changed")
+            raise _Incomplete("the file has changed")
         if start == 0:
             file.truncate(0)
         if end is not None and end > MAX_BYTES:
@@ -165,15 +165,15 @@ def _receive(url: str, file: BinaryIO, version_file: Path) -> _Version:
                 raise CheckpointError(f"{url} has more than {MAX_BYTES:,} bytes, more than a model may have here.")
         file.flush()
         if end is not None and file.tell() < end:
-            raise _BrokenOff(f"it broke off at {file.tell():,} of {end:,} bytes")
+            raise _Incomplete(f"it broke off at {file.tell():,} of {end:,} bytes")
     return _Version(arriving.etag, arriving.modified, end)
 
 
 def _span(status: int, headers: Message) -> tuple[int, int | None]:
-    """The first byte that is sent, and the length of the complete file, None if it is not known.
+    """The position of the first byte in the response, and the length of the complete file; None: it is unknown.
 
     Raises:
-        OSError: if a part is sent that was not requested.
+        OSError: if a partial response does not say which part it is.
     """
     if status == 206:
         said = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", headers.get("Content-Range", ""))
@@ -189,7 +189,7 @@ def _version(headers: Message) -> _Version:
 
 
 def _read(version_file: Path) -> _Version:
-    """What is known of a file; nothing, if that cannot be read."""
+    """The version of a downloaded file; an empty one if it cannot be read."""
     try:
         return _Version(**json.loads(version_file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -200,10 +200,10 @@ def _write(version_file: Path, version: _Version) -> None:
     version_file.write_text(json.dumps(asdict(version)), encoding="utf-8")
 
 
-def _wait_asked(error: BaseException) -> float | None:
-    """Seconds that the server asks to wait, 0 if it does not; None if another attempt makes no sense."""
+def _retry_delay(error: BaseException) -> float | None:
+    """As `retry_delay` of `with_retries`."""
     if isinstance(error, urllib.error.HTTPError):
-        return wait_of_response(error.code, error.headers.get("Retry-After"))
+        return delay_of_response(error.code, error.headers.get("Retry-After"))
     if isinstance(error, urllib.error.URLError) and isinstance(error.reason, (ConnectionRefusedError, socket.gaierror)):
         return None  # there is no server
     if isinstance(error, (http.client.InvalidURL, ValueError)):  # it is no URL

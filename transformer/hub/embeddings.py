@@ -1,4 +1,4 @@
-"""The token embedding of any pretrained model, to begin a new model with.
+"""The token embedding of any pretrained model, to initialize a new model with.
 
 Dimensions: V vocabulary of the pretrained model · D its width
 """
@@ -17,9 +17,9 @@ from transformer.errors import CheckpointError, ConfigError
 from transformer.hub.resolve import INDEX, WEIGHTS, fetch
 from transformer.model import Transformer
 
-# What the token embedding is called: its name ends in one of these. The first that is there counts.
+# The ends of names of token embeddings; the first one that a model has is used.
 _NAMES = (
-    "shared",  # T5, BART: the one matrix that encoder and decoder share, before their own names for it
+    "shared",  # T5, BART: shared by encoder and decoder, which also have it under names of their own
     "wte",  # GPT-2
     "embed_tokens",  # Llama, Qwen, Mistral, Gemma, OPT
     "word_embeddings",  # BERT, RoBERTa, BLOOM, Falcon
@@ -30,16 +30,16 @@ _NAMES = (
 
 
 def pretrained_embeddings(source: str) -> Tensor:
-    """The input token embedding (V, D) of a pretrained model of whatever architecture, as float32 on the CPU.
+    """The input token embedding (V, D) of a pretrained model of any architecture, as float32 on the CPU.
 
-    Only this tensor is read, and of a model in several files on the Hub only the file that holds it is fetched. The
-    format is safetensors; pickles are not read.
+    Only this tensor is read, and of a model in several files on the Hub only the file with it is downloaded. Weights
+    have to be in safetensors; pickles are not read.
 
     Args:
-        source: whatever `fetch` takes: a folder, a tar, a URL, or a Hub id such as google-bert/bert-base-uncased.
+        source: as in `fetch`: a folder, a tar, a URL, or a Hub id such as google-bert/bert-base-uncased.
 
     Raises:
-        CheckpointError: if there is no model, or no token embedding in it, or more than one.
+        CheckpointError: if there is no model, or it does not have exactly one token embedding.
     """
     directory = fetch(source, ("config.json", WEIGHTS, INDEX))
     if (directory / WEIGHTS).exists():
@@ -59,10 +59,10 @@ def pretrained_embeddings(source: str) -> Tensor:
 
 @torch.no_grad()
 def use_embeddings(model: Transformer, table: Tensor) -> None:
-    """Copy pretrained embeddings (V, D) into the model, with a tied head into that too.
+    """Copy pretrained embeddings (V, D) into the model; a tied head has them too.
 
-    The table may have more rows than the model has tokens: published tables are often padded at the end. The numbers
-    are taken as they are, also by a model that multiplies its embeddings by sqrt(d_model).
+    The table may have more rows than the model has tokens, since published tables are often padded at the end. It is
+    not scaled, even if the model multiplies its embeddings by sqrt(d_model).
 
     Raises:
         ConfigError: if the table is not as wide as the model, or has fewer rows than the model has tokens.
@@ -82,7 +82,7 @@ def use_embeddings(model: Transformer, table: Tensor) -> None:
 
 
 def _name(names: Iterable[str], where: Path) -> str:
-    """Which of the names of a model's tensors is that of its token embedding."""
+    """The name of the token embedding among the names of a model's tensors."""
     found = list(names)
     for ending in _NAMES:
         if matches := [name for name in found if f".{name}".endswith(f".{ending}.weight")]:
@@ -103,9 +103,9 @@ def _from_safetensors(path: Path) -> Tensor:
 
 
 def _shard(index: Path) -> str:
-    """The name of the file that holds the token embedding, of a model in several files."""
+    """The name of the file with the token embedding, of a model in several files."""
     try:
         files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return Path(files[_name(files, index)]).name  # of a path into other folders only the name is taken
+        return Path(files[_name(files, index)]).name  # without folders, since the index is untrusted
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{index} is not an index of weights: {error}.") from error

@@ -1,4 +1,4 @@
-"""How the makers of a model want it sampled: the `generation_config.json` of a model directory."""
+"""The sampling settings of a model: the `generation_config.json` of a model directory."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from transformer.inference.sampling import MODEL_SETTINGS, SamplingOptions
 logger = logging.getLogger("transformer")
 
 FILE = "generation_config.json"
-# What changes the text too and is not computed here, with the values that leave it as it is.
-_NOT_COMPUTED: dict[str, tuple[Any, ...]] = {
+# Settings that would change the text and are not supported, with the values at which they have no effect.
+_NOT_SUPPORTED: dict[str, tuple[Any, ...]] = {
     "num_beams": (1,),
     "num_beam_groups": (1,),
     "penalty_alpha": (0,),
@@ -37,12 +37,12 @@ _NOT_COMPUTED: dict[str, tuple[Any, ...]] = {
 
 
 def read_sampling(directory: str | Path) -> dict[str, float]:
-    """The sampling settings that the model names, as `SamplingOptions` calls them; none where there is no such file.
+    """The sampling settings of the model, under their names in `SamplingOptions`; empty if there is no such file.
 
-    `do_sample: false` is a temperature of 0. Settings that are not computed here are logged.
+    `do_sample: false` is a temperature of 0. Settings that are not supported are logged.
 
     Raises:
-        CheckpointError: if one is no number, or out of its range.
+        CheckpointError: if a setting is not a number, or out of its range.
     """
     path = Path(directory) / FILE
     fields = read_json(path) if path.exists() else {}
@@ -53,7 +53,7 @@ def read_sampling(directory: str | Path) -> dict[str, float]:
         SamplingOptions(**settings)  # type: ignore[arg-type]
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error} Correct or remove it there.") from error
-    if ignored := _not_computed(fields):
+    if ignored := _not_supported(fields):
         logger.warning("%s says %s, which is not computed here.", FILE, ", ".join(ignored))
     return settings
 
@@ -65,7 +65,7 @@ def _number(path: Path, name: str, value: Any) -> float:
     return int(value) if name == "top_k" else value
 
 
-def _not_computed(fields: Mapping[str, Any]) -> list[str]:
+def _not_supported(fields: Mapping[str, Any]) -> list[str]:
     return [
-        name for name, neutral in _NOT_COMPUTED.items() if fields.get(name) is not None and fields[name] not in neutral
+        name for name, neutral in _NOT_SUPPORTED.items() if fields.get(name) is not None and fields[name] not in neutral
     ]

@@ -1,4 +1,4 @@
-"""A model directory to the Hub, in one commit."""
+"""Publishing of a model directory on the Hub, in one commit."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from transformer.hub.resolve import MODEL_FILES
 logger = logging.getLogger("transformer")
 
 
-def prepare(repository: str, public: bool = False, token: str | None = None) -> None:
-    """Make sure that the repository is there and can be written to: before the training, not after it.
+def create_repository(repository: str, public: bool = False, token: str | None = None) -> None:
+    """Create the repository, or check that it exists and can be written to; called before a training.
 
     Args:
-        repository: `user/name`. public: whether a new one is; one that is there stays as it is.
+        repository: `user/name`. public: whether a new repository is public; an existing one is not changed.
         token: None: the client's own, from HF_TOKEN or `hf auth login`.
 
     Raises:
-        PublishError: if no account is logged in, the token cannot be one, or the Hub says no or does not answer.
+        PublishError: if nobody is logged in, the token is malformed, or the Hub refuses the request or does not answer.
     """
     token = _checked(token, repository)
     ask(
@@ -37,21 +37,24 @@ def prepare(repository: str, public: bool = False, token: str | None = None) -> 
 
 
 def push(directory: str | Path, repository: str, public: bool = False, token: str | None = None) -> str:
-    """Publish a model directory: its weights, configuration, tokenizer and card, nothing else. Gives the commit's URL.
+    """Publish a model directory: its weights, configuration, tokenizer and card only. The arguments are those of
+    `create_repository`.
 
-    What was uploaded before a failure is not uploaded again, and where nothing changed there is no new commit. The
-    arguments are those of `prepare`.
+    Files that were uploaded before a failure are not uploaded again. Without changes there is no new commit.
+
+    Returns:
+        The URL of the commit.
 
     Raises:
-        CheckpointError: if the directory is no complete model.
-        PublishError: as `prepare`; the directory is left as it was.
+        CheckpointError: if the directory is not a complete model.
+        PublishError: as `create_repository`; the directory is not changed.
     """
     directory = Path(directory)
     token = _checked(token, repository)
     checkpoint.load(directory)
     if not (directory / "README.md").exists():
         raise CheckpointError(f"{directory} has no README.md: `python -m transformer card` writes the model card.")
-    prepare(repository, public, token)
+    create_repository(repository, public, token)
     disable_progress_bars()  # they would fill the log of a container
     again = f"python -m transformer push {directory} {repository}{' --public' if public else ''}"
     commit = ask(

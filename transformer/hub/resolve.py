@@ -1,4 +1,4 @@
-"""Where a model comes from: a folder, an archive of one (a path or a URL), or the Hub. All become a folder."""
+"""Finds a model by its name: a folder, a tar (a path or a URL), or a model on the Hub. Each becomes a local folder."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from transformer.errors import CheckpointError
 from transformer.files import cache_folder
 from transformer.hub import archive as archives
 
-# What a model directory is made of, as patterns of names. Unless asked for by name, nothing else is fetched or
-# unpacked: no pickles, no code.
+# Patterns for the names of files in a model directory. Other files, such as pickles and code, are downloaded or
+# unpacked only if a caller names them.
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"  # one file, or several with an index
 WEIGHT_FILES = (WEIGHTS, INDEX, "model-*-of-*.safetensors")
 TOKENIZER_FILES = (
@@ -33,20 +33,20 @@ TOKENIZER_FILES = (
     "generation_config.json",
 )
 MODEL_FILES = (*WEIGHT_FILES, *TOKENIZER_FILES, "README.md", "loss.svg")
-_REPETITIONS = 2  # of a download that was no model
+_REPETITIONS = 2  # of a download that is not a model
 
 
 def fetch(source: str | Path, files: Sequence[str] = MODEL_FILES) -> Path:
-    """The model directory that `source` names, downloaded or unpacked where needed.
+    """The model directory that `source` names, downloaded or unpacked if necessary.
 
     Args:
-        source: a folder; the path or http(s) URL of a tar of one, as training makes it; or a model on the Hub,
-            `user/name` or `user/name@revision`.
-        files: names, or patterns of names, of the files that are wanted of an archive or a Hub model, as far as it
-            has them. An archive must have a config.json, which is how it is known to be a model.
+        source: a folder; the path or http(s) URL of a tar of a model directory, as training writes it; or a model on
+            the Hub, `user/name` or `user/name@revision`.
+        files: names, or patterns of names, of the files to take from a tar or the Hub; missing ones are ignored. A tar
+            must have a config.json.
 
     Raises:
-        CheckpointError: if it is not there, or is no model.
+        CheckpointError: if it does not exist or is not a model.
     """
     text = str(source)
     if text.lower().startswith(("http://", "https://")):
@@ -62,13 +62,13 @@ def fetch(source: str | Path, files: Sequence[str] = MODEL_FILES) -> Path:
 
 
 def fetch_tokenizer(source: str | Path) -> Path:
-    """The file or folder of a tokenizer, for `Tokenizer.load`; that of a model on the Hub is downloaded.
+    """The file or folder of a tokenizer, for `Tokenizer.load`, downloaded if it is on the Hub.
 
     Args:
         source: a file, a folder, or a model on the Hub, `user/name` or `user/name@revision`.
 
     Raises:
-        CheckpointError: if it is not there.
+        CheckpointError: if it does not exist.
     """
     path, text = Path(source), str(source)
     if path.exists():
@@ -79,7 +79,7 @@ def fetch_tokenizer(source: str | Path) -> Path:
 
 
 def pack(directory: str | Path, archive: str | Path) -> Path:
-    """Write the files of a model directory into the tar `archive`, which `fetch` takes back."""
+    """Write the files of a model directory into the tar `archive`, from which `fetch` reads them."""
     archives.pack(Path(directory), Path(archive), lambda name: _wanted(name, MODEL_FILES))
     return Path(archive)
 
@@ -107,15 +107,15 @@ def _from_hub(hub_id: str, files: Sequence[str]) -> Path:
 
 
 def _verify(link: Path, file: str, repository: str, began: float) -> None:
-    """Check a file of a snapshot against its checksum, which the Hub's client does not look at; fetch it again if it
-    is damaged.
+    """Compare a file of a snapshot with its checksum, which the Hub's client does not do; download it again if it is
+    damaged.
 
     Args:
         file: its path in the repository.
-        began: when this attempt did, in seconds since 1970: a damaged file that is newer has just been fetched.
+        began: start of this attempt, in seconds since 1970. A damaged file that is newer is not downloaded once more.
 
     Raises:
-        DamagedFile: if it is not what it should be, and, unless it could not be replaced, is removed.
+        DamagedFile: if it is damaged. It is removed, unless the new download failed.
     """
     from huggingface_hub import hf_hub_download, is_offline_mode
     from huggingface_hub.errors import OfflineModeIsEnabled
@@ -132,7 +132,7 @@ def _verify(link: Path, file: str, repository: str, began: float) -> None:
             revision = link.parents[file.count("/")].name
             hf_hub_download(repository, file, revision=revision, force_download=True)
         except Exception as error:
-            # The client hides why it could not ask the Hub behind a ValueError.
+            # The client raises a ValueError whose cause is the error of the network.
             reason = error.__cause__ if isinstance(error, ValueError) and error.__cause__ else error
             raise DamagedFile(f"{link.name} in the Hub's cache is damaged") from reason
         if is_intact(link, expected):
@@ -145,10 +145,10 @@ def _verify(link: Path, file: str, repository: str, began: float) -> None:
 def _from_url(url: str, files: Sequence[str]) -> Path:
     """The model in the tar at `url`, which is kept in the cache.
 
-    What is no tar of a model is fetched again: it may have been cut, or be a page that stood in for the file.
+    A file that is not a tar of a model is downloaded again: it may be incomplete, or an error page.
 
     Raises:
-        CheckpointError: if it cannot be had, or stays no model; then it is not kept.
+        CheckpointError: if it cannot be downloaded, or is still not a model; then it is not kept.
     """
     from transformer.hub.download import download, forget  # imported late: a local model needs no network client
 

@@ -1,4 +1,4 @@
-"""The retry policy of everything that this package does over a network, on `tenacity`."""
+"""The retry policy of all network requests of this package, on `tenacity`."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ T = TypeVar("T")
 
 def with_retries(
     request: Callable[[], T],
-    wait_asked: Callable[[BaseException], float | None],
+    retry_delay: Callable[[BaseException], float | None],
     progress: Callable[[], int] = lambda: 0,
 ) -> T:
-    """What `request` returns. A failed attempt is repeated after each of `WAITS`, which is announced in the log.
+    """The result of `request`. A failed attempt is repeated after each of `WAITS`, and logged.
 
     Args:
-        request: must be one that may be repeated.
-        wait_asked: of the exception of an attempt, the seconds that the server asks to wait, 0 if it does not;
-            None: another attempt makes no sense.
-        progress: how far the attempts have come. Where one came further, the waits start again.
+        request: has to be safe to repeat.
+        retry_delay: for the exception of an attempt, the seconds that the server asks to wait (0: it does not ask);
+            None: the exception is final.
+        progress: for example the number of bytes received. After an attempt with progress, the waits start again.
 
     Raises:
         Exception: that of the last attempt.
@@ -43,13 +43,13 @@ def with_retries(
         failures, reached = (1 if now > reached else failures + 1), now
 
     def wait(state: RetryCallState) -> float:
-        return max(WAITS[failures - 1], wait_asked(_error(state)) or 0.0) if failures <= len(WAITS) else 0.0
+        return max(WAITS[failures - 1], retry_delay(_error(state)) or 0.0) if failures <= len(WAITS) else 0.0
 
     def announce(state: RetryCallState) -> None:
         logger.info("trying again in %.0f s: %s", state.upcoming_sleep, redact(str(_error(state))))
 
     return Retrying(
-        retry=retry_if_exception(lambda error: wait_asked(error) is not None),
+        retry=retry_if_exception(lambda error: retry_delay(error) is not None),
         after=count,
         wait=wait,
         stop=lambda state: failures > len(WAITS),
@@ -59,11 +59,11 @@ def with_retries(
     )(request)
 
 
-def wait_of_response(status: int, retry_after: str | None) -> float | None:
-    """Seconds that a response asks to wait, 0 if it does not; None if another request would get the same response.
+def delay_of_response(status: int, retry_after: str | None) -> float | None:
+    """The seconds that a response asks to wait (0: it does not ask); None: its status is final.
 
     Args:
-        retry_after: the header of that name. A date in it is not read.
+        retry_after: the header of that name. Dates are ignored.
     """
     if status not in _TRANSIENT:
         return None

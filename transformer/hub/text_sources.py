@@ -1,18 +1,18 @@
-"""Texts by name: a local file, a folder, or a data set on the Hub.
+"""Finds texts by name: a local file, a folder, or a data set on the Hub.
 
-Files of text, JSON and parquet are read row by row by `data.row_reader`; all else by `datasets`, which also knows what
-files a folder or a data set on the Hub has.
+Files of text, JSON and parquet are read row by row by `data.row_reader`, and other formats by the library `datasets`,
+which also lists the files of a folder or of a data set on the Hub.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from transformer.checksum import checksum
 from transformer.credentials import scrub
 from transformer.data.corpus import Corpus
 from transformer.data.document import Document, join_pieces
@@ -24,17 +24,17 @@ _READ_HERE = {"text": (".txt",), "json": (".json", ".jsonl", ".ndjson"), "parque
 
 
 def find_text(source: str, config: str | None = None, split: str = "train") -> TextSource:
-    """The split of a corpus, found but not read.
+    """A split of a corpus, to be read.
 
     Args:
         source: a file of text, JSON (lines or an array) or parquet, also compressed with gzip; a folder of such files
-            with the names of splits; or the id of a data set on the Hub. What a file holds is recognised by its
-            content, so it may have lost its name.
+            with the names of splits; or the id of a data set on the Hub. The format of a file is detected by its
+            content, whatever its name.
         config: the configuration of a Hub data set ("wikitext-2-raw-v1").
-        split: "train" or "validation"; a single file has "train" alone.
+        split: "train" or "validation"; a single file has only "train".
 
     Raises:
-        CorpusError: if the source is not there, or has no such split.
+        CorpusError: if the source does not exist, or has no such split.
     """
     if os.path.isfile(source):
         if config is not None:
@@ -44,7 +44,7 @@ def find_text(source: str, config: str | None = None, split: str = "train") -> T
         return TextSource(source, config, split, partial(_fingerprint, [source]), (source,))
     builder = _load_builder(source, config)
     open_rows = partial(_load, "load_dataset", source, config, split, streaming=True)
-    if (found := builder.config.data_files) is None:  # a data set that a script builds
+    if (found := builder.config.data_files) is None:  # a data set that is built by a script
         return TextSource(source, config, split, partial(_no_fingerprint, source, config, split), open_rows=open_rows)
     if split not in found:
         raise _no_split(source, config, split)
@@ -61,13 +61,13 @@ def find_text(source: str, config: str | None = None, split: str = "train") -> T
 def documents(
     source: str, config: str | None = None, split: str = "train", text_column: str | None = None
 ) -> Iterator[Document]:
-    """The documents of a corpus, one after the other, without holding them all in memory.
+    """The documents of a corpus, of which only one is in memory at a time.
 
     Args:
-        source, config, split: as of `find_text`. text_column: as of `data.corpus.Corpus`, which says how rows are read.
+        source, config, split: as in `find_text`. text_column: as in `data.corpus.Corpus`.
 
     Raises:
-        CorpusError: as `find_text`, and if there is no text, or nothing that would be learned.
+        CorpusError: as `find_text`, and if there is no text, or no target of training.
     """
     yield from join_pieces(pieces(source, config, split, text_column=text_column))
 
@@ -80,7 +80,7 @@ def pieces(
     text_column: str | None = None,
     max_documents: int | None = None,
 ) -> Iterator[Document]:
-    """As `documents`, but long ones come in pieces; `clean` and `max_documents` as of `Corpus.pieces`."""
+    """As `documents`, with long ones in pieces; `clean` and `max_documents` as in `Corpus.pieces`."""
     yield from Corpus(find_text(source, config, split), text_column).pieces(clean, max_documents)
 
 
@@ -102,7 +102,7 @@ def has_split(source: str, config: str | None, split: str) -> bool:
 
 
 def _splits(source: str, config: str | None) -> list[str]:
-    """The names of the splits that a corpus has."""
+    """The names of the splits of a corpus."""
     if os.path.isfile(source):
         return ["train"]
     builder = _load_builder(source, config)
@@ -117,34 +117,29 @@ def _no_split(source: str, config: str | None, split: str) -> CorpusError:
 
 
 def _is_read_here(builder: Any, files: Sequence[str], on_the_hub: bool) -> bool:
-    """Whether `data.row_reader` reads the files of a split, not `datasets`."""
+    """Whether the files of a split are read by `data.row_reader`, and not by `datasets`."""
     known = () if on_the_hub and builder.name != "json" else _READ_HERE.get(builder.name, ())
     has_options = getattr(builder.config, "field", None) is not None
     return all(suffix(file) in known for file in files) and not has_options
 
 
 def _fingerprint(files: Sequence[str]) -> list[str]:
-    """Names and SHA-256 of local files."""
-    return [entry for file in sorted(files) for entry in (Path(file).name, _sha256(file))]
+    """Names and checksums of local files."""
+    try:
+        return [entry for file in sorted(files) for entry in (Path(file).name, checksum(Path(file)))]
+    except OSError as error:
+        raise CorpusError(f"{error.filename} cannot be read: {error.strerror}.") from error
 
 
 def _no_fingerprint(source: str, config: str | None, split: str) -> list[str]:
     raise _no_split(source, config, split)
 
 
-def _sha256(path: str) -> str:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise CorpusError(f"{path} cannot be read: {error.strerror}.") from error
-
-
 def _open_anywhere(path: str) -> BinaryIO:
-    """A local file, or one at an address such as `hf://datasets/...`."""
+    """Open a local file, or one at a URL such as `hf://datasets/...`."""
     if "://" not in path:
         return open_local(path)
-    import fsspec  # type: ignore[import-untyped]  # imported late: local files do not need it
+    import fsspec  # type: ignore[import-untyped]  # imported here, since local files do not need it
 
     filesystem, inside = fsspec.core.url_to_fs(path)
     file: BinaryIO = filesystem.open(inside, "rb")
@@ -169,13 +164,13 @@ def _check_there(source: str) -> None:
 
 
 def _load(function: str, source: str, config: str | None, split: str | None = None, **options: Any) -> Any:
-    """Call a function of `datasets`, imported late because it costs a second; its many errors become one."""
+    """Call a function of `datasets`, which is imported here because that takes a second. All its errors become one."""
     import datasets
 
     from transformer.hub.client import check_login
 
     datasets.utils.logging.disable_progress_bar()
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # or local files too ask the Hub, and wait for an answer
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # otherwise there is a request to the Hub even for local files
     if split is not None:
         options["split"] = split
     try:

@@ -16,26 +16,27 @@ from transformer.inference.finite import all_finite
 from transformer.model import ModelConfig
 from transformer.model.config import GATED
 
-_MAX_TABLE = 2**25  # numbers in a table of positions, which no file bounds: 262,144 tokens with heads of 128
-_MAX_HEADER = 2**24  # bytes; a tensor takes about a hundred
+_MAX_TABLE = 2**25  # numbers in the table of positions, which is in no file: 262,144 tokens with heads of 128
+_MAX_HEADER = 2**24  # bytes; one tensor needs about a hundred
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _HALF = (torch.bfloat16, torch.float16)
-_SLACK = 4  # a config that asks for this many times what the files hold is not theirs
+_SLACK = 4  # a config of more than this many times the parameters in the files does not belong to them
 
 
 def open_weights(directory: Path, config: ModelConfig, device: torch.device | str) -> dict[str, Tensor]:
-    """All tensors of a model directory by the names they have there.
+    """All tensors of a model directory by their names in the files.
 
     Raises:
-        CheckpointError: if a file is missing or damaged, or `config` asks for far more than the files hold: this is
-            known before the memory is spent.
+        CheckpointError: if a file is missing or damaged, or `config` has far more parameters than the files. This is
+            checked before memory is allocated.
     """
     files = [_open(path, device) for path in _files(directory)]
     places = {name: file for file in files for name in file.keys()}  # noqa: SIM118  # it is no mapping
     held = sum(math.prod(file.get_slice(name).get_shape()) for name, file in places.items())
-    if _matrices(config) > _SLACK * held:
+    expected = _count_parameters(config)
+    if expected > _SLACK * held:
         raise CheckpointError(
-            f"{directory}: config.json describes a model of {_matrices(config):,} parameters, the files hold {held:,}."
+            f"{directory}: config.json describes a model of {expected:,} parameters, the files hold {held:,}."
         )
     table = config.context_length * (config.key_dim if config.positions == "rotary" else config.d_model)
     if table > _MAX_TABLE:
@@ -47,12 +48,10 @@ def as_float(name: str, tensor: Tensor, keep_half: bool = False) -> Tensor:
     """A tensor in fp32.
 
     Args:
-        keep_half: a matrix in bf16 or fp16 stays what it is: of a file on this machine, a part of it that takes no
-            memory.
+        keep_half: matrices in bf16 and fp16 are not converted: they stay memory-mapped.
 
     Raises:
-        CheckpointError: if it holds no floating-point numbers: quantised weights mean nothing without their scales.
-            Or if some are NaN or infinite.
+        CheckpointError: if its numbers are not floating-point, as in quantized weights, or not finite.
     """
     if tensor.dtype not in _DTYPES:
         raise CheckpointError(f"{name!r} is of {tensor.dtype}, expected floating-point numbers.")
@@ -75,7 +74,7 @@ def _open(path: Path, device: torch.device | str) -> safe_open:
 
 
 def _files(directory: Path) -> list[Path]:
-    """The one file, or those that the index names."""
+    """The file of the weights, or those that the index names."""
     if (directory / WEIGHTS).exists():
         return [directory / WEIGHTS]
     if not (directory / INDEX).exists():
@@ -92,8 +91,8 @@ def _files(directory: Path) -> list[Path]:
     return [directory / name for name in names]
 
 
-def _matrices(config: ModelConfig) -> int:
-    """The entries of the large matrices, without making them."""
+def _count_parameters(config: ModelConfig) -> int:
+    """The number of parameters in the large matrices."""
     attention = 2 * config.d_model * config.key_dim * (config.n_heads + config.kv_heads)
     feed_forward = (3 if config.activation in GATED else 2) * config.d_model * config.feed_forward_dim
     return config.vocab_size * config.d_model + config.n_layers * (attention + feed_forward)

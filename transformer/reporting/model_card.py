@@ -20,6 +20,12 @@ from transformer.reporting.card_samples import samples_section
 from transformer.reporting.training_facts import TrainingFacts
 
 CURVE_FILE = "loss.svg"  # the loss curve
+_METHOD = (
+    "Each document is scored separately, after the end-of-text token, in sliding windows of *context* tokens with "
+    "this *stride*. Every token is scored once, with at least context − stride tokens before it, except at the "
+    "start of a document. Tokens are those of this model's tokenizer: perplexity per token cannot be compared with "
+    "models of other tokenizers. Words are separated by white space. Bits per byte can be compared with any model."
+)
 
 
 def command_line(options: dict[str, Any]) -> str:
@@ -63,13 +69,6 @@ def write_card(
     weights = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
     generator, settings = Generator(model, tokenizer, "fp32"), read_sampling(directory)
     answers = bool(tokenizer.chat_templates)
-
-    rows = [
-        f"| {text} | {e.token_perplexity:.2f} | {e.word_perplexity:.1f} | {e.bits_per_byte:.4f} | "
-        f"{e.context} / {e.stride} | {e.documents:,} documents, {e.tokens:,} tokens, {e.words:,} words, "
-        f"{e.n_bytes:,} bytes |"
-        for text, e in evaluations
-    ]
     parts = [
         f"---\n{_front(directory.resolve().name, evaluations, data_license)}\n---",
         "# A small decoder-only Transformer",
@@ -84,17 +83,8 @@ def write_card(
         *_training(facts),
         *(["![Loss in nats per token, by step](" + CURVE_FILE + ")"] if (directory / CURVE_FILE).exists() else []),
         "## Evaluation",
-        "Each document is scored separately, after the end-of-text token, in sliding windows of *context* tokens with "
-        "this *stride*. Every token is scored once, with at least context − stride tokens before it, except at the "
-        "start of a document. Tokens are those of this model's tokenizer: perplexity per token cannot be compared with "
-        "models of other tokenizers. Words are separated by white space. Bits per byte can be compared with any model.",
-        "\n".join(
-            [
-                "| text | perplexity per token | perplexity per word | bits per byte | context / stride | scored |",
-                "|---|---|---|---|---|---|",
-                *rows,
-            ]
-        ),
+        _METHOD,
+        _table(evaluations),
         *remarks,
         *samples_section(generator, settings),
         "## Limits",
@@ -104,6 +94,17 @@ def write_card(
     ]
     with atomic_write(directory / "README.md") as path:
         path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _table(evaluations: Sequence[tuple[str, Evaluation]]) -> str:
+    rows = [
+        f"| {text} | {e.token_perplexity:.2f} | {e.word_perplexity:.1f} | {e.bits_per_byte:.4f} | "
+        f"{e.context} / {e.stride} | {e.documents:,} documents, {e.tokens:,} tokens, {e.words:,} words, "
+        f"{e.n_bytes:,} bytes |"
+        for text, e in evaluations
+    ]
+    head = "| text | perplexity per token | perplexity per word | bits per byte | context / stride | scored |"
+    return "\n".join([head, "|---|---|---|---|---|---|", *rows])
 
 
 def _training(facts: TrainingFacts) -> list[str]:

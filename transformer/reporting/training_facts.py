@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from transformer.errors import CheckpointError
-from transformer.files import atomic_write
+from transformer.files import write_json
 
 FILE = "training.json"
 
@@ -50,8 +50,7 @@ class TrainingFacts:
             WriteError: if it cannot be written.
         """
         known = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
-        with atomic_write(Path(directory) / FILE) as path:
-            path.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+        write_json(Path(directory) / FILE, known)
 
     @classmethod
     def read(cls, directory: str | Path) -> TrainingFacts:

@@ -13,7 +13,7 @@ from transformer.data.tokenizer import Tokenizer
 from transformer.device import describe
 from transformer.errors import ConfigError, PreflightError, TransformerError, WriteError
 from transformer.files import reason
-from transformer.hub.publish import prepare, push
+from transformer.hub.publish import create_repository, push
 from transformer.preflight import preflight
 from transformer.reporting.measured_card import measure_and_write_card
 from transformer.reporting.model_card import command_line
@@ -67,7 +67,7 @@ def _train(config: TrainConfig, hub_token: str | None, stop: threading.Event | N
         logger.setLevel(logging.WARNING)
     try:
         if engine.main and config.run.push_to:
-            prepare(config.run.push_to, config.run.push_public, hub_token)
+            create_repository(config.run.push_to, config.run.push_public, hub_token)
         if engine.main and config.run.restart:  # before anything of the new run is written
             run_state.remove(config.run.checkpoints)
         components = build(config, engine)

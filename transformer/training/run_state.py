@@ -8,7 +8,6 @@ checksum in the name, so that an incomplete or damaged file is detected and the 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -22,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from transformer.checksum import checksum
 from transformer.errors import CheckpointError
 from transformer.files import move_into_place, reason, remove_partial
 from transformer.legacy import model_class
@@ -110,7 +110,7 @@ def save(directory: Path, step: int, state: State, keep: int) -> Path:
         directory.mkdir(parents=True, exist_ok=True)
         remove_partial(directory)
         save_file(state.tensors, partial, metadata={"facts": json.dumps(state.facts)})
-        path = directory / f"step-{step:08d}-{_checksum(partial)}.safetensors"
+        path = directory / f"step-{step:08d}-{checksum(partial)[:16]}.safetensors"
         move_into_place(partial, path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
@@ -133,7 +133,7 @@ def exists(directory: Path) -> bool:
 def load(directory: Path) -> State | None:
     """The newest intact checkpoint; None if there is none."""
     for path in _files(directory):
-        if _checksum(path) == _NAME.fullmatch(path.name)[2]:  # type: ignore[index]  # _files matched it
+        if checksum(path)[:16] == _NAME.fullmatch(path.name)[2]:  # type: ignore[index]  # _files matched it
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
                 return State(tensors, json.loads(file.metadata()["facts"]))
@@ -145,9 +145,3 @@ def _files(directory: Path) -> list[Path]:
     """The files of checkpoints, the newest first."""
     found = [path for path in directory.glob("step-*.safetensors") if _NAME.fullmatch(path.name) and path.is_file()]
     return sorted(found, key=lambda path: int(_NAME.fullmatch(path.name)[1]), reverse=True)  # type: ignore[index]
-
-
-def _checksum(path: Path) -> str:
-    """The first 16 hexadecimal digits of the file's SHA-256."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -30,7 +30,7 @@ from transformer.training.interrupt import Interrupt, Interrupted
 from transformer.training.metrics_logger import MetricsLogger
 from transformer.training.optimizers import set_learning_rate
 from transformer.training.schedule import Progress, learning_rate
-from transformer.training.step import TrainStep
+from transformer.training.step import StepMetrics, TrainStep
 from transformer.training.train_config import RENAMED, TrainConfig
 
 logger = logging.getLogger("transformer")
@@ -72,6 +72,7 @@ class Trainer:
         decay = config.optimization.ema_decay
         self.average = WeightAverage(model, decay) if decay else None
         self._bytes_per_token = self._measure_bytes()
+        self._start = 0.0  # on the clock of time.perf_counter, without pauses
 
     def run(self) -> Progress:
         """Train until a limit of the budget is reached, or the validation loss has not improved for `patience`.
@@ -92,29 +93,16 @@ class Trainer:
                 self.output,
                 f"{progress.step:,}",
             )
-        empty = 0  # steps without a target
-        earlier, saved, begin = progress.seconds, progress.seconds, time.perf_counter()
+        n_empty, saved = 0, progress.seconds  # steps without a target; the time of the last checkpoint
+        self._start = time.perf_counter() - progress.seconds
         with Interrupt(self._stop) as interrupt, MetricsLogger(progress, config, self.engine, self.model) as metrics:
             while not self._is_over():
-                done = self.budget.spent(progress)
-                set_learning_rate(self.optimizers, self._learning_rate(done))
-                self.source.set_progress(done)
-                step_begin = time.perf_counter()
-                step = self.train_step.run(progress.step + 1)
-                now, main = time.perf_counter(), float(self.engine.main)
-                # All processes use the clock of the first one, and stop when any of them is asked to.
-                clocks = (main * (now - begin), main * (now - step_begin), interrupt.signal)
-                seconds, step_seconds, stop = self.engine.sum(*clocks)
-                progress.step += 1
-                if self.average and step.tokens:
-                    self.average.update(progress.step)
-                empty += not step.tokens
-                progress.tokens += step.tokens
-                progress.seconds = earlier + seconds
-                progress.training_seconds += step_seconds
+                before = self.budget.spent(progress)
+                step, seconds, stop = self._run_step(before, interrupt)
+                n_empty += not step.tokens
                 after = self.budget.spent(progress)
-                metrics.log_step(step, step_seconds, after)
-                due = self._validation_due(done, after)
+                metrics.log_step(step, seconds, after)
+                due = self._validation_due(before, after)
                 if due:
                     self._validate(metrics)
                 if due or stop or self._checkpoint_due(progress.seconds - saved):
@@ -123,9 +111,29 @@ class Trainer:
                 if stop and after < 1.0:
                     self._save_unvalidated_model()
                     raise Interrupted(progress.step, interrupt.signal or signal.SIGTERM)
-        if empty and self.engine.main:
-            logger.info("%s steps had nothing to learn, and changed nothing", f"{empty:,}")
+        if n_empty and self.engine.main:
+            logger.info("%s steps had nothing to learn, and changed nothing", f"{n_empty:,}")
         return progress
+
+    def _run_step(self, done: float, interrupt: Interrupt) -> tuple[StepMetrics, float, bool]:
+        """One step, which advances the progress: its metrics, its seconds, and whether the run was asked to stop.
+
+        done: fraction of the budget that is spent.
+        """
+        set_learning_rate(self.optimizers, self._learning_rate(done))
+        self.source.set_progress(done)
+        begin = time.perf_counter()
+        step = self.train_step.run(self.progress.step + 1)
+        now, main = time.perf_counter(), float(self.engine.main)
+        # All processes use the clock of the first one, and stop when any of them is asked to.
+        numbers = self.engine.sum(main * (now - self._start), main * (now - begin), interrupt.signal)
+        self.progress.seconds, seconds, stop = numbers
+        self.progress.step += 1
+        self.progress.tokens += step.tokens
+        self.progress.training_seconds += seconds
+        if self.average and step.tokens:
+            self.average.update(self.progress.step)
+        return step, seconds, bool(stop)
 
     @torch.no_grad()
     def validation_loss(self) -> float:

@@ -1,19 +1,19 @@
-"""The architectures of the Hub that this program opens and writes, one module each.
+"""The architectures of the Hub that can be loaded and saved, one module each.
 
-| features | written as |
+A newly built model is saved as the first architecture below that has its features; a loaded model, as the one it was.
+docs/adding-an-architecture.md says how to add an architecture.
+
+| features | saved as |
 |---|---|
-| rotary, RMSNorm before, SwiGLU, QK-norm | qwen3 |
+| rotary positions, RMSNorm before each sub-layer, SwiGLU, QK-norm | qwen3 |
 | the same without QK-norm | llama |
-| that with biases on queries, keys and values alone | qwen2 |
-| that with layers without rotary positions | smollm3 |
-| rotary, RMSNorm of what each sub-layer adds, SwiGLU, QK-norm of all heads together | olmo2 |
-| rotary, RMSNorm before and after each sub-layer, GeGLU, embeddings times sqrt(d_model) | gemma3_text |
-| learned positions, LayerNorm before, GELU | gpt2 |
+| the same as llama, with biases on queries, keys and values only | qwen2 |
+| the same as llama, with layers without rotary positions | smollm3 |
+| rotary positions, RMSNorm after each sub-layer, SwiGLU, QK-norm of all heads together | olmo2 |
+| rotary positions, RMSNorm before and after each sub-layer, GeGLU, embeddings times sqrt(d_model) | gemma3_text |
+| learned positions, LayerNorm before each sub-layer, GELU | gpt2 |
 | LayerNorm, ReLU, sinusoidal or learned positions | opt |
-| all else, such as heads averaged or summed | our own format |
-
-The table is for newly built models. A model that was opened is written as what it was. How to add an architecture is
-in docs/adding-an-architecture.md.
+| all others, such as heads that are averaged or summed | our own format |
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ from transformer.hub.architectures.qwen3 import Qwen3
 from transformer.hub.architectures.smollm3 import SmolLM3
 from transformer.model.config import ModelConfig
 
-# A newly built model is written as the first that computes the same, so that a new architecture is added at the end.
-ADAPTERS: dict[str, Adapter] = {
+ADAPTERS: dict[str, Adapter] = {  # in the order in which they are tried for a newly built model
     adapter.model_type: adapter
     for adapter in (
         Qwen3(),
@@ -51,7 +50,7 @@ ADAPTERS: dict[str, Adapter] = {
 
 
 def adapter_for(model_type: object) -> Adapter:
-    """The adapter of the `model_type` of a `config.json`.
+    """The adapter for the `model_type` of a `config.json`.
 
     Raises:
         CheckpointError: if there is none.
@@ -64,5 +63,5 @@ def adapter_for(model_type: object) -> Adapter:
 
 
 def default_adapter(config: ModelConfig) -> Adapter:
-    """The adapter of a newly built model: the first that computes what `config` says."""
+    """The adapter for a newly built model: the first that can represent its config."""
     return next(adapter for adapter in ADAPTERS.values() if adapter.represents(config))

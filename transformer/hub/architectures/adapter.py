@@ -1,4 +1,4 @@
-"""What a module of this package says of one `model_type` of the Hub, and what is the same for all of them."""
+"""The base class of the adapters, one for each `model_type` of the Hub."""
 
 from __future__ import annotations
 
@@ -18,57 +18,53 @@ _EMBEDDING, _HEAD = "token_embedding.weight", "head.weight"
 
 
 class Adapter(ABC):
-    """One architecture of the Hub: `config.json` and tensor names to ours, and back.
-
-    An adapter says what its architecture is; it never guesses it from the features of a model.
-    """
+    """Converts `config.json` and tensor names of one architecture of the Hub to ours, and back."""
 
     model_type: ClassVar[str]  # in config.json
     class_name: ClassVar[str]  # of the model in transformers
-    # What stands before the names of all tensors but the head. Files of the model without its head leave it out.
-    base_prefix: ClassVar[str] = ""
-    ignored_suffixes: ClassVar[tuple[str, ...]] = ()  # of buffers that old files hold beside the trained weights
+    base_prefix: ClassVar[str] = ""  # of the names of all tensors but the head; files without a head leave it out
+    ignored_suffixes: ClassVar[tuple[str, ...]] = ()  # of the names of buffers, which old files have
 
-    # What each architecture says.
+    # What differs between architectures.
 
     @abstractmethod
     def read_fields(self, fields: ConfigFields) -> dict[str, Any]:
         """The arguments of our `ModelConfig`, from the fields of a `config.json`.
 
-        Every field that changes what is computed has to be read here, or be expected to have the one value that is
-        computed: a field that is not read is refused. Fields that compute nothing are listed in `config_fields`.
+        Every field that changes the result of the model has to be read here, or checked with `expect`: other fields
+        are refused, except those that `config_fields` lists as having no effect.
 
         Raises:
-            CheckpointError: if a field is missing, or says what this program does not compute.
+            CheckpointError: if a field is missing, or has a value that is not supported.
         """
 
     @abstractmethod
     def write_fields(self, config: ModelConfig) -> dict[str, Any]:
-        """The fields of the `config.json` of a model of this config: what `read_fields` reads."""
+        """The fields of `config.json` for a model of this config, which `read_fields` reads."""
 
     def extra_fields(self, config: ModelConfig) -> dict[str, Any]:
-        """Arguments of `ModelConfig` that the Hub's fields cannot say, and that the Hub's model need not know."""
+        """Arguments of `ModelConfig` that have no field on the Hub, and that other programs may ignore."""
         return {}
 
     def make_config(self, arguments: dict[str, Any]) -> ModelConfig:
-        """The config with these arguments, of `read_fields` and the extra fields together."""
+        """The config with the arguments of `read_fields` and the extra fields."""
         return ModelConfig(**arguments)
 
     @abstractmethod
     def tensor_rules(self, config: ModelConfig) -> dict[str, TensorRule]:
-        """How each tensor of the file is made of our parameters. `{i}` in a name stands for the number of the layer."""
+        """The rule for each tensor of a file. `{i}` in a name stands for the number of the layer."""
 
     def ties_head(self, config: ModelConfig) -> bool:
-        """Whether the file holds one matrix for the embedding and the head."""
+        """Whether a file has one matrix for the embedding and the head."""
         return config.tie_embeddings
 
-    # What is the same for all.
+    # What is the same for all architectures.
 
     def model_config(self, fields: Mapping[str, Any]) -> ModelConfig:
         """Our config from a `config.json`.
 
         Raises:
-            CheckpointError: if it says what this program does not compute, or does not fit together.
+            CheckpointError: if it is not supported, or contradicts itself.
         """
         config = self._read(fields)
         if not self.represents(config):
@@ -79,7 +75,7 @@ class Adapter(ABC):
         """The `config.json` of a model of this config.
 
         Raises:
-            ConfigError: if a model of this type cannot compute what the config says.
+            ConfigError: if this architecture cannot represent the config.
         """
         if not self.represents(config):
             raise ConfigError(
@@ -89,14 +85,14 @@ class Adapter(ABC):
         return self._write(config)
 
     def represents(self, config: ModelConfig) -> bool:
-        """Whether a model of this type computes what the config says: what is written is read back as the same."""
+        """Whether this architecture can represent the config: written and read again, it is the same."""
         try:
             return self._read(self._write(config)) == config
         except CheckpointError:
             return False
 
     def export_state(self, state: State, config: ModelConfig) -> dict[str, Tensor]:
-        """Our state dict under the names of the Hub. A head that is the embedding there is left out."""
+        """Our state dict under the names of the Hub, without a head that is tied there."""
         tied = self.ties_head(config)
         return {
             theirs: rule.to_hub(state, config)
@@ -107,15 +103,15 @@ class Adapter(ABC):
     def import_state(
         self, tensors: State, config: ModelConfig, ours: State, keep_half: bool = False
     ) -> dict[str, Tensor]:
-        """The tensors of a file under our names, in fp32. Of a tied embedding and head there may be only one.
+        """The tensors of a file under our names, in fp32. One of a tied embedding and head may be missing.
 
         Args:
-            ours: a state dict of a model of this `config`, of which the shapes alone are looked at.
-            keep_half: matrices in bf16 and fp16 stay what they are.
+            ours: a state dict of a model of this `config`, for its shapes.
+            keep_half: matrices in bf16 and fp16 are not converted.
 
         Raises:
-            CheckpointError: if a tensor is missing, has another shape, holds anything but finite numbers, or has no
-                place in this architecture. Tensors have the names that they have in the file.
+            CheckpointError: if a tensor is missing, has another shape or numbers that are not finite, or does not
+                belong to this architecture.
         """
         rules = self._rules(config, ours)
         base = self.base_prefix
@@ -133,7 +129,7 @@ class Adapter(ABC):
                 raise CheckpointError(f"{name!r} has shape {tuple(tensor.shape)}, expected {tuple(expected)}.")
             state.update(rule.from_hub(as_float(name, tensor, keep_half), config))
         present = set(state)
-        if config.tie_embeddings:  # either name will do; if there is neither, the embedding is what is missing
+        if config.tie_embeddings:  # one of them is enough; if there is neither, the embedding is reported as missing
             tied = {_EMBEDDING, _HEAD}
             present |= tied if present & tied else {_HEAD}
         missing = [theirs for theirs, rule in rules.items() if not present.issuperset(rule.ours)]
@@ -171,7 +167,7 @@ class Adapter(ABC):
         }
 
     def _rules(self, config: ModelConfig, ours: Collection[str]) -> dict[str, TensorRule]:
-        """The rules with a row for each layer, of the parameters that the model has."""
+        """The rules of all layers, for the parameters that the model has."""
         rules: dict[str, TensorRule] = {}
         for theirs, rule in self.tensor_rules(config).items():
             if "{i}" in theirs:

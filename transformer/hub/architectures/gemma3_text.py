@@ -1,6 +1,6 @@
-"""Gemma 3 (Gemma Team, 2025) of text alone: most layers have a sliding window and a rotary base of their own.
+"""Gemma 3 (Gemma Team, 2025) for text: most layers have a sliding window and another rotary base.
 
-What Gemma multiplies by in a norm is 1 + w. The sum is our weight, so that the norm is the one of all other models.
+Gemma's norms multiply by 1 + w. Our weight is the sum, so that the norm is the same as in other models.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from transformer.hub.architectures.sliding_window import read_layers, write_laye
 from transformer.hub.architectures.tensor_rules import State, TensorRule
 from transformer.model.config import ModelConfig
 
-# What a missing window means, and a missing base of the layers that have it.
-_WINDOW, _LOCAL_THETA = 4096, 10_000.0
+_WINDOW, _LOCAL_THETA = 4096, 10_000.0  # defaults of the window, and of the rotary base of layers with it
 _NORMS = {
     "model.norm": "final_norm",
     "model.layers.{i}.input_layernorm": "layers.{i}.attention_norm",
@@ -30,7 +29,7 @@ _NORMS = {
 
 
 class _OnePlus(TensorRule):
-    """The weight of a norm, of which the file holds what it is more than 1."""
+    """The weight of a norm, which is 1 less in the file."""
 
     def to_hub(self, state: State, config: ModelConfig) -> Tensor:
         return state[self.ours[0]] - 1
@@ -40,7 +39,8 @@ class _OnePlus(TensorRule):
 
 
 def _pattern(config: ModelConfig) -> dict[str, int]:
-    """Every how many layers one has no window: what the first versions of transformers read in place of layer_types."""
+    """`sliding_window_pattern`, which the first versions of transformers read instead of layer_types: every n-th layer
+    has no window."""
     local = [config.is_local(layer) for layer in range(config.n_layers)]
     pattern = [*local, False].index(False) + 1
     follows = local == [(layer + 1) % pattern != 0 for layer in range(config.n_layers)]
@@ -48,7 +48,7 @@ def _pattern(config: ModelConfig) -> dict[str, int]:
 
 
 class Gemma3Text(LlamaLike):
-    """`Gemma3ForCausalLM`, of the `model_type` without images. Its feed-forward network has no biases."""
+    """`Gemma3ForCausalLM`, with the `model_type` without images."""
 
     model_type = "gemma3_text"
     class_name = "Gemma3ForCausalLM"
@@ -70,7 +70,7 @@ class Gemma3Text(LlamaLike):
         }
 
     def read_rope(self, fields: ConfigFields) -> dict[str, Any]:
-        """Of the layers without a window, and the base of those with one, whose frequencies are not scaled."""
+        """The base and scaling for layers without a window, and the base for those with one, which have no scaling."""
         kinds = ConfigFields(fields.get("rope_parameters", {}))
         whole = {**kinds.get("full_attention", {}), **fields.get("rope_scaling", {})}
         theta, scaling = read_rope_parameters(whole, fields, fields.get("rope_theta", self.default_rope_theta))
@@ -115,7 +115,7 @@ class Gemma3Text(LlamaLike):
             **super().write_fields(config),
             **write_layers(config),
             **_pattern(config),
-            "sliding_window": config.sliding_window or _WINDOW,  # transformers wants one, whatever the layers are
+            "sliding_window": config.sliding_window or _WINDOW,  # transformers requires one, also without such layers
             "query_pre_attn_scalar": config.query_pre_attn_scalar or config.key_dim,
         }
 

@@ -10,14 +10,14 @@ from transformer.model.config import ModelConfig
 
 
 class Llama(LlamaLike):
-    """`LlamaForCausalLM`: biases in attention, and apart from them in the feed-forward network, are a choice."""
+    """`LlamaForCausalLM`, with optional biases in attention and in the feed-forward network."""
 
     model_type = "llama"
     class_name = "LlamaForCausalLM"
 
     def read_fields(self, fields: ConfigFields) -> dict[str, Any]:
         if "use_sliding_window" in fields:
-            fields.ignore("sliding_window")  # the other one says that there is none
+            fields.ignore("sliding_window")  # `use_sliding_window` has to be false
         return {**super().read_fields(fields), "feed_forward_bias": fields.get("mlp_bias", False)}
 
     def write_fields(self, config: ModelConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What Llama and its descendants share: rotary positions, RMSNorm before each sub-layer, a gated feed-forward."""
+"""The base class of Llama and similar architectures: rotary positions, RMSNorm, a gated feed-forward network."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _ROPE_NUMBERS_OF = {
     "llama3": ("low_freq_factor", "high_freq_factor"),
     "yarn": ("beta_fast", "beta_slow", "attention_factor", "truncate"),
 }
-# What a rope_scaling may hold. A kind reads its own, and the others mean nothing to it.
+# All numbers in a rope_scaling; each kind reads its own, and ignores the others.
 _ROPE_NUMBERS = (
     *("factor", "original_max_position_embeddings", "mscale", "mscale_all_dim", "finetuned"),
     *(name for names in _ROPE_NUMBERS_OF.values() for name in names),
@@ -43,10 +43,9 @@ _ROPE_NUMBERS = (
 
 
 class LlamaLike(Adapter):
-    """The fields and tensors that Llama's descendants have under the same names; each adds its own.
+    """The fields and tensors that these architectures share.
 
-    The defaults are what a missing field means in this architecture; None: as many key-value heads as query heads, and
-    heads that together are as wide as the model.
+    default_*: for missing fields; None: as many key-value heads as query heads, and heads of width d_model / n_heads.
     """
 
     base_prefix = "model."
@@ -57,7 +56,7 @@ class LlamaLike(Adapter):
     default_norm_eps: ClassVar[float] = 1e-6
     default_tie: ClassVar[bool] = False
     activation_field: ClassVar[str] = "hidden_act"
-    activation_names: ClassVar[tuple[str, ...]] = ("silu", "swish")  # of one function
+    activation_names: ClassVar[tuple[str, ...]] = ("silu", "swish")  # two names of the same function
 
     def read_fields(self, fields: ConfigFields) -> dict[str, Any]:
         fields.expect(self.activation_field, *self.activation_names)
@@ -89,14 +88,14 @@ class LlamaLike(Adapter):
         }
 
     def read_rope(self, fields: ConfigFields) -> dict[str, Any]:
-        """The base of the rotary frequencies and their scaling, from the places where versions of transformers look."""
+        """The base of the rotary frequencies and their scaling, from the fields of transformers 4 or 5."""
         rope = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
-        fields.get("rope_parameters")  # of both, the first counts
+        fields.get("rope_parameters")  # ignored if there is a rope_scaling
         theta, scaling = read_rope_parameters(rope, fields, fields.get("rope_theta", self.default_rope_theta))
         return {"rope_theta": theta, "rope_scaling": scaling}
 
     def write_rope(self, config: ModelConfig) -> dict[str, Any]:
-        """The fields that `read_rope` reads, where transformers 4 looks for them and where transformers 5 does."""
+        """The fields that `read_rope` reads, for transformers 4 and 5."""
         rope = write_rope_parameters(config)
         return {
             "rope_theta": config.rope_theta,
@@ -105,7 +104,7 @@ class LlamaLike(Adapter):
         }
 
     def read_window(self, fields: ConfigFields) -> dict[str, Any]:
-        """Which layers look back over less than all tokens. Here none does."""
+        """The sliding window and the layers that have it; here there is none."""
         fields.expect_full_attention(fields["max_position_embeddings"])
         return {}
 
@@ -138,10 +137,10 @@ def read_rope_parameters(
     """The base of the rotary frequencies and their scaling.
 
     Args:
-        parameters: what `rope_parameters` or `rope_scaling` says. fields: the config.json that it is of.
+        parameters: the value of `rope_parameters` or `rope_scaling`. fields: of the whole config.json.
 
     Raises:
-        CheckpointError: if the scaling is of a kind that this program does not compute, or lacks a number.
+        CheckpointError: if the kind of scaling is not supported, or a number is missing.
     """
     rope = ConfigFields(parameters)
     kind = rope.get("rope_type", rope.get("type", "default"))
@@ -151,7 +150,7 @@ def read_rope_parameters(
     rope.expect("partial_rotary_factor", 1.0)
     fields.expect("partial_rotary_factor", 1.0)
     theta = float(rope.get("rope_theta", default_theta))
-    fields.ignore("original_max_position_embeddings")  # of scaling alone
+    fields.ignore("original_max_position_embeddings")  # used only by scaling
     scaling = None if kind == "default" else _read_scaling(kind, rope, fields)
     rope.ignore(*_ROPE_NUMBERS)  # of other kinds
     rope.expect_no_more()
@@ -185,7 +184,7 @@ def _read_scaling(kind: Any, rope: ConfigFields, fields: ConfigFields) -> RopeSc
 
 
 def write_rope_parameters(config: ModelConfig) -> dict[str, Any]:
-    """What `read_rope_parameters` reads, without the base."""
+    """The parameters that `read_rope_parameters` reads, without the base."""
     scaling = config.rope_scaling
     if scaling is None:
         return {"rope_type": "default"}
@@ -199,7 +198,7 @@ def write_rope_parameters(config: ModelConfig) -> dict[str, Any]:
 
 
 def _original_context(config: ModelConfig) -> int:
-    """`max_position_embeddings`: the context, but with dynamic scaling the one at which it begins."""
+    """`max_position_embeddings`: the context length; with dynamic scaling, the length from which on it applies."""
     scaling = config.rope_scaling
     if scaling is not None and scaling.kind == "dynamic":
         assert scaling.original_context is not None

@@ -9,11 +9,11 @@ from transformer.hub.architectures.config_fields import ConfigFields
 from transformer.hub.architectures.llama_like import LlamaLike
 from transformer.model.config import ModelConfig
 
-_DEFAULT_WINDOW = 4096  # what transformers takes for a missing `sliding_window`; null is no window
+_DEFAULT_WINDOW = 4096  # of transformers, for a missing `sliding_window`; null is no window
 
 
 class Mistral(LlamaLike):
-    """`MistralForCausalLM`. Every layer has the window, or none has: `sliding_window` alone decides."""
+    """`MistralForCausalLM`. Either all layers have a window, `sliding_window`, or none has."""
 
     model_type = "mistral"
     class_name = "MistralForCausalLM"

@@ -11,7 +11,7 @@ from transformer.model.config import ModelConfig
 
 
 class OLMo2(LlamaLike):
-    """`Olmo2ForCausalLM`. Its feed-forward network has no biases."""
+    """`Olmo2ForCausalLM`."""
 
     model_type = "olmo2"
     class_name = "Olmo2ForCausalLM"
@@ -21,7 +21,7 @@ class OLMo2(LlamaLike):
         return {**super().read_fields(fields), "norm_placement": "reordered", "qk_norm": True, "joint_qk_norm": True}
 
     def write_fields(self, config: ModelConfig) -> dict[str, Any]:
-        # Of a missing token transformers takes the original's id, which a smaller vocabulary does not have.
+        # The defaults of transformers are the ids of the original model, which a smaller vocabulary does not have.
         return {**super().write_fields(config), **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))}
 
     def tensor_rules(self, config: ModelConfig) -> dict[str, TensorRule]:

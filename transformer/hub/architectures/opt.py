@@ -1,7 +1,7 @@
 """OPT (Zhang et al., 2022): learned positions, ReLU, and LayerNorm before or after each sub-layer.
 
-With LayerNorm after it is also the model of *Attention Is All You Need*, whose sinusoids are written out as a table of
-positions, and whose factor sqrt(d_model) is multiplied into the embedding.
+With LayerNorm after, it also represents the model of *Attention Is All You Need*: its sinusoids are saved as a table of
+learned positions, and its embedding is saved multiplied by sqrt(d_model).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from transformer.hub.architectures.tensor_rules import State, TensorRule, linear
 from transformer.model.config import ModelConfig
 from transformer.model.positions import sinusoids
 
-_UNUSED_ROWS = 2  # that the table of positions begins with
+_UNUSED_ROWS = 2  # at the start of the table of positions
 
 
 class _Positions(TensorRule):
-    """The table of positions, behind the rows that are never used."""
+    """The table of positions, after the unused rows."""
 
     def to_hub(self, state: State, config: ModelConfig) -> Tensor:
         return _with_unused_rows(state[self.ours[0]])
@@ -32,7 +32,7 @@ class _Positions(TensorRule):
 
 
 class _Sinusoids(TensorRule):
-    """The table of positions of a model that computes it: it is written to the file, and not read from it."""
+    """The table of sinusoids, which is saved but not loaded: our model computes it."""
 
     def to_hub(self, state: State, config: ModelConfig) -> Tensor:
         return _with_unused_rows(sinusoids(config.context_length, config.d_model))
@@ -42,14 +42,14 @@ class _Sinusoids(TensorRule):
 
 
 class _ScaledEmbedding(TensorRule):
-    """The embedding with sqrt(d_model) multiplied in, for an architecture that does not scale."""
+    """The embedding, multiplied by sqrt(d_model) in the file, since OPT does not scale it."""
 
     def to_hub(self, state: State, config: ModelConfig) -> Tensor:
         return state[self.ours[0]] * math.sqrt(config.d_model)
 
     def from_hub(self, tensor: Tensor, config: ModelConfig) -> dict[str, Tensor]:
         if config.tie_embeddings:
-            return {}  # the same matrix stands unscaled, and therefore exact, in lm_head.weight
+            return {}  # lm_head.weight has the same matrix unscaled, and so without rounding
         return {self.ours[0]: tensor / math.sqrt(config.d_model)}
 
 
@@ -122,7 +122,7 @@ class OPT(Adapter):
         return extra
 
     def ties_head(self, config: ModelConfig) -> bool:
-        # OPT would scale its head too if that were tied to the scaled embedding.
+        # A head tied to the scaled embedding would be scaled too.
         return config.tie_embeddings and not config.scale_embeddings
 
     def tensor_rules(self, config: ModelConfig) -> dict[str, TensorRule]:

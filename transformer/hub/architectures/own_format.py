@@ -1,4 +1,4 @@
-"""The format of models that no architecture of the Hub computes: our own config and names."""
+"""The format of models that no architecture of the Hub can represent: our own config and tensor names."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from transformer.model.config import ModelConfig
 
 
 class OwnFormat(Adapter):
-    """Any `ModelConfig`, as it is: the original project's heads that are averaged or summed, for example.
+    """Any `ModelConfig`, such as that of the original project, whose heads are averaged or summed.
 
-    `transformers` does not open it.
+    `transformers` cannot load it.
     """
 
     model_type = "decoder_only_transformer"
     class_name = "Transformer"
 
     def read_fields(self, fields: ConfigFields) -> dict[str, Any]:
-        fields.ignore("tie_word_embeddings")  # the same is in the extra fields
+        fields.ignore("tie_word_embeddings")  # also in the extra fields
         return {}
 
     def write_fields(self, config: ModelConfig) -> dict[str, Any]:

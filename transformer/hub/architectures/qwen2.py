@@ -10,7 +10,7 @@ from transformer.model.config import ModelConfig
 
 
 class Qwen2(SwitchedWindow):
-    """`Qwen2ForCausalLM`. Its biases are no choice: neither the output projection nor the feed-forward has one."""
+    """`Qwen2ForCausalLM`. The output projection and the feed-forward network have no biases."""
 
     model_type = "qwen2"
     class_name = "Qwen2ForCausalLM"

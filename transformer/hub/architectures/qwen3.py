@@ -9,7 +9,7 @@ from transformer.hub.architectures.sliding_window import SwitchedWindow
 
 
 class Qwen3(SwitchedWindow):
-    """`Qwen3ForCausalLM`. Its feed-forward network has no biases."""
+    """`Qwen3ForCausalLM`."""
 
     model_type = "qwen3"
     class_name = "Qwen3ForCausalLM"

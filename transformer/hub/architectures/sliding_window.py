@@ -1,4 +1,4 @@
-"""Layers that attend to the tokens of a sliding window alone, as `config.json` names them."""
+"""The fields of `config.json` for layers with a sliding window."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from transformer.hub.architectures.llama_like import LlamaLike
 from transformer.model.config import ModelConfig
 
 _LOCAL, _GLOBAL = "sliding_attention", "full_attention"
-_MOST_LAYERS = 10_000  # for which a list is made of a rule
+_MOST_LAYERS = 10_000
 
 
 def each_layer(fields: ConfigFields, rule: Callable[[int], bool]) -> tuple[bool, ...]:
-    """What the rule says of each layer.
+    """The rule applied to each layer.
 
     Raises:
-        CheckpointError: if there are more layers than any model has.
+        CheckpointError: if there are more than `_MOST_LAYERS` layers.
     """
     n_layers = fields["num_hidden_layers"]
     if n_layers > _MOST_LAYERS:
@@ -27,10 +27,10 @@ def each_layer(fields: ConfigFields, rule: Callable[[int], bool]) -> tuple[bool,
 
 
 def read_layers(fields: ConfigFields, window: int | None, rule: Callable[[int], bool]) -> dict[str, Any]:
-    """The window and the layers that have it: those that `layer_types` names, or without it those of the rule.
+    """The window and the layers that have it, according to `layer_types`, or to the rule if there is no such field.
 
     Raises:
-        CheckpointError: if layers are of another type, are not as many as the model has, or lack their window.
+        CheckpointError: if `layer_types` has another type or not one for each layer, or the window is missing.
     """
     types = fields.get("layer_types")
     if types is None:
@@ -57,12 +57,12 @@ def write_layers(config: ModelConfig) -> dict[str, Any]:
 
 
 class SwitchedWindow(LlamaLike):
-    """A descendant of Llama that has a sliding window if its `use_sliding_window` says so."""
+    """An architecture with a sliding window if `use_sliding_window` is true."""
 
-    default_window: ClassVar[int | None] = 4096  # what a missing `sliding_window` means; null is no window
+    default_window: ClassVar[int | None] = 4096  # for a missing `sliding_window`; null is no window
 
     def has_window(self, fields: ConfigFields) -> Callable[[int], bool]:
-        """Which layers have the window where no `layer_types` says it: those from `max_window_layers` on."""
+        """The rule for layers with a window if there is no `layer_types`: those from `max_window_layers` on."""
         first = fields.get("max_window_layers", 28)
         return lambda layer: layer >= first
 

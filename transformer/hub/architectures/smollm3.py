@@ -38,16 +38,16 @@ class SmolLM3(SwitchedWindow):
         fields = super().write_fields(config)
         fields.pop("max_window_layers", None)
         rotates = [int(config.rotates(layer)) for layer in range(config.n_layers)]
-        # Of a missing token transformers takes the original's id, which a smaller vocabulary does not have.
+        # The defaults of transformers are the ids of the original model, which a smaller vocabulary does not have.
         ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
         return {**fields, **ids, "no_rope_layers": rotates, "mlp_bias": config.feed_forward_bias}
 
 
 def _rope_layers(fields: ConfigFields) -> tuple[bool, ...]:
-    """Which layers rotate: those with a 1 in `no_rope_layers`, or without it all but every n-th.
+    """Which layers have rotary positions: those with a 1 in `no_rope_layers`, or by default all but every n-th.
 
     Raises:
-        CheckpointError: if it is not said for every layer.
+        CheckpointError: if the field is malformed.
     """
     n_layers, interval = fields["num_hidden_layers"], fields.get("no_rope_layer_interval", 4)
     flags = fields.get("no_rope_layers")

@@ -1,4 +1,4 @@
-"""Rules that say how a tensor of a weights file is made of our parameters, and the other way round."""
+"""Rules for the conversion of tensors of a weights file to our parameters, and back."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ State = Mapping[str, Tensor]
 
 
 class TensorRule:
-    """The tensor as it is, under another name.
+    """A tensor under another name.
 
     Args:
-        ours: the names of our parameters that the tensor is made of. `{i}` stands for the number of the layer.
+        ours: names of our parameters in the tensor. `{i}` stands for the number of the layer.
     """
 
     def __init__(self, *ours: str) -> None:
@@ -37,7 +37,7 @@ class TensorRule:
 
 
 class Conv1D(TensorRule):
-    """GPT-2's `Conv1D`: a linear layer stored transposed. One may hold several of ours, side by side in its output."""
+    """GPT-2's `Conv1D`: a linear layer stored transposed, or several of them with concatenated outputs."""
 
     def to_hub(self, state: State, config: ModelConfig) -> Tensor:
         fused = torch.cat([state[name] for name in self.ours])
@@ -50,5 +50,5 @@ class Conv1D(TensorRule):
 
 
 def linear(theirs: str, *ours: str, rule: type[TensorRule] = TensorRule) -> dict[str, TensorRule]:
-    """The rules of a weight and of a bias. A row whose parameter the model does not have is left out later."""
+    """The rules for a weight and a bias. That of a bias that the model does not have is removed later."""
     return {f"{theirs}.{part}": rule(*(f"{name}.{part}" for name in ours)) for part in ("weight", "bias")}
