@@ -100,8 +100,9 @@ def in_text(subject: Subject, rows: LocatedRows) -> Check:
     expected = Expected("each row as it is in the tokenized text, and what follows it")
     known = rows.exact
     if rows.is_whole and rows.searched_all:
-        if rows.lost.any():
-            measured = f"{rows.lost.sum()} of {len(rows.inputs)} rows are nowhere in it"
+        lost = (rows.offsets == NOWHERE) & rows.real.any(axis=1)
+        if lost.any():
+            measured = f"{lost.sum()} of {len(rows.inputs)} rows are nowhere in it"
             cause = "Inputs are not this text: the collator changes them, or the batches are of another text."
             return expected.failed(measured, cause)
         known = rows.offsets != NOWHERE

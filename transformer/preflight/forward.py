@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -54,35 +54,21 @@ class Wrong(Exception):
         self.part = part
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """wrong: the cause, by the name of a part. apart: the largest relative difference of each part without a mistake.
-
-    unknown: an option of the architecture without a formula; nothing is compared then.
-    """
-
-    wrong: dict[str, str] = field(default_factory=dict)
-    apart: dict[str, float] = field(default_factory=dict)
-    unknown: str = ""
-
-
 def _check(name: str, subject: Subject) -> Check:
-    expected, found = Expected(_EXPECTED[name]), subject.once(comparison)
-    if found.unknown:
-        return expected.passed(f"not compared: {found.unknown} is not known here")
-    if cause := found.wrong.get(name):
-        return expected.failed("something else", cause)
-    return expected.passed(f"{found.apart.get(name, 0.0):.1e} from the formula")
+    return subject.once(_compare_parts)[name]
 
 
 PARTS: dict[str, Callable[[Subject], Check]] = {name: partial(_check, name) for name in _EXPECTED}
 
 
-def comparison(subject: Subject) -> Comparison:
+def _compare_parts(subject: Subject) -> dict[str, Check]:
     """Compare the parts of a forward pass of the run, and of its validation."""
-    if choice := formulas.unknown_choice(subject.model.config):
-        return Comparison(unknown=choice)
-    model, found = small_model(subject, _VOCABULARY, WINDOW), Comparison()
+    expected = {name: Expected(text) for name, text in _EXPECTED.items()}
+    if option := formulas.unknown_choice(subject.model.config):
+        return {name: expected[name].passed(f"not compared: {option} is not known here") for name in expected}
+    causes: dict[str, str] = {}
+    differences = dict.fromkeys(expected, 0.0)
+    model = small_model(subject, _VOCABULARY, WINDOW)
     in_fp64 = copy.deepcopy(model).cpu().double().requires_grad_(False)
     batch = random_batch(model, rows=2)
     batch.targets[:, ::3] = IGNORE_INDEX
@@ -94,14 +80,19 @@ def comparison(subject: Subject) -> Comparison:
             nats = float(train_step.summed_loss(batch).detach())
         for name, compare in ForwardPass(subject, in_fp64, batch, values, nats).parts():
             try:
-                found.apart[name] = max(found.apart.get(name, 0.0), compare())
+                differences[name] = max(differences[name], compare())
             except Wrong as wrong:
-                found.wrong.setdefault(wrong.part or name, f"In {mode}, {wrong}.")
+                causes.setdefault(wrong.part or name, f"In {mode}, {wrong}.")
             except NotCalledError as missing:
                 if name != "what the loss counts":  # the end of such a model is named already
                     cause = f"The module {missing} takes no part in {mode}: the model does not call it."
-                    found.wrong.setdefault(name, cause)
-    return found
+                    causes.setdefault(name, cause)
+    return {
+        name: expected[name].failed("something else", causes[name])
+        if name in causes
+        else expected[name].passed(f"{differences[name]:.1e} from the formula")
+        for name in expected
+    }
 
 
 class ForwardPass:

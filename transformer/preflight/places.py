@@ -106,17 +106,6 @@ class LocatedRows(Rows):
     def searched_all(self) -> bool:
         return len(self.stream.tokens) <= SEARCHED
 
-    @property
-    def lost(self) -> np.ndarray:
-        """(R,) bool: rows that are nowhere, not even damaged."""
-        return (self.offsets == NOWHERE) & self.real.any(axis=1)
-
-    @property
-    def are_text(self) -> bool:
-        """Whether all rows are in the text word for word, with the targets that it has."""
-        wrong = self.learned & self.there[:, 1:] & (self.targets != self.text[:, 1:])
-        return bool(self.exact.all() and not self.padding.any() and not wrong.any())
-
 
 def places(
     rows: Rows,
