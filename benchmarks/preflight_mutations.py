@@ -167,8 +167,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     _model(
         "the sliding window is not applied between documents",
         "transformer",
-        "seen = mask if local_mask is None or not self.is_local[i] else local_mask",
-        "seen = mask",
+        "layer_mask = mask if local_mask is None or not self.is_local[i] else local_mask",
+        "layer_mask = mask",
         "attention",
         separate_documents=True,
         **LOCAL,
@@ -176,8 +176,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     _model(
         "decoding looks back beyond the sliding window",
         "transformer",
-        "places = min(capacity, self.config.window_of(layer) or capacity)",
-        "places = capacity",
+        "length = min(capacity, self.config.window_of(layer) or capacity)",
+        "length = capacity",
         "cached decoding",
         **LOCAL,
     ),
@@ -201,8 +201,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     _model(
         "rotary: the same base in every layer",
         "transformer",
-        "turn = (local_rotation if self.is_local[i] else rotation)",
-        "turn = rotation",
+        "layer_rotation = (local_rotation if self.is_local[i] else rotation)",
+        "layer_rotation = rotation",
         "positions",
         **LOCAL,
     ),
