@@ -30,7 +30,7 @@ from transformer.legacy import preset_config
 from transformer.model import Transformer, transformer
 from transformer.model.attention import MultiHeadAttention, causal_mask
 from transformer.model.positions import Learned, Rotary
-from transformer.preflight import Report, damaged_rows, forecast, markers, preflight, trivial_targets
+from transformer.preflight import Check, Report, damaged_rows, forecast, markers, preflight, trivial_targets
 from transformer.preflight.places import Rows, places
 from transformer.preflight.token_runs import RunSearch, hashes
 from transformer.training import loss as losses
@@ -142,8 +142,12 @@ def check(
 check_text = partial(check, with_model=False)
 
 
+def find(report: Report, name: str) -> Check:
+    return next(check for check in report.checks if check.name == name)
+
+
 def assert_named(report: Report, check: str, *words: str, verdict: str = "fail") -> None:
-    found = report.named(check)
+    found = find(report, check)
     assert found.verdict == verdict, (found, report.table())
     for word in words:
         assert word in found.cause_and_cure, found
@@ -381,7 +385,7 @@ def left_padded(pad: int, counted: bool) -> Callable[[np.ndarray, np.ndarray], N
 def test_counted_padding_is_named_with_what_it_hides(pad: str, data: str, tokenizer: Tokenizer) -> None:
     id = {"own": tokenizer.pad_id, "end of text": tokenizer.end_of_text_id, "other": 77}[pad]
     report = check_text(data, tokenizer, left_padded(id or 0, counted=True))
-    found = report.named("padding in the targets")
+    found = find(report, "padding in the targets")
     share = float(found.measured.split("%")[0]) / 100
     assert found.verdict == "fail" and 0.2 < share < 0.3
     assert f"{3 ** (1 / (1 - share)):.2f}"[:3] in found.cause_and_cure
@@ -404,7 +408,7 @@ def test_padding_that_is_looked_at_is_named_and_masked_padding_is_not(data: str,
         pad_token_id=tokenizer.pad_id,
     )
     report = check(data, tokenizer, collate, model=new_model(config))
-    assert report.named("padding unseen").verdict == "pass", report.table()
+    assert find(report, "padding unseen").verdict == "pass", report.table()
     assert not report.failed, report.table()
 
 
@@ -708,7 +712,7 @@ def test_embeddings_that_are_frozen_as_asked_are_listed(data: str, tokenizer: To
     config = TrainConfig.from_options(data=data, freeze_embeddings=True, **SMALL)
     model = new_model(config.model.architecture(tokenizer.vocab_size))
     model.token_embedding.weight.requires_grad_(False)
-    found = check(data, tokenizer, model=model, freeze_embeddings=True).named("gradients")
+    found = find(check(data, tokenizer, model=model, freeze_embeddings=True), "gradients")
     assert found.verdict == "pass" and "token_embedding.weight" in found.measured
 
 
@@ -742,7 +746,7 @@ def test_a_batch_that_does_not_fit_is_named_and_no_step_is_tried(data: str, toke
 
 
 def test_the_forecast_counts_tokens_time_and_money(data: str, tokenizer: Tokenizer) -> None:
-    found = check(data, tokenizer, max_steps=1000, price_per_hour=7200.0).named("forecast")
+    found = find(check(data, tokenizer, max_steps=1000, price_per_hour=7200.0), "forecast")
     assert "1,000 steps, 256 k tokens" in found.measured and "at 7200 an hour" in found.measured
     assert "no reference" in found.measured
 

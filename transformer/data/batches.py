@@ -219,7 +219,7 @@ def epoch_order(n_windows: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(n_windows)
 
 
-def validation_batches(windows: Windows, count: int, rows: int, rank: int = 0, world_size: int = 1) -> list[Batch]:
+def validation_batches(windows: Windows, count: int, rows: int = 8, rank: int = 0, world_size: int = 1) -> list[Batch]:
     """Batches of `count` windows with targets, or of all if there are fewer, evenly distributed over the text.
 
     If no window has targets, they are taken from all windows. Every process gets the same number of batches: its rows

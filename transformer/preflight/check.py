@@ -94,10 +94,6 @@ class Report:
         """The checks that a person should look at."""
         return tuple(check for check in self.checks if check.verdict == "warn")
 
-    def named(self, name: str) -> Check:
-        """The check of this name. Raises: KeyError if there is none."""
-        return {check.name: check for check in self.checks}[name]
-
     def sentences(self) -> str:
         """Cause and cure of everything that failed."""
         return " ".join(f"{check.name}: {check.cause_and_cure}" for check in self.failed)

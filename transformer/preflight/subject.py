@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from transformer.data import batches as batching
-from transformer.data.batches import IGNORE_INDEX, Batch, BatchSource, Windows
+from transformer.data.batches import IGNORE_INDEX, Batch
 from transformer.data.document import Document, join_pieces
 from transformer.data.tokenize import TokenStream, tokenize
-from transformer.data.tokenizer import Tokenizer
 from transformer.device import computes_in_bf16
 from transformer.hub.text_sources import pieces
 from transformer.model import Transformer
@@ -33,7 +32,6 @@ T = TypeVar("T")
 _BATCHES, _TOKENS = 16, 2**17  # limits of what is read of the training text
 _CHARACTERS = 2**20  # of the corpus are compared with its tokens
 _STREAMED_CHARACTERS = 2**23  # of a corpus without windows are tokenized, to find rows in them
-_VALIDATION_ROWS = 8  # in a batch
 
 
 class FixedBatches:
@@ -63,18 +61,13 @@ class FixedBatches:
         return "a batch of the preflight"
 
 
-@dataclass(frozen=True)
-class Subject:
+@dataclass(frozen=True, kw_only=True)
+class Subject(RunComponents):
     """A run before its first step.
 
     batches: the next ones of the source, which is restored. where: the position of the first one. kept: see `once`.
     """
 
-    model: Transformer
-    tokenizer: Tokenizer
-    source: BatchSource
-    training: Windows | None
-    validation: Windows
     config: TrainConfig
     engine: Engine
     batches: list[Batch]
@@ -82,9 +75,9 @@ class Subject:
     kept: dict[Callable[..., Any], Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def of(cls, parts: RunComponents, config: TrainConfig, engine: Engine) -> Subject:
+    def of(cls, components: RunComponents, config: TrainConfig, engine: Engine) -> Subject:
         """Read the batches that are checked."""
-        source = parts.source
+        source = components.source
         before = source.state_dict()
         batches, most = [source.next()], min(_BATCHES, source.steps_in_epoch or _BATCHES)
         where, tokens = source.describe_last(), batches[0].inputs.numel()
@@ -92,8 +85,7 @@ class Subject:
             batches.append(source.next())
             tokens += batches[-1].inputs.numel()
         source.load_state_dict(before)
-        run = parts.model, parts.tokenizer, source, parts.training, parts.validation
-        return cls(*run, config, engine, batches, where)
+        return cls(**vars(components), config=config, engine=engine, batches=batches, where=where)
 
     def once(self, compute: Callable[[Subject], T]) -> T:
         """The result of `compute` for this subject, kept for the checks that share it."""
@@ -107,7 +99,7 @@ class Subject:
     @cached_property
     def validation_batches(self) -> list[Batch]:
         """The batches that the run is validated on."""
-        return batching.validation_batches(self.validation, self.config.run.validation_windows, _VALIDATION_ROWS)
+        return batching.validation_batches(self.validation, self.config.run.validation_windows)
 
     @cached_property
     def rows(self) -> LocatedRows:

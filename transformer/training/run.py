@@ -31,7 +31,6 @@ from transformer.training.trainer import Trainer
 
 logger = logging.getLogger("transformer")
 _RESUME_OPTIONS = ("resume", "restart")  # not in the command on the model card
-_VALIDATION_ROWS = 8  # windows in a batch
 _SCORED_TOKENS = 50_000  # of the validation text, for the model card: about a minute on a CPU at the default size
 
 
@@ -83,7 +82,7 @@ def _train(config: TrainConfig, hub_token: str | None, stop: threading.Event | N
         if config.run.preflight != "off" and not run_state.exists(config.run.checkpoints):  # not when resuming
             _preflight(components, config, engine)
         rows = validation_batches(
-            components.validation, config.run.validation_windows, _VALIDATION_ROWS, engine.rank, engine.world_size
+            components.validation, config.run.validation_windows, rank=engine.rank, world_size=engine.world_size
         )
         if engine.device.type == "cpu":
             keep_freed_memory()  # not before, since memory of tokenization is not needed again
