@@ -6,7 +6,7 @@ import copy
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -85,7 +85,8 @@ class Subject(RunComponents):
             batches.append(source.next())
             tokens += batches[-1].inputs.numel()
         source.load_state_dict(before)
-        return cls(**vars(components), config=config, engine=engine, batches=batches, where=where)
+        shared = {field.name: getattr(components, field.name) for field in fields(components)}
+        return cls(**shared, config=config, engine=engine, batches=batches, where=where)
 
     def once(self, compute: Callable[[Subject], T]) -> T:
         """The result of `compute` for this subject, kept for the checks that share it."""

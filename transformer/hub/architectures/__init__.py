@@ -1,7 +1,7 @@
 """The architectures of the Hub that can be loaded and saved, one module each.
 
-A newly built model is saved as the first architecture below that has its features; a loaded model, as the one it was.
-docs/adding-an-architecture.md says how to add an architecture.
+A newly built model is saved as the architecture with its features; a loaded model keeps its architecture.
+docs/adding-an-architecture.md says how to add one.
 
 | features | saved as |
 |---|---|
