@@ -34,7 +34,7 @@ def train(
         description="Fraction of the run in which the learning rate increases", default=0.05, ge=0.0, le=0.9
     ),
     context_length: int = Input(
-        description="Tokens in a window; at most 512 when fine-tuning the trained model",
+        description="Tokens in a window; at most 1024 when fine-tuning the trained model",
         default=512,
         ge=8,
         le=8192,

@@ -167,7 +167,7 @@ def test_a_path_from_elsewhere_is_refused_within_the_server_only(
         ({"d_model": 256, "preset": "modern"}, "preset, d_model: no effect without from_scratch"),
         ({"vocab_size": 8192}, "vocab_size: no effect without from_scratch"),
         ({"hub_token": "hf_x"}, "hub_token has no effect without hub_model_id"),
-        ({"context_length": 1024}, "context_length 1,024 is more than the 512 tokens"),
+        ({"context_length": 2048}, "context_length 2,048 is more than the 1,024 tokens"),
     ],
 )
 def test_inputs_without_effect_are_named(trainer: CogServer, inputs: dict[str, Any], said: str) -> None:

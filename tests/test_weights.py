@@ -47,14 +47,15 @@ def test_it_has_learned_english() -> None:
     with torch.no_grad():
         nats = -model(ids)[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None]).sum()
     bits_per_byte = float(nats) / 0.693147 / len(TEXT.encode())
-    assert bits_per_byte < 1.7  # a model that knows the frequencies of tokens alone has about 2.7
+    assert bits_per_byte < 1.4  # a model that knows the frequencies of tokens alone has about 2.7
 
 
 def test_make_predict_prints_text_without_any_argument() -> None:
     command = [sys.executable, "-m", "transformer", "predict", "--max-tokens", "30", "--seed", "0"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.startswith(DEFAULT_PROMPT) and len(run.stdout) > len(DEFAULT_PROMPT) + 30
-    assert run.stderr.startswith("sampling: temperature 0.8 (model), ") and run.stderr.count("\n") == 1
+    chat, sampling = run.stderr.splitlines()
+    assert "chat template" in chat and sampling.startswith("sampling: temperature ") and sampling.count("(model)") == 5
 
 
 def test_it_is_small_enough_to_be_committed_and_says_what_it_is() -> None:
