@@ -36,16 +36,14 @@ VARIANTS = {
     "overwritten": Variant("the last target of every window is end-of-text", "last target overwritten"),
     "counted": Variant("padding counted in the loss", "lines with padding counted"),
     "drowned": Variant("embeddings a tenth of the size of the positions", embedding_scale=0.1),
-    "wide": Variant("embeddings learned, 256 wide", options={"d_model": 256}),
+    "wide": Variant("embeddings learned, as wide as the pretrained ones", options={"d_model": 384}),
     # Pretrained embeddings, and those of a pre-norm model, are smaller than sinusoids: they are brought to their size.
     "frozen": Variant(
-        "embeddings pretrained and frozen, 256 wide",
-        options={"d_model": 256, "freeze_embeddings": True},
-        embedding_scale=12.0,
+        "embeddings pretrained and frozen",
+        options={"d_model": 384, "freeze_embeddings": True},
+        embedding_scale=1.95,
     ),
-    "started": Variant(
-        "embeddings pretrained and trained on, 256 wide", options={"d_model": 256}, embedding_scale=12.0
-    ),
+    "started": Variant("embeddings pretrained and trained on", options={"d_model": 384}, embedding_scale=1.95),
     "pre-norm": Variant(
         "normalised before each sub-layer", architecture={"norm_placement": "pre"}, embedding_scale=50.0
     ),
