@@ -25,7 +25,7 @@ def create_repository(repository: str, public: bool = False, token: str | None =
         token: None: the client's own, from HF_TOKEN or `hf auth login`.
 
     Raises:
-        PublishError: if nobody is logged in, the token is malformed, or the Hub refuses the request or does not answer.
+        PublishError: if there is no login, the token is malformed, or the Hub refuses the request or does not answer.
     """
     token = _checked(token, repository)
     ask(

@@ -60,7 +60,7 @@ def column(rows: list[Row], key: str) -> np.ndarray:
 
 
 def mean_width(values: np.ndarray) -> int:
-    """The window of the moving average for these values: an odd number, at least three if there are so many."""
+    """The window of the moving average for these values: an odd number, at least 3 for three values or more."""
     return 2 * min(max(1, round(len(values) * _MEAN_SHARE / 2)), (len(values) - 1) // 2) + 1
 
 

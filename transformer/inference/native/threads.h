@@ -1,7 +1,7 @@
 /* How the threads of a parallel region share its loops, also on processors that compute other things meanwhile.
 
    Every thread runs the same loops and claims their iterations one by one: first those of its own share, then those of
-   the others' that nobody has begun. A loop is complete when its iterations are, whichever threads have come to it. So
+   the others' that no thread has begun. A loop is complete when its iterations are, whichever threads have come to it. So
    a thread that does not run, since the operating system gave its processor to another process, delays the others by
    the one iteration that it is in, and by the end of the region. With a barrier it would delay them in every loop.
 
