@@ -15,7 +15,7 @@ class TrainingOutput(BaseModel):
 # Cog reads this signature without running it: bounds, defaults and choices have to be literals.
 def train(
     train_data: Path = Input(
-        description='Text to train on: a .txt file, or JSON lines of {"text"} or {"prompt", "completion"}'
+        description="Text to train on: .txt, or JSON lines or Parquet with text, prompt and completion, or messages"
     ),
     from_scratch: bool = Input(
         description="Train a new model and tokenizer, instead of fine-tuning the trained model", default=False

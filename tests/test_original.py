@@ -137,7 +137,7 @@ def test_without_a_tokenizer_the_model_is_imported_and_says_what_it_lacks(tmp_pa
         (lambda s: s.pop("decoder_layers.1.attention_heads.2.V.bias"), "layers.1.attention.value.bias"),
         (lambda s: s.update({"output_projection.weight": torch.zeros(5, WIDTH)}), "head.weight"),
         (lambda s: s.update({"decoder_layers.0.extra.weight": torch.zeros(1)}), "extra"),
-        (lambda s: s.update({"pe": torch.zeros(CONTEXT, WIDTH)}), "sinusoids"),
+        (lambda s: s.update({"pe": torch.zeros(CONTEXT, WIDTH)}), "sinusoidal"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_names_the_tensor(change, word: str, tmp_path: Path) -> None:

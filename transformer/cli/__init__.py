@@ -6,6 +6,8 @@ Slow imports are in the functions of the commands that need them.
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
 
 from transformer import __version__
 from transformer.cli.card_command import add_card
@@ -55,8 +57,13 @@ def main(arguments: list[str] | None = None) -> int:
     return exit_status(lambda: options.run(options), "transformer")
 
 
+def _program() -> str:
+    """How this program was called: `transformer`, where it is installed, or `python -m transformer`."""
+    return "transformer" if Path(sys.argv[0]).stem == "transformer" else "python -m transformer"
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m transformer", description="The library on the command line.")
+    parser = argparse.ArgumentParser(prog=_program(), description="The library on the command line.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
     for add in _COMMANDS:

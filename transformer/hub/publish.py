@@ -53,7 +53,10 @@ def push(directory: str | Path, repository: str, public: bool = False, token: st
     token = _checked(token, repository)
     checkpoint.load(directory)
     if not (directory / "README.md").exists():
-        raise CheckpointError(f"{directory} has no README.md: `python -m transformer card` writes the model card.")
+        raise CheckpointError(
+            f"{directory} has no README.md, the model card. Write one; for a model of train.py, "
+            "`python -m transformer card` does."
+        )
     create_repository(repository, public, token)
     disable_progress_bars()  # they would fill the log of a container
     again = f"python -m transformer push {directory} {repository}{' --public' if public else ''}"

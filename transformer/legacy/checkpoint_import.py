@@ -52,10 +52,10 @@ def load_original(path: str | Path, heads: Heads | None = None, pad_token_id: in
     state, is_earlier = _with_later_names(_read(Path(path)), Path(path))
     if is_earlier:
         logger.warning(
-            "%s names its layers as earlier versions of the original did: %s, and padding is %s.",
+            "%s has the layer names of an earlier version of the original project. %s, %s.",
             path,
-            "its heads are taken to be summed" if heads is None else f"its heads are joined as you say ({heads})",
-            "taken to be unmasked" if pad_token_id is None else f"the token {pad_token_id}, as you say",
+            "Heads are summed (the default for such a checkpoint)" if heads is None else f"Heads: {heads} (as given)",
+            "padding is not masked" if pad_token_id is None else f"the padding token is {pad_token_id} (as given)",
         )
     elif pad_token_id is None and "embedding.weight" in state:
         pad_token_id = _PADDING_ID.get(len(state["embedding.weight"]))
@@ -66,15 +66,17 @@ def load_original(path: str | Path, heads: Heads | None = None, pad_token_id: in
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     for name, shape in expected.items():
         if name not in ours:
-            raise CheckpointError(f"{path} is no checkpoint of the original project: it has nothing for {name!r}.")
+            raise CheckpointError(
+                f"{path} is not a checkpoint of the original project: the tensor {name!r} is missing."
+            )
         if ours[name].shape != shape:
             raise CheckpointError(f"{path}: {name!r} has shape {tuple(ours[name].shape)}, expected {tuple(shape)}.")
     if unknown := sorted(ours.keys() - expected.keys()):
-        raise CheckpointError(f"{path} holds {unknown[0]!r}, for which the blog preset has no place.")
+        raise CheckpointError(f"{path} has the tensor {unknown[0]!r}, which is not part of the blog preset.")
     if not torch.allclose(
         state["pe"].float().flatten(0, -2), sinusoids(config.context_length, config.d_model), atol=1e-3
     ):
-        raise CheckpointError(f"{path}: the positions 'pe' are not the sinusoids of the paper.")
+        raise CheckpointError(f"{path}: the tensor 'pe' does not contain the sinusoidal positions of the paper.")
     model.load_state_dict(ours, assign=True)
     return model.eval()
 

@@ -33,7 +33,7 @@ def parse(arguments: list[str], program: str = "train.py") -> TrainConfig:
     first.add_argument("--config")
     known, rest = first.parse_known_args([_resolve_alias(argument) for argument in arguments])
     if "--no-preflight" in rest or "--preflight=False" in rest:
-        raise ConfigError("--no-preflight is no option any more: write --preflight off.")
+        raise ConfigError("--no-preflight was replaced: write --preflight off.")
     for argument in rest:
         name = argument.partition("=")[0]
         if name.startswith("--") and (new := RENAMED.get(name[2:].replace("-", "_"))):
