@@ -92,21 +92,30 @@ def test_a_part_of_a_file_is_mapped_again(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak from Linux's /proc")
 @pytest.mark.skipif(load_kernel() is None, reason="the C backend needs AVX2 or NEON and a compiler")
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("backend", ["NativeBackend", "TorchBackend"])
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [
+        ("NativeBackend", torch.bfloat16),
+        ("NativeBackend", torch.float16),
+        ("NativeBackend", torch.float32),
+        ("TorchBackend", torch.bfloat16),
+        ("TorchBackend", torch.float32),
+    ],
+)
 def test_weights_are_not_held_twice(backend: str, dtype: torch.dtype, tmp_path: Path) -> None:
     write_shape("smollm2-135m", tmp_path)
     small = directory_in_half(tmp_path / "small", dtype, vocab_size=300)
     state = {name: tensor.to(dtype) for name, tensor in load_file(tmp_path / "model.safetensors").items()}
     save_file(state, tmp_path / "model.safetensors")
     file = (tmp_path / "model.safetensors").stat().st_size
-    packed = file / 2
+    packed = file / dtype.itemsize
     if dtype == torch.float16 and backend == "NativeBackend":  # whose embedding is in fp32 then
         packed += 4 * state["model.embed_tokens.weight"].numel()
     command = [sys.executable, "-c", RESIDENT + MEASURED.replace("BACKEND", backend), str(tmp_path), str(small)]
     peak, after = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
     beside = 2**26  # what packing takes for a while, of a model of any size
-    stays = {"NativeBackend": 1.15, "TorchBackend": 1.6}[backend]
+    # FBGEMM pads the 576 inputs of this shape to whole blocks: with AVX2, of 512.
+    stays = {"NativeBackend": 1.15, "TorchBackend": 1.8}[backend]
     assert packed < after < stays * packed, f"{after / packed:.2f} times the packed weights stay"
     assert peak < file + after + beside < 2 * file + packed, f"{peak:,} bytes to load, {file:,} of file, {after:,} stay"
 

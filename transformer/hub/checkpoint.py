@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from transformer.data.tokenizer import Tokenizer
@@ -104,10 +105,17 @@ def load_model(directory: str | Path, device: torch.device | str = "cpu", keep_h
         else:  # as in transformers: two different matrices are not tied, whatever config.json says
             config = dataclasses.replace(config, tie_embeddings=False)
             model = _without_weights(config)
+    if keep_half:  # what a backend shares with the model must not keep the mapping of all weights
+        state = {name: tensor.clone() if _is_small(name, tensor) else tensor for name, tensor in state.items()}
     model.load_state_dict(state, assign=True)
     if config.tie_embeddings:
         model.head.weight = model.token_embedding.weight  # which load_state_dict has made two parameters
     return model.to(device).eval()
+
+
+def _is_small(name: str, tensor: Tensor) -> bool:
+    """Whether it is a norm, a bias or a table of positions, which backends do not pack."""
+    return tensor.dim() == 1 or name.startswith("position_embedding.")
 
 
 def _without_weights(config: ModelConfig) -> Transformer:

@@ -46,6 +46,8 @@ def quantize(model: Transformer, precision: Precision, make_linear: MakeLinear |
     quantized.dropout = nn.Identity()
     if model.token_embedding.weight.dtype != torch.float32:
         quantized.token_embedding = FloatEmbedding(model.token_embedding.weight)
+    else:
+        quantized.token_embedding.weight = nn.Parameter(mapped_again(model.token_embedding.weight), requires_grad=False)
     quantized.final_norm = _norm(quantized.final_norm)
     quantized.head = _linear([quantized.head], make_linear)
     for layer in quantized.layers:

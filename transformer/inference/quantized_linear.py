@@ -22,6 +22,7 @@ Precision = Literal["fp32", "bf16", "int8"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _TINY = torch.finfo(torch.float32).tiny  # in place of the scale of a row of zeros
 _ROUNDED = 2**21  # weights that are rounded at a time
+_FEW_ROWS = 8  # that PyTorch multiplies by a weight in bf16 faster than it converts the weight
 _EXPECTED_ROWS = 8  # what oneDNN arranges a weight for; measured: it serves one row, and many, as well as its own would
 
 
@@ -41,6 +42,8 @@ def quantize_linear(weight: Tensor, bias: Tensor | None, precision: Precision) -
         return Int8Linear(weight, bias)
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return PlainLinear(weight, bias, precision)
+    if precision == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return WideningLinear(weight, bias, precision)
     return OneDnnLinear(weight.to(_DTYPES[precision]), bias)
 
 
@@ -59,6 +62,20 @@ class PlainLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x.to(self.weight.dtype), self.weight, self.bias).float()
+
+
+class WideningLinear(PlainLinear):
+    """bf16 on CPUs for which oneDNN has no bf16, such as those without AVX-512.
+
+    PyTorch's own product in bf16 reads half the memory, so it is the fastest for one row. For many rows it is several
+    times slower than converting the weight to fp32 (see experiments/LOG.md). Rows are rounded to bf16 in both cases.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.numel() <= _FEW_ROWS * x.shape[-1]:
+            return super().forward(x)
+        bias = None if self.bias is None else self.bias.float()
+        return F.linear(x.to(self.weight.dtype).float(), self.weight.float(), bias)
 
 
 class OneDnnLinear(nn.Module):
