@@ -120,7 +120,8 @@ def test_a_failing_preflight_stops_the_training_with_its_sentence(trainer: CogSe
 # ---- what a training may read, and what it leaves ----
 
 
-@pytest.mark.parametrize("name", [DEFAULTS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in DEFAULTS[1:])])
+@pytest.mark.slow  # fine-tunes the default model in batches of 4,096 tokens
+@pytest.mark.parametrize("name", DEFAULTS)
 def test_a_training_with_defaults_succeeds(trainer: CogServer, name: str) -> None:
     answer = train(trainer, data_url(ORDINARY_TEXTS[name]), max_steps=2)
     assert answer["status"] == "succeeded", answer.get("error")

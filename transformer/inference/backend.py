@@ -11,6 +11,7 @@ from torch import Tensor
 from transformer.errors import CheckpointError
 from transformer.inference.finite import all_finite
 from transformer.inference.quantized_linear import Precision
+from transformer.inference.weight_memory import UnchangedMappings
 from transformer.model import KVCache, Transformer
 
 
@@ -22,9 +23,11 @@ class InferenceBackend(ABC):
     """
 
     def __init__(self, model: Transformer, precision: Precision) -> None:
+        files = UnchangedMappings(model.parameters())
         for name, parameter in model.named_parameters():
             if not all_finite(parameter):
                 raise CheckpointError(f"the weights {name!r} hold numbers that are NaN or infinite: they are damaged.")
+            files.give_back(parameter)
         self.config, self.precision = model.config, precision
         self.device: torch.device = model.device
 

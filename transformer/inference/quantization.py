@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from transformer.errors import ConfigError
 from transformer.inference.quantized_linear import Precision, quantize_linear
-from transformer.inference.weight_memory import give_back_freed_memory, mapped_again
+from transformer.inference.weight_memory import UnchangedMappings, give_back_freed_memory, mapped_again
 from transformer.model import Transformer
 from transformer.model.attention import JointRMSNorm, MultiHeadAttention
 from transformer.model.layers import FeedForward
@@ -42,6 +42,7 @@ def quantize(model: Transformer, precision: Precision, make_linear: MakeLinear |
     """
     make_linear = make_linear or partial(quantize_linear, precision=precision)
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    files = UnchangedMappings(model.parameters())
     quantized: Any = copy.deepcopy(model, shared).eval()  # Any: modules are replaced by others
     quantized.dropout = nn.Identity()
     if model.token_embedding.weight.dtype != torch.float32:
@@ -50,7 +51,8 @@ def quantize(model: Transformer, precision: Precision, make_linear: MakeLinear |
         quantized.token_embedding.weight = nn.Parameter(mapped_again(model.token_embedding.weight), requires_grad=False)
     quantized.final_norm = _norm(quantized.final_norm)
     quantized.head = _linear([quantized.head], make_linear)
-    for layer in quantized.layers:
+    files.give_back(model.head.weight)
+    for layer, original in zip(quantized.layers, model.layers, strict=True):
         layer.dropout = nn.Identity()
         layer.attention_norm, layer.feed_forward_norm = _norm(layer.attention_norm), _norm(layer.feed_forward_norm)
         if layer.norm_placement == "sandwich":
@@ -58,6 +60,8 @@ def quantize(model: Transformer, precision: Precision, make_linear: MakeLinear |
             layer.feed_forward_output_norm = _norm(layer.feed_forward_output_norm)
         _fuse_attention(layer.attention, make_linear)
         _fuse_feed_forward(layer.feed_forward, make_linear)
+        for parameter in original.parameters():
+            files.give_back(parameter)
         give_back_freed_memory()  # or the temporaries of packing would add up from layer to layer
     return quantized
 

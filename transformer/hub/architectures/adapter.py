@@ -12,6 +12,7 @@ from transformer.errors import CheckpointError, ConfigError
 from transformer.hub.architectures.config_fields import EXTRA_KEY, ConfigFields
 from transformer.hub.architectures.tensor_rules import State, TensorRule
 from transformer.hub.weights import as_float
+from transformer.inference.weight_memory import UnchangedMappings
 from transformer.model.config import ModelConfig
 
 _EMBEDDING, _HEAD = "token_embedding.weight", "head.weight"
@@ -117,6 +118,7 @@ class Adapter(ABC):
         base = self.base_prefix
         bare = not any(name.startswith(base) for name in tensors)  # the file leaves the prefix out
         state: dict[str, Tensor] = {}
+        files = UnchangedMappings(tensors.values())
         for name, tensor in tensors.items():
             theirs = base + name if bare and name not in rules else name
             if theirs not in rules:
@@ -128,6 +130,7 @@ class Adapter(ABC):
             if tensor.shape != expected:
                 raise CheckpointError(f"{name!r} has shape {tuple(tensor.shape)}, expected {tuple(expected)}.")
             state.update(rule.from_hub(as_float(name, tensor, keep_half), config))
+            files.give_back(tensor)  # of which all numbers were read
         present = set(state)
         if config.tie_embeddings:  # one of them is enough; if there is neither, the embedding is reported as missing
             tied = {_EMBEDDING, _HEAD}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformer.errors import ConfigError
 from transformer.inference.native import kernel as c
 from transformer.inference.quantized_linear import Precision
-from transformer.inference.weight_memory import give_back_freed_memory, mapped_again
+from transformer.inference.weight_memory import UnchangedMappings, give_back_freed_memory, mapped_again
 from transformer.model import Transformer
 from transformer.model.attention import MultiHeadAttention
 from transformer.model.layers import DecoderLayer, FeedForward
@@ -41,6 +41,7 @@ class PackedModel:
     def __init__(self, model: Transformer, precision: Precision) -> None:
         self.config, self.precision = model.config, precision
         self.arrays: list[Tensor | ctypes.Array] = []
+        self._files = UnchangedMappings(model.parameters())
         self.structure = self._pack(model)
         self._rotary = model.rotary
         self._tables = (0, 0) if model.rotary is None else self._keep_tables(model.rotary)
@@ -169,6 +170,8 @@ class PackedModel:
         else:
             packed = _blocks_of(weight, torch.float32 if self.precision == "fp32" else torch.bfloat16)
         linear.weight = self._keep(packed, packed.dtype)
+        for part in parts:
+            self._files.give_back(part.weight)
         give_back_freed_memory()  # or the temporaries of quantization would add up from layer to layer
         return linear
 
