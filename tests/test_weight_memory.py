@@ -14,7 +14,7 @@ from benchmarks.shapes import write_shape
 from transformer.hub import checkpoint
 from transformer.inference import CompiledBackend, NativeBackend, TorchBackend, quantize
 from transformer.inference.native import load_kernel
-from transformer.inference.weight_memory import UnchangedMappings, mapped_again
+from transformer.inference.weight_memory import HugePageMemory, UnchangedMappings, mapped_again
 
 RESIDENT = """
 import sys, torch
@@ -88,6 +88,21 @@ def test_a_part_of_a_file_is_mapped_again(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"another")  # in place: the tensors are gone too
     (tmp_path / "file").unlink()
     assert mapped_again(tensors["a"]).data_ptr() == tensors["a"].data_ptr()
+
+
+def test_tensors_of_huge_pages_are_zeros_of_their_own() -> None:
+    memory = HugePageMemory(1000)
+    tensors = [
+        memory.zeros(3, 5, dtype=torch.int8),
+        memory.zeros(2, 7, dtype=torch.bfloat16),
+        memory.zeros(9, dtype=torch.int32),
+    ]
+    del memory  # the tensors keep it
+    assert [tensor.shape for tensor in tensors] == [(3, 5), (2, 7), (9,)]
+    for value, tensor in enumerate(tensors):
+        assert tensor.data_ptr() % 64 == 0 and not tensor.any()
+        tensor.fill_(value + 1)
+    assert [set(tensor.flatten().tolist()) for tensor in tensors] == [{1}, {2}, {3}]
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="finds mapped files in Linux's /proc")

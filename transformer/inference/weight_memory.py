@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import math
+import mmap
 from collections.abc import Iterable
 from contextlib import suppress
-from mmap import PAGESIZE
 from pathlib import Path
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 _MAPS = Path("/proc/self/maps")  # of Linux
 _SMAPS = Path("/proc/self/smaps")  # the same with the memory that each mapping takes
 _MADV_DONTNEED = 4
+_HUGE_PAGE = 2**21
+_ALIGNMENT = 64
 _WORTH_THE_TIME = 2**26  # bytes
 
 
@@ -39,7 +42,7 @@ class UnchangedMappings:
     Their pages that were read can be given back to the system: they are read from the file again if they are needed.
 
     Args:
-        tensors: those that will be given back. For fewer than 64 MB nothing is done: finding the
+        tensors: those that will be given back. For fewer than 64 MB nothing is done, since finding the
             files takes 16 ms.
     """
 
@@ -63,11 +66,32 @@ class UnchangedMappings:
         """
         if tensor.device.type != "cpu" or not tensor.is_contiguous():
             return
-        begin = -(-tensor.data_ptr() // PAGESIZE) * PAGESIZE  # whole pages: at its ends are other tensors
-        size = (tensor.data_ptr() + tensor.nbytes) // PAGESIZE * PAGESIZE - begin
+        begin = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages: at its ends are other tensors
+        size = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - begin
         if size > 0 and any(first <= begin and begin + size <= last for first, last in self._ranges):
             with suppress(OSError, AttributeError):
                 ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(size), _MADV_DONTNEED)
+
+
+class HugePageMemory:
+    """Memory for tensors in pages of 2 MB, where the system has them: reading all weights then needs fewer page tables.
+
+    Args:
+        size: bytes at most; what no tensor uses takes no memory.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._memory = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._used = 0
+        with suppress(OSError, AttributeError):  # of Linux
+            self._memory.madvise(mmap.MADV_HUGEPAGE)
+
+    def zeros(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        """A tensor of zeros, which keeps the memory alive."""
+        begin = -(-self._used // _ALIGNMENT) * _ALIGNMENT
+        count = math.prod(shape)
+        self._used = begin + count * dtype.itemsize
+        return torch.frombuffer(self._memory, dtype=dtype, count=count, offset=begin).view(shape)
 
 
 def give_back_freed_memory() -> None:

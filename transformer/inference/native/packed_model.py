@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from transformer.errors import ConfigError
 from transformer.inference.native import kernel as c
 from transformer.inference.quantized_linear import Precision
-from transformer.inference.weight_memory import UnchangedMappings, give_back_freed_memory, mapped_again
+from transformer.inference.weight_memory import HugePageMemory, UnchangedMappings, give_back_freed_memory, mapped_again
 from transformer.model import Transformer
 from transformer.model.attention import MultiHeadAttention
 from transformer.model.layers import DecoderLayer, FeedForward
 from transformer.model.positions import DynamicRotary, Rotary
 
 _LANES = 16  # columns of a block
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}  # of packed weights
 _QUANTIZED_AT_ONCE = 2**21  # weights; their fp32 copies take a few times their memory
 
 
@@ -42,6 +43,7 @@ class PackedModel:
         self.config, self.precision = model.config, precision
         self.arrays: list[Tensor | ctypes.Array] = []
         self._files = UnchangedMappings(model.parameters())
+        self._memory = HugePageMemory(_packed_size(model, precision))
         self.structure = self._pack(model)
         self._rotary = model.rotary
         self._tables = (0, 0) if model.rotary is None else self._keep_tables(model.rotary)
@@ -165,10 +167,10 @@ class PackedModel:
             bias = _joined([part.bias for part in parts], multiple)
             linear.bias = self._keep(F.pad(bias, (0, -outputs % _LANES)))
         if self.precision == "int8":
-            packed, scales, sums = quantized_blocks(weight)
+            packed, scales, sums = quantized_blocks(weight, self._memory.zeros)
             linear.inputs, linear.scale, linear.sum = 4 * packed.shape[1], self._keep(scales), self._keep(sums)
         else:
-            packed = _blocks_of(weight, torch.float32 if self.precision == "fp32" else torch.bfloat16)
+            packed = _blocks_of(weight, _DTYPES[self.precision], self._memory.zeros)
         linear.weight = self._keep(packed, packed.dtype)
         for part in parts:
             self._files.give_back(part.weight)
@@ -193,10 +195,17 @@ def _joined(parts: Sequence[Tensor], multiple: int) -> Tensor:
     return torch.cat([part.detach() for part in (*padded, parts[-1])]) if padded else parts[0].detach()
 
 
-def _blocks_of(weight: Tensor, dtype: torch.dtype) -> Tensor:
+def _packed_size(model: Transformer, precision: Precision) -> int:
+    """Bytes that the packed linear layers of a model take at most: each may be padded to whole blocks."""
+    sizes = [module.weight.shape for module in model.modules() if isinstance(module, nn.Linear)]
+    padded = sum((outputs + 2 * _LANES) * (inputs + 4) + _LANES for outputs, inputs in sizes)
+    return padded * _DTYPES[precision].itemsize
+
+
+def _blocks_of(weight: Tensor, dtype: torch.dtype, zeros: Callable[..., Tensor]) -> Tensor:
     """(out, in) -> (out / 16, in, 16), with out padded with zeros."""
     outputs, inputs = weight.shape
-    packed = torch.zeros(round_up(outputs) // _LANES, inputs, _LANES, dtype=dtype)
+    packed = zeros(round_up(outputs) // _LANES, inputs, _LANES, dtype=dtype)
     whole = outputs // _LANES
     packed[:whole] = weight[: whole * _LANES].view(whole, _LANES, inputs).transpose(1, 2)
     if outputs % _LANES:
@@ -204,15 +213,18 @@ def _blocks_of(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return packed
 
 
-def quantized_blocks(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def quantized_blocks(weight: Tensor, zeros: Callable[..., Tensor] = torch.zeros) -> tuple[Tensor, Tensor, Tensor]:
     """Quantizes weights (out, in) to 8 bits, symmetrically for each output.
+
+    Args:
+        zeros: allocates the packed weights.
 
     Returns:
         The packed weights, (out / 16, in / 4, 16) int32 of four weights each; the scale and the sum of the weights of
         each output, (out,) rounded up to whole blocks.
     """
     outputs, inputs = weight.shape
-    packed = torch.empty(round_up(outputs) // _LANES, -(-inputs // 4), _LANES, dtype=torch.int32)
+    packed = zeros(round_up(outputs) // _LANES, -(-inputs // 4), _LANES, dtype=torch.int32)
     scales, sums = torch.empty(2, round_up(outputs))
     # In pieces, since an fp32 copy of all weights may take more memory than the model, and in the same buffers, since
     # buffers freed between allocations that stay would fragment the heap.
