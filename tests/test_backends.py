@@ -117,7 +117,8 @@ def test_a_processor_without_bf16_multiplies_rounded_rows(rows: int, monkeypatch
     random = torch.Generator().manual_seed(0)
     weight, bias, x = (torch.randn(*shape, generator=random) for shape in ((70, 96), (70,), (rows, 96)))
     exact = x.bfloat16().float() @ weight.bfloat16().float().T + bias.bfloat16().float()
-    torch.testing.assert_close(quantize_linear(weight, bias, "bf16")(x), exact, atol=0.1, rtol=0.01)
+    atol, rtol = (1e-4, 1e-5) if rows > 8 else (0.01, 0.01)  # of few rows, the result is rounded to bf16 too
+    torch.testing.assert_close(quantize_linear(weight, bias, "bf16")(x), exact, atol=atol, rtol=rtol)
     assert quantize_linear(weight, bias, "bf16").weight.dtype == torch.bfloat16
 
 

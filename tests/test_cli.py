@@ -116,3 +116,13 @@ def test_card_measures_a_trained_model_and_says_so(tmp_path: Path, capsys) -> No
         and "--data texts --seed 3 --tokenizer a/b" in written
         and str(tmp_path) not in written
     )
+
+
+@pytest.mark.parametrize(
+    ("called", "name"), [("/usr/bin/transformer", "transformer"), ("transformer/__main__.py", "python -m transformer")]
+)
+def test_the_program_is_named_as_it_was_called(called: str, name: str, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", [called, "--help"])
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert capsys.readouterr().out.startswith(f"usage: {name} ")

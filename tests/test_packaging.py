@@ -49,6 +49,7 @@ def test_an_installed_package_has_its_files_and_says_that_it_has_no_model(tmp_pa
     text = transformer("predict", "--model", str(ROOT / "weights"), "--max-tokens", "3", "The river")
     assert text.stdout.startswith("The river"), text.stderr
     assert transformer("--version").stdout.split()[-1] == text_version()
+    assert transformer("--help").stdout.startswith("usage: python -m transformer ")
 
 
 @pytest.mark.parametrize(

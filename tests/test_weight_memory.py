@@ -107,7 +107,7 @@ def test_tensors_of_huge_pages_are_zeros_of_their_own() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="finds mapped files in Linux's /proc")
 def test_pages_of_a_file_are_given_back_unless_they_were_changed(tmp_path: Path) -> None:
-    expected = torch.arange(2**25, dtype=torch.float32)
+    expected = torch.arange(2**24, dtype=torch.float32)
     tensors = []
     for name in ("a", "b"):
         save_file({"x": expected}, tmp_path / name)
@@ -154,8 +154,9 @@ def test_weights_are_not_held_twice(backend: str, dtype: torch.dtype, tmp_path: 
     command = [sys.executable, "-c", RESIDENT + MEASURED.replace("BACKEND", backend), str(tmp_path), str(small)]
     peak, after = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
     beside = 2**26  # what packing takes for a while, of a model of any size
-    # FBGEMM pads the 576 inputs of this shape to whole blocks: with AVX2, of 512.
-    stays = {"NativeBackend": 1.15, "TorchBackend": 1.8}[backend]
+    # FBGEMM pads the 576 inputs of this shape to whole blocks, which are larger without AVX-512.
+    fbgemm = 1.6 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 1.8
+    stays = {"NativeBackend": 1.15, "TorchBackend": fbgemm}[backend]
     assert packed < after < stays * packed, f"{after / packed:.2f} times the packed weights stay"
     largest = max(tensor.nbytes for tensor in state.values())  # of the file only the matrix that is being packed
     assert peak < after + largest + beside, f"{peak:,} bytes to load, {file:,} of file, {after:,} stay"

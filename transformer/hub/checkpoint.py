@@ -100,7 +100,7 @@ def load_model(directory: str | Path, device: torch.device | str = "cpu", keep_h
     del tensors
     if config.tie_embeddings:
         held = [state[name] for name in ("token_embedding.weight", "head.weight") if name in state]
-        if torch.equal(held[0], held[-1]):  # the file has one matrix, or it twice
+        if held[0] is held[-1] or torch.equal(*held):  # the file has one matrix, or it twice
             state["token_embedding.weight"] = state["head.weight"] = held[0]
         else:  # as in transformers: two different matrices are not tied, whatever config.json says
             config = dataclasses.replace(config, tie_embeddings=False)

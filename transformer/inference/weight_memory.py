@@ -7,6 +7,7 @@ import math
 import mmap
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -50,14 +51,13 @@ class UnchangedMappings:
         self._ranges: list[tuple[int, int]] = []  # addresses: begin and end
         if not _SMAPS.exists() or sum(tensor.nbytes for tensor in tensors) < _WORTH_THE_TIME:
             return
-        mapped: tuple[int, int] | None = None
+        first_line = ""
         for line in _SMAPS.read_text(encoding="utf-8", errors="replace").splitlines():
-            name, *fields = line.split(maxsplit=5)
-            if not name.endswith(":"):  # the first line of a mapping, as in `_file_of`
-                begin, end = (int(number, 16) for number in name.split("-"))
-                mapped = (begin, end) if len(fields) == 5 and fields[4].startswith("/") else None
-            elif name == "Anonymous:" and mapped and fields[0] == "0":
-                self._ranges.append(mapped)
+            name, *fields = line.split()
+            if not name.endswith(":"):
+                first_line = line
+            elif name == "Anonymous:" and fields[0] == "0" and (mapping := _file_mapping(first_line)):  # unchanged
+                self._ranges.append((mapping.begin, mapping.end))
 
     def give_back(self, tensor: Tensor) -> None:
         """Give the system the pages of a tensor that is a part of one of the files; others are left alone.
@@ -74,7 +74,7 @@ class UnchangedMappings:
 
 
 class HugePageMemory:
-    """Memory for tensors in pages of 2 MB, where the system has them: reading all weights then needs fewer page tables.
+    """Memory for tensors in pages of 2 MB, where the system has them: reading all weights then has fewer TLB misses.
 
     Args:
         size: bytes at most; what no tensor uses takes no memory.
@@ -100,16 +100,36 @@ def give_back_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+@dataclass(frozen=True)
+class _FileMapping:
+    """Addresses of a mapping, begin and end, and what is mapped there: a file from an offset on."""
+
+    begin: int
+    end: int
+    path: str
+    offset: int
+
+
+def _file_mapping(line: str) -> _FileMapping | None:
+    """The mapping of a line of /proc/self/maps; None: of no file that is still there.
+
+    Huge pages without a file have the name of one as well.
+    """
+    # begin-end permissions offset device inode path
+    fields = line.split(maxsplit=5)
+    if len(fields) < 6 or not (path := Path(fields[5])).is_file() or path.stat().st_ino != int(fields[4]):
+        return None
+    begin, end = (int(number, 16) for number in fields[0].split("-"))
+    return _FileMapping(begin, end, str(path), int(fields[2], 16))
+
+
 def _file_of(address: int) -> tuple[str, int] | None:
     """The file that is mapped at an address and the place in it; None: no file that is still there."""
     if not _MAPS.exists():
         return None
     for line in _MAPS.read_text(encoding="utf-8", errors="replace").splitlines():
-        # begin-end permissions offset device inode path
-        fields = line.split(maxsplit=5)
-        begin, end = (int(number, 16) for number in fields[0].split("-"))
+        begin, end = (int(number, 16) for number in line.split(maxsplit=1)[0].split("-"))
         if begin <= address < end:
-            if len(fields) < 6 or not (path := Path(fields[5])).is_file() or path.stat().st_ino != int(fields[4]):
-                return None
-            return str(path), int(fields[2], 16) + address - begin
+            mapping = _file_mapping(line)
+            return None if mapping is None else (mapping.path, mapping.offset + address - begin)
     return None
